@@ -1,0 +1,220 @@
+"""The ``.slim`` container of docs/format.md: header, caption section, payload and checksum."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimcodec.entropy.caption import (
+    caption_end,
+    decode_caption,
+    read_varint,
+    read_vocabulary,
+    write_varint,
+)
+from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
+
+VERSION = 1
+MAX_SIDE = 1 << 24
+MAX_FILE_BYTES = 1 << 26
+EMBEDDED_BUNDLE = Path(__file__).parent / "weights" / "slim-tiny"
+
+_FIRST_BYTE = 0xF4  # plus the version: 0xF5..0xFD never begin UTF-8 text, hence versions 1..9
+_LAST_VERSION = 9
+_BUNDLE_ID_BYTES = 4
+_CRC_BYTES = 4
+_MIN_FILE_BYTES = 1 + _BUNDLE_ID_BYTES + 1 + 1 + 1 + _CRC_BYTES
+_CAPTION_FLAG = 0x80
+
+Source = bytes | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Container:
+    """The parts of a ``.slim`` file.
+
+    ``width`` and ``height`` in pixels, 1..2^24; ``quality`` 1..100; ``bundle_id`` 4 bytes; ``caption`` one
+    caption section of ``slimcodec.entropy.caption`` (b"" for none); ``payload`` the range-coded stream;
+    ``version`` 1.
+    """
+
+    width: int
+    height: int
+    quality: int
+    bundle_id: bytes
+    caption: bytes
+    payload: bytes
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class SlimInfo:
+    """What a ``.slim`` file says without decoding its picture.
+
+    ``width`` and ``height`` in pixels; ``quality`` 1..100; ``bundle_id`` 8 hex digits. ``caption`` is None if
+    there is none or if only an unknown vocabulary can tell it; then ``caption_index`` holds the tag's index.
+    ``header_bytes`` includes the checksum, so that header, caption and payload add up to ``file_bytes``.
+    """
+
+    width: int
+    height: int
+    quality: int
+    caption: str | None
+    caption_index: int | None
+    caption_bytes: int
+    payload_bytes: int
+    header_bytes: int
+    file_bytes: int
+    bundle_id: str
+    version: int
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the whole file per pixel of the original picture."""
+        return 8 * self.file_bytes / (self.width * self.height)
+
+
+def pack(container: Container) -> bytes:
+    """Return the bytes of a ``.slim`` file.
+
+    Raises ``ImageError`` if a side lies outside 1..2^24 or the file would pass 2^26 bytes, ``FormatError`` if
+    the caption section is malformed, ``VersionError`` if the version is not 1, ``SlimError`` for other
+    illegal fields.
+    """
+    if container.version != VERSION:
+        raise VersionError(
+            f"cannot write .slim version {container.version}: this release writes version {VERSION}"
+        )
+    if len(container.bundle_id) != _BUNDLE_ID_BYTES:
+        raise SlimError(f"the bundle id has {len(container.bundle_id)} bytes, it needs {_BUNDLE_ID_BYTES}")
+    if not 1 <= container.quality <= 100:
+        raise SlimError(f"quality is {container.quality}, allowed are 1..100")
+    if not (1 <= container.width <= MAX_SIDE and 1 <= container.height <= MAX_SIDE):
+        raise ImageError(
+            f"the picture is {container.width}x{container.height}, allowed are sides of 1..{MAX_SIDE}"
+        )
+    if container.caption:
+        decode_caption(container.caption)
+    body = b"".join(
+        (
+            bytes([_FIRST_BYTE + VERSION]),
+            container.bundle_id,
+            write_varint(container.width),
+            write_varint(container.height),
+            bytes([container.quality | (_CAPTION_FLAG if container.caption else 0)]),
+            container.caption,
+            container.payload,
+        )
+    )
+    if len(body) + _CRC_BYTES > MAX_FILE_BYTES:
+        raise ImageError(
+            f"the file would pass {MAX_FILE_BYTES} bytes: lower the quality or split the picture"
+        )
+    return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "big")
+
+
+def unpack(data: bytes) -> Container:
+    """Return the parts of a ``.slim`` file, all checked except the meaning of the payload.
+
+    Raises ``FormatError`` if the bytes are not a ``.slim`` file, truncated or corrupt, and ``VersionError``
+    if they were written in a later version of the format.
+    """
+    version = _check_start(data)
+    if len(data) > MAX_FILE_BYTES:
+        raise FormatError(f"not a .slim file: over {MAX_FILE_BYTES} bytes")
+    body = data[:-_CRC_BYTES]
+    if zlib.crc32(body) != int.from_bytes(data[-_CRC_BYTES:], "big"):
+        raise FormatError("corrupt or truncated .slim file: its checksum does not match")
+    offset = 1 + _BUNDLE_ID_BYTES
+    width, offset = read_varint(body, offset)
+    height, offset = read_varint(body, offset)
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise FormatError(f"corrupt .slim file: a picture of {width}x{height}")
+    if offset == len(body):
+        raise FormatError("truncated .slim file: it ends before its quality")
+    quality = body[offset] & ~_CAPTION_FLAG
+    if not 1 <= quality <= 100:
+        raise FormatError(f"corrupt .slim file: quality {quality}")
+    start = offset + 1
+    end = caption_end(body, start) if body[offset] & _CAPTION_FLAG else start
+    caption = body[start:end]
+    if caption:
+        decode_caption(caption)
+    return Container(width, height, quality, body[1 : 1 + _BUNDLE_ID_BYTES], caption, body[end:], version)
+
+
+def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo:
+    """Return what a ``.slim`` file says of itself, without loading a model.
+
+    ``source`` is the file's bytes or its path. A caption sent as a vocabulary index is spelt out from
+    ``vocabulary`` (the tags of the file's bundle), or else from the embedded bundle if the file was made by
+    it. Raises ``FormatError`` and ``VersionError`` as ``unpack`` does, ``OSError`` if the path cannot be
+    read.
+    """
+    data = read_source(source)
+    container = unpack(data)
+    bundle_id = container.bundle_id.hex()
+    text, index = None, None
+    if container.caption:
+        caption = decode_caption(container.caption, vocabulary)
+        if caption.text is None:
+            caption = decode_caption(container.caption, _embedded_vocabulary(bundle_id))
+        text, index = caption.text, caption.index
+    return SlimInfo(
+        width=container.width,
+        height=container.height,
+        quality=container.quality,
+        caption=text,
+        caption_index=index,
+        caption_bytes=len(container.caption),
+        payload_bytes=len(container.payload),
+        header_bytes=len(data) - len(container.caption) - len(container.payload),
+        file_bytes=len(data),
+        bundle_id=bundle_id,
+        version=container.version,
+    )
+
+
+def read_source(source: Source) -> bytes:
+    """Return the bytes of a ``.slim`` file given as bytes or as a path; ``unpack`` checks them in full.
+
+    A file that does not begin as a ``.slim`` is refused after 12 bytes (``FormatError``, ``VersionError``),
+    and never more than one byte over 2^26 is read. Raises ``OSError`` if the path cannot be read.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    with open(os.fspath(source), "rb") as file:
+        start = file.read(_MIN_FILE_BYTES)
+        _check_start(start)
+        return start + file.read(MAX_FILE_BYTES + 1 - len(start))
+
+
+def _check_start(data: bytes) -> int:
+    """Return the format version that the first bytes of a file announce, if this release can read it."""
+    if len(data) < _MIN_FILE_BYTES:
+        raise FormatError(
+            f"not a .slim file, or truncated: {len(data)} bytes, the shortest has {_MIN_FILE_BYTES}"
+        )
+    version = data[0] - _FIRST_BYTE
+    if not VERSION <= version <= _LAST_VERSION:
+        raise FormatError(f"not a .slim file: it begins with byte 0x{data[0]:02X}")
+    if version != VERSION:
+        raise VersionError(
+            f"the file is .slim version {version}, this release reads version {VERSION}: upgrade"
+        )
+    return version
+
+
+def _embedded_vocabulary(bundle_id: str) -> tuple[str, ...] | None:
+    import json  # only a vocabulary index needs it, so other files start faster
+
+    try:
+        config = json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))
+        if config.get("bundle_id") != bundle_id:
+            return None
+        return read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    except FileNotFoundError:
+        return None

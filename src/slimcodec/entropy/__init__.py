@@ -1,0 +1,1 @@
+"""Integers and short texts to bytes and back, exactly and without torch."""

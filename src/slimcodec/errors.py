@@ -1,0 +1,28 @@
+"""Every error that slimcodec raises on purpose: catch ``SlimError`` to catch them all."""
+
+
+class SlimError(Exception):
+    """Base of all slimcodec errors; its message says what happened and what to do."""
+
+
+class FormatError(SlimError):
+    """The bytes are not a ``.slim`` file, or they are truncated or corrupt."""
+
+
+class VersionError(SlimError):
+    """The file was written in a format version that this release cannot read."""
+
+
+class ModelMismatchError(SlimError):
+    """The file needs another bundle than the one at hand.
+
+    ``bundle_id`` holds the id of the bundle that the file names (8 hex digits).
+    """
+
+    def __init__(self, message: str, bundle_id: str = "") -> None:
+        super().__init__(message)
+        self.bundle_id = bundle_id
+
+
+class ImageError(SlimError):
+    """The input is not a picture that can be coded: unreadable, empty or too large."""
