@@ -1,0 +1,302 @@
+"""Picture to bytes to picture: the one place that knows the whole pipeline."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from slimcodec.container import Container, Source, pack, read_source, unpack
+from slimcodec.entropy.caption import decode_caption, encode_caption
+from slimcodec.errors import ImageError, ModelMismatchError, SlimError
+from slimcodec.images import ImageLike, load_image
+from slimcodec.models.blocks import at_level
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.tiling import blended, tiled
+
+if TYPE_CHECKING:
+    from slimcodec.models.latent_coder import CodedLatent
+
+#: side, in pixels, of the picture that the captioner sees
+CAPTION_SIDE = 256
+#: most denoising steps that a caller may ask for
+MAX_STEPS = 1000
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Rough:
+    """A decompressed picture before enhancement: its latent, and what the file says beside it."""
+
+    latents: Tensor
+    container: Container
+    caption: str | None
+    tag: int | None
+
+
+class Codec:
+    """Encodes and decodes pictures with one bundle; create it with ``slimcodec.load``.
+
+    A codec holds no state between calls and may be used from several threads.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    # ---- encoding ----------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        image: ImageLike,
+        quality: int = 50,
+        caption: str | None = "auto",
+        *,
+        target_bytes: int | None = None,
+        target_bpp: float | None = None,
+        max_pixels: int | None = None,
+    ) -> bytes:
+        """The bytes of a ``.slim`` file.
+
+        ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file; see
+        ``slimcodec.images.load_image`` for how each kind becomes sRGB. ``quality``: 1 (smallest) to 100. ``caption``:
+        "auto" (the bundle's captioner), None, or a text of at most 1024 bytes. ``target_bytes`` or ``target_bpp`` (bits per
+        pixel of the original size) take the largest quality whose whole file fits, in place of ``quality``.
+
+        Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
+        that no quality meets.
+        """
+        if target_bytes is not None and target_bpp is not None:
+            raise SlimError("give target_bytes or target_bpp, not both")
+        if not (isinstance(quality, int) and 1 <= quality <= 100):
+            raise SlimError(f"quality is {quality!r}; give a whole number from 1 to 100")
+        pixels = load_image(image, max_pixels)
+        height, width = pixels.shape[:2]
+        latents = self._latents(pixels)
+        section = self._caption_section(caption, pixels, latents)
+
+        def file(quality: int) -> bytes:
+            payload = self.bundle.coder.write(self._quantise(latents, quality))
+            bundle_id = bytes.fromhex(self.bundle.bundle_id)
+            return pack(Container(width, height, quality, bundle_id, section, payload))
+
+        if target_bpp is not None:
+            target_bytes = int(target_bpp * width * height / 8)
+        return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
+
+    @torch.inference_mode()
+    def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
+        """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
+        return self._quantise(self._latents(load_image(image)), quality)
+
+    def bit_map(self, image: ImageLike, quality: int = 50) -> NDArray[np.float32]:
+        """Ideal bits at every latent position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
+        return self.bundle.coder.bit_map(self.quantise(image, quality))
+
+    @torch.inference_mode()
+    def _latents(self, pixels: Pixels) -> Tensor:
+        autoencoder = self.bundle.autoencoder
+        step = autoencoder.stride * self.bundle.config.compressor.patch
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        # repeating the border costs fewer bits than black, and works from 1x1 up
+        x = F.pad(x, (0, -x.shape[3] % step, 0, -x.shape[2] % step), mode="replicate").to(self.bundle.device)
+        return tiled(autoencoder.encode, x, margin=autoencoder.encoder_radius, cell_in=autoencoder.stride)
+
+    @torch.inference_mode()
+    def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
+        compressor = self.bundle.compressor
+        level = compressor.level(torch.tensor([quality], device=latents.device))
+        values = tiled(
+            lambda x: compressor.analyse(x, level),
+            latents,
+            margin=compressor.analysis_radius,
+            cell_in=compressor.config.patch,
+        )
+        return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
+
+    @torch.inference_mode()
+    def _caption_section(self, caption: str | None, pixels: Pixels, latents: Tensor) -> bytes:
+        if caption == "auto":
+            caption = self._auto_caption(pixels, latents)
+        if caption is None:
+            return b""
+        return encode_caption(caption, self.bundle.vocabulary)
+
+    def _auto_caption(self, pixels: Pixels, latents: Tensor) -> str | None:
+        if not self.bundle.captioners:
+            return None
+        if pixels.shape[:2] != (CAPTION_SIDE, CAPTION_SIDE):
+            # the tagger was trained on whole pictures squeezed to its square
+            square = Image.fromarray(pixels).resize((CAPTION_SIDE, CAPTION_SIDE), Image.Resampling.BILINEAR)
+            latents = self._latents(np.asarray(square))
+        return self.bundle.captioners[0].name(latents, self.bundle.vocabulary)[0]
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        data: Source,
+        steps: int | None = None,
+        guidance: float | None = None,
+        *,
+        max_pixels: int | None = None,
+    ) -> Image.Image:
+        """The picture of a ``.slim`` file (bytes or path), RGB, exactly of the original size.
+
+        ``steps``: denoising steps, 0 = no diffusion (fastest), None = the bundle's default. ``guidance``: strength of caption
+        guidance, 0 = off, None = the bundle's default; it acts only with ``steps`` > 0 and a caption from the vocabulary.
+
+        Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
+        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
+        """
+        rough = self.decompress(data, max_pixels=max_pixels)
+        config = self.bundle.config
+        steps = config.steps if steps is None else steps
+        guidance = config.guidance if guidance is None else guidance
+        if not (isinstance(steps, int) and 0 <= steps <= MAX_STEPS):
+            raise SlimError(f"steps is {steps!r}; give a whole number from 0 to {MAX_STEPS}")
+        if not 0 <= guidance < float("inf"):
+            raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
+        latents = rough.latents
+        if steps and config.enhancer is not None:
+            latents = self._enhance(rough, steps, guidance)
+        return self._picture(latents, rough.container)
+
+    def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Tensor:
+        """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
+        return self.decompress(data, max_pixels=max_pixels).latents[0]
+
+    @torch.inference_mode()
+    def decompress(self, data: Source, *, max_pixels: int | None = None) -> Rough:
+        """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
+        container, coded = self.read(data, max_pixels=max_pixels)
+        compressor = self.bundle.compressor
+        level = compressor.level(torch.tensor([container.quality], device=self.bundle.device))
+        latents = tiled(
+            lambda x: compressor.synthesise(x, level),
+            coded.values,
+            margin=compressor.synthesis_radius,
+            cell_out=compressor.config.patch,
+        )
+        caption = decode_caption(container.caption, self.bundle.vocabulary) if container.caption else None
+        return Rough(latents, container, caption.text if caption else None, caption.index if caption else None)
+
+    @torch.inference_mode()
+    def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
+        """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
+        container = unpack(read_source(data))
+        if container.bundle_id.hex() != self.bundle.bundle_id:
+            needed = container.bundle_id.hex()
+            raise ModelMismatchError(
+                f"the file was made with bundle {needed}, this codec holds {self.bundle.config.name} "
+                f"({self.bundle.bundle_id}); load the bundle that made it",
+                needed,
+            )
+        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        if limit and container.width * container.height > limit:
+            raise ImageError(
+                f"the file says {container.width}x{container.height} pixels, more than {limit}; "
+                "pass max_pixels to allow it"
+            )
+        step = self.bundle.autoencoder.stride * self.bundle.config.compressor.patch
+        rows, columns = -(-container.height // step), -(-container.width // step)
+        return container, self.bundle.coder.read(container.payload, rows, columns, container.quality)
+
+    def _enhance(self, rough: Rough, steps: int, guidance: float) -> Tensor:
+        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
+        from slimcodec.models.text import encode_captions
+
+        enhancer = self.bundle.enhancer
+        assert enhancer is not None
+        quality = rough.container.quality
+        text, empty = encode_captions(self.bundle.caption_encoder, [rough.caption, None]).split(1)
+        # the noise is part of the file's meaning: a file gives the same picture each time
+        noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(rough.latents.device)
+        latents = blended(
+            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty), rough.latents, noise
+        )
+        if guidance and rough.tag is not None and self.bundle.captioners:
+            level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
+            scale = at_level(enhancer.error_scale, level)[0]
+            latents = guide_by_caption(latents, rough.tag, self.bundle.captioners, scale, guidance)
+        return latents
+
+    @torch.inference_mode()
+    def _picture(self, latents: Tensor, container: Container) -> Image.Image:
+        autoencoder = self.bundle.autoencoder
+
+        def pixels(x: Tensor) -> Tensor:
+            return autoencoder.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+        decoded = tiled(pixels, latents, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride)
+        cropped = decoded[0, :, : container.height, : container.width].permute(1, 2, 0)
+        return Image.fromarray(cropped.cpu().contiguous().numpy())
+
+
+def _largest_that_fits(file: Callable[[int], bytes], limit: int) -> bytes:
+    """The file of the largest quality with at most ``limit`` bytes, by bisection (sizes grow with quality)."""
+    best = file(1)
+    if len(best) > limit:
+        raise SlimError(f"no quality fits in {limit} bytes: quality 1 takes {len(best)}; allow more, or shrink the picture")
+    low, high = 1, 101
+    while high - low > 1:
+        middle = (low + high) // 2
+        made = file(middle)
+        if len(made) <= limit:
+            low, best = middle, made
+        else:
+            high = middle
+    return best
+
+
+def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """The type that the networks run fastest in: bfloat16 where the processor multiplies it natively, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if torch.device(device).type == "cpu":
+        capability: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if capability.get("avx512_bf16") or capability.get("amx_bf16"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def load(
+    source: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+) -> Codec:
+    """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
+
+    ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
+    The entropy stage is exact in every one of them: files are portable between devices and types.
+    """
+    device = device or "cpu"
+    if isinstance(dtype, str):
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
+        dtype = named
+    return Codec(Bundle.from_pretrained(source, device, dtype or fast_dtype(device)))
+
+
+@lru_cache(maxsize=1)
+def default_codec() -> Codec:
+    """The embedded codec on the CPU, loaded once."""
+    return load()
+
+
+def encode(image: ImageLike, quality: int = 50, caption: str | None = "auto", **options: Any) -> bytes:
+    """``Codec.encode`` with the embedded bundle."""
+    return default_codec().encode(image, quality, caption, **options)
+
+
+def decode(data: Source, steps: int | None = None, guidance: float | None = None, **options: Any) -> Image.Image:
+    """``Codec.decode`` with the embedded bundle."""
+    return default_codec().decode(data, steps, guidance, **options)

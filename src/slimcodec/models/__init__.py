@@ -1,0 +1,1 @@
+"""The networks: autoencoder, latent compressor, exact prior, captioner, enhancer, and the bundle that holds them."""

@@ -1,0 +1,108 @@
+"""The latent space of slim-tiny: a patch autoencoder with a linear (KLT) path and a convolutional branch.
+
+The linear path projects every 16x16 patch on its principal components, so that the untrained autoencoder already is a
+transform codec; the branches at 1/8 and 1/16 of the resolution learn what a linear map cannot. No layer works at full
+resolution: cost on a CPU is resolution times channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of a ``PatchAutoencoder``: latent channels, then width and number of blocks at 1/8 and 1/16, each way."""
+
+    latent_channels: int = 128
+    encoder_width: tuple[int, int] = (96, 192)
+    encoder_blocks: tuple[int, int] = (2, 2)
+    decoder_width: tuple[int, int] = (128, 192)
+    decoder_blocks: tuple[int, int] = (3, 2)
+
+
+class PatchAutoencoder(nn.Module):
+    """Pictures in [-1, 1] to latents of about unit variance at 1/16 of the resolution, and back."""
+
+    stride = PATCH
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, inner = config.latent_channels, 3 * PATCH * PATCH
+        self.analysis = nn.Parameter(torch.zeros(channels, inner))
+        self.synthesis = nn.Parameter(torch.zeros(inner, channels))
+        self.mean = nn.Parameter(torch.zeros(inner))
+        fine, coarse = config.encoder_width
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(8),
+            nn.Conv2d(192, fine, 1),
+            *(ResBlock(fine) for _ in range(config.encoder_blocks[0])),
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * fine, coarse, 1),
+            *(ResBlock(coarse) for _ in range(config.encoder_blocks[1])),
+            nn.SiLU(),
+            small_conv(coarse, channels),
+        )
+        fine, coarse = config.decoder_width
+        self.decoder = nn.Sequential(
+            nn.Conv2d(channels, coarse, 1),
+            *(ResBlock(coarse) for _ in range(config.decoder_blocks[1])),
+            nn.Conv2d(coarse, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            *(ResBlock(fine) for _ in range(config.decoder_blocks[0])),
+            nn.SiLU(),
+            small_conv(fine, 192),
+            nn.PixelShuffle(8),
+        )
+
+    @property
+    def encoder_radius(self) -> int:
+        """Latent positions that an encoded value looks to each side, rounded up."""
+        return 2 * self.config.encoder_blocks[1] + self.config.encoder_blocks[0]
+
+    @property
+    def decoder_radius(self) -> int:
+        """Latent positions that a decoded pixel looks to each side, rounded up."""
+        return 2 * self.config.decoder_blocks[1] + self.config.decoder_blocks[0]
+
+    @torch.no_grad()
+    def init_linear(self, patches: Tensor) -> None:
+        """Sets the linear path to the KLT (PCA) of ``patches`` [N, 768], in the channel order of pixel_unshuffle."""
+        mean = patches.mean(0)
+        centred = (patches - mean).double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
+        basis = vectors.flip(1)[:, : self.config.latent_channels].T.float()
+        scale = values.flip(0)[: self.config.latent_channels].clamp(min=1e-8).sqrt().float()
+        self.mean.copy_(mean)
+        self.analysis.copy_(basis / scale[:, None])
+        self.synthesis.copy_((basis * scale[:, None]).T)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], sides multiples of 16, to latents [B, C, H/16, W/16], float32."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            # the KLT stays in float32: bfloat16 loses the DC coefficient
+            patches = F.pixel_unshuffle(pictures.float(), PATCH) - self.mean[:, None, None]
+            linear = F.conv2d(patches, self.analysis[:, :, None, None])
+        branch: Tensor = self.encoder(pictures.to(dtype_of(self.encoder)))
+        return linear + branch.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to pictures [B, 3, 16h, 16w], float32, near [-1, 1] and not clipped."""
+        with torch.autocast(latents.device.type, enabled=False):
+            patches = F.conv2d(latents.float(), self.synthesis[:, :, None, None], self.mean)
+            linear = F.pixel_shuffle(patches, PATCH)
+        branch: Tensor = self.decoder(latents.to(dtype_of(self.decoder)))
+        return linear + branch.float()
+
+    def latent_scale(self) -> Tensor:
+        """Picture energy of a unit of each latent channel [C]: the norm of its synthesis vector."""
+        return self.synthesis.norm(dim=0)

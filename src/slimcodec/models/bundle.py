@@ -1,0 +1,299 @@
+"""A bundle: a folder with a configuration and the weights of every part, identified by a hash of what decoding needs.
+
+Weights are safetensors only. Large matrices are stored as 8-bit integers with a scale per row, the exact prior as the
+integers that it is. Parts are built when they are first used, so that a part's libraries are imported only where needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.entropy.caption import read_vocabulary
+from slimcodec.entropy.tables import SymbolTables
+from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
+from slimcodec.models.captioner import CaptionerConfig, LatentTagger
+from slimcodec.models.compressor import Compressor, CompressorConfig
+from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.latent_coder import LatentCoder
+from slimcodec.models.prior import ExactPrior
+
+if TYPE_CHECKING:
+    from slimcodec.models.enhancer import Enhancer
+    from slimcodec.models.text import CaptionEncoder
+
+FORMAT = 1
+EMBEDDED = "slim-tiny"
+#: parts of the networks that only the encoder runs: files do not depend on them
+ENCODER_ONLY = {
+    "autoencoder": ("encoder.", "analysis"),
+    "compressor": ("analysis.", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+}
+#: matrices with fewer values stay in floating point
+SMALLEST_INT8 = 2048
+#: the autoencoder's linear path keeps its precision
+KEPT_IN_FLOAT = ("analysis", "synthesis")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """Configuration of every part, and what made the bundle."""
+
+    name: str = EMBEDDED
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    compressor: CompressorConfig = field(default_factory=CompressorConfig)
+    captioners: tuple[CaptionerConfig, ...] = ()
+    enhancer: EnhancerConfig | None = None
+    #: denoising steps and strength of caption guidance where the user says nothing
+    steps: int = 1
+    guidance: float = 0.0
+    #: the recipe, data and revision that made the weights; not part of the id
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+class Bundle:
+    """Configuration, vocabulary and tensors of a codec; modules are built on first use, on ``device`` in ``dtype``."""
+
+    def __init__(
+        self,
+        config: BundleConfig,
+        tensors: dict[str, dict[str, Tensor]],
+        vocabulary: tuple[str, ...],
+        text: tuple[Any, dict[str, Any]] | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``tensors`` maps a part's name to its state, in floating point or as stored; ``text`` is a tokenizer's JSON and a
+        text model's configuration."""
+        self.config, self.vocabulary, self.text = config, vocabulary, text
+        self.stored = {part: _to_storage(state) for part, state in tensors.items()}
+        self.device, self.dtype = torch.device(device), dtype
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def autoencoder(self) -> PatchAutoencoder:
+        """The latent space; its branches are in ``dtype``, its linear path in float32."""
+        module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
+        module.encoder.to(self.dtype)
+        module.decoder.to(self.dtype)
+        return module
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        """The latent compressor; convolutions in ``dtype``, gains in float32."""
+        module = self._fill("compressor", lambda: Compressor(self.config.compressor))
+        for part in (module.analysis, module.synthesis, module.hyper_analysis):
+            part.to(self.dtype)
+        return module
+
+    @cached_property
+    def coder(self) -> LatentCoder:
+        """The exact entropy stage, always in integers (held in float64) on the CPU or the device."""
+        tensors = dict(self.stored["prior"])
+        arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
+        prior = ExactPrior.from_tensors(self.config.compressor.prior, tensors).to(self.device)
+        return LatentCoder(prior, SymbolTables.from_arrays(arrays))
+
+    @cached_property
+    def captioners(self) -> list[LatentTagger]:
+        """The taggers; the first one names captions, all of them guide."""
+        return [
+            self._fill(f"captioner-{number}", lambda config=config: LatentTagger(config)).to(self.dtype)
+            for number, config in enumerate(self.config.captioners)
+        ]
+
+    @cached_property
+    def enhancer(self) -> Enhancer | None:
+        """The diffusion UNet with its scheduler, or None in a bundle without one; imports diffusers."""
+        from slimcodec.models.enhancer import Enhancer
+
+        config = self.config.enhancer
+        if config is None:
+            return None
+        return self._fill("enhancer", lambda: Enhancer.build(config), meta=False)
+
+    @cached_property
+    def caption_encoder(self) -> CaptionEncoder:
+        """Tokenizer and text model; imports transformers."""
+        from tokenizers import Tokenizer
+        from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+        from slimcodec.models.text import CaptionEncoder
+
+        if self.text is None:
+            raise SlimError(f"the bundle {self.config.name} has no text encoder")
+        tokenizer, config = self.text
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)),
+            pad_token="<pad>",
+            bos_token="<start>",
+            eos_token="<end>",
+        )
+        return self._fill(
+            "text", lambda: CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config))), meta=False
+        )
+
+    def _fill(self, part: str, build: Callable[[], T], meta: bool = True) -> T:
+        # building on the meta device skips initial values that would be overwritten
+        with torch.device("meta" if meta else "cpu"):
+            module: Any = build()
+        module.load_state_dict(_from_storage(self.stored[part]), strict=True, assign=meta)
+        module.requires_grad_(False).eval().to(self.device)
+        return module
+
+    # ---- identity ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
+        digest = hashlib.sha256()
+        described = _plain(self.config)
+        for name in ("name", "training", "steps", "guidance"):
+            described.pop(name)
+        digest.update(json.dumps([FORMAT, described, self.text, self.vocabulary], sort_keys=True).encode())
+        for part, state in sorted(self.stored.items()):
+            for name, value in sorted(state.items()):
+                if name.startswith(ENCODER_ONLY.get(part, ())):
+                    continue
+                digest.update(f"{part}/{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def bundle_id(self) -> str:
+        """The first 4 bytes of the hash, as 8 hex digits: what a file carries."""
+        return self.sha256[:8]
+
+    # ---- files -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the bundle to a folder (made if missing)."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        for part, state in self.stored.items():
+            save_file(state, path / f"{part}.safetensors")
+        (path / "vocabulary.txt").write_text("".join(f"{tag}\n" for tag in self.vocabulary), encoding="utf-8")
+        if self.text is not None:
+            (path / "text.json").write_text(json.dumps({"tokenizer": self.text[0], "model": self.text[1]}))
+        described = {"format": FORMAT, "bundle_id": self.bundle_id, "sha256": self.sha256, **_plain(self.config)}
+        (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Bundle:
+        """Loads a bundle: the embedded one (None or "slim-tiny"), a folder, or a Hugging Face hub id.
+
+        Loading is strict: a missing, extra or altered tensor is an error (``ModelMismatchError`` where the hash differs).
+        """
+        folder = _locate(source)
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SlimError(f"{folder}: not a bundle, its config.json cannot be read ({error})") from error
+        if described.pop("format", None) != FORMAT:
+            raise SlimError(f"{folder}: this release reads bundles of format {FORMAT} only; update slimcodec")
+        bundle_id, sha256 = described.pop("bundle_id"), described.pop("sha256")
+        config = _from_plain(BundleConfig, described, "config.json")
+        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        text = None
+        if (folder / "text.json").exists():
+            content = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+            text = (content["tokenizer"], content["model"])
+        bundle = cls(config, tensors, read_vocabulary(folder / "vocabulary.txt"), text, device, dtype)
+        if bundle.sha256 != sha256:
+            raise ModelMismatchError(
+                f"{folder}: the weights are not those of bundle {bundle_id} (hash {bundle.sha256[:16]}, expected "
+                f"{sha256[:16]}); get the bundle again",
+                bundle_id,
+            )
+        return bundle
+
+
+def _locate(source: str | Path | None) -> Path:
+    if source is None or source == EMBEDDED:
+        return EMBEDDED_BUNDLE
+    if Path(source).is_dir():
+        return Path(source)
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise SlimError(f"{source}: no such bundle; give {EMBEDDED}, a folder, or a hub id like owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.safetensors", "*.json", "vocabulary.txt"]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except Exception as error:  # the hub client's errors have no common base
+        raise SlimError(f"{source}: no such folder, and the hub did not give it ({error})") from error
+
+
+def _rows(x: Tensor) -> tuple[int, ...]:
+    return (x.shape[0],) + (1,) * (x.dim() - 1)
+
+
+def _to_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Large float matrices as int8 with a scale per row; what already is stored so stays as it is."""
+    stored: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        # scales are vectors and int8 is no float, so stored tensors pass unchanged
+        matrix = value.is_floating_point() and value.dim() >= 2 and value.numel() >= SMALLEST_INT8
+        if not matrix or name in KEPT_IN_FLOAT:
+            stored[name] = value
+            continue
+        scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        stored[f"{name}:int8"] = (value.float() / scale.reshape(_rows(value))).round().to(torch.int8)
+        stored[f"{name}:scale"] = scale
+    return stored
+
+
+def _from_storage(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, value in stored.items():
+        if name.endswith(":scale"):
+            continue
+        if name.endswith(":int8"):
+            base = name.removesuffix(":int8")
+            tensors[base] = value.float() * stored[f"{base}:scale"].reshape(_rows(value))
+        else:
+            tensors[name] = value
+    return tensors
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON values (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _from_plain(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Builds a configuration dataclass from JSON values; unknown keys are errors that name the key."""
+    hints = get_type_hints(kind)
+    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(values) - known:
+        raise SlimError(f"{where}: unknown key {sorted(unknown)[0]!r} (this release knows {sorted(known)})")
+    made = {name: _from_value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    return kind(**made)
+
+
+def _from_value(kind: Any, value: Any, where: str) -> Any:
+    candidates: Iterable[Any] = getattr(kind, "__args__", ()) or (kind,)
+    for candidate in candidates:
+        if is_dataclass(candidate) and isinstance(candidate, type):
+            if isinstance(value, dict):
+                return _from_plain(candidate, value, where)
+            if isinstance(value, list):
+                return tuple(_from_plain(candidate, entry, where) for entry in value)
+    return tuple(value) if isinstance(value, list) else value

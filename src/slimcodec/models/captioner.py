@@ -1,0 +1,66 @@
+"""RoI-focused captions without a mask: a small tagger that names, from the latent, what a machine should see.
+
+The same network serves caption guidance at the decoder: it is trained on noisy latents too, so its gradient is of use on
+decompressed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.blocks import ResBlock, dtype_of
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """Sizes of a ``LatentTagger``: widths and blocks at 1/16, 1/32 and 1/64 of the resolution."""
+
+    latent_channels: int = 128
+    tags: int = 1118
+    width: tuple[int, int, int] = (160, 224, 320)
+    blocks: tuple[int, int, int] = (2, 2, 1)
+    dropout: float = 0.2
+    #: below this probability no tag is named
+    threshold: float = 0.12
+
+
+class LatentTagger(nn.Module):
+    """Scores of every tag of the vocabulary from a latent of a whole picture."""
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        channels = config.latent_channels
+        for number, (width, blocks) in enumerate(zip(config.width, config.blocks, strict=True)):
+            if number:
+                layers.append(nn.PixelUnshuffle(2))
+                channels *= 4
+            layers.append(nn.Conv2d(channels, width, 1))
+            layers += [ResBlock(width) for _ in range(blocks)]
+            channels = width
+        self.body = nn.Sequential(*layers, nn.SiLU())
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(channels, config.tags)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w], sides multiples of 4, to logits [B, tags], float32."""
+        pooled = self.body(latents.to(dtype_of(self.body))).float().mean((2, 3))
+        # the head stays in float32: a thousand close scores
+        return F.linear(self.dropout(pooled), self.head.weight.float(), self.head.bias.float())
+
+    @torch.no_grad()
+    def name(self, latents: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
+        """The caption of each picture, "a photo of a {tag}", or None where no tag is likely enough."""
+        from slimcodec.entropy.caption import tag_phrase
+
+        probability, tag = self(latents).softmax(1).max(1)
+        return [
+            tag_phrase(vocabulary[int(index)]) if float(p) >= self.config.threshold else None
+            for p, index in zip(probability, tag, strict=True)
+        ]

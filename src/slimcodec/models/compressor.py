@@ -1,0 +1,114 @@
+"""The RoI latent compressor: latents to symbols at any quality, and symbols to the decompressed latent.
+
+One model covers qualities 1..100 by gain vectors interpolated between trained levels (Cui et al. 2021, "Asymmetric gained
+deep image compression"). The analysis predicts a gate for every coefficient: trained with RoI masks, it learns to shut the
+background off, and needs no mask at inference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
+from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
+
+
+@dataclass(frozen=True)
+class CompressorConfig:
+    """Sizes of a ``Compressor``.
+
+    ``patch`` latent positions a side become one coded position (1 for slim-tiny, 2 for latents at 1/8 resolution).
+    """
+
+    latent_channels: int = 128
+    patch: int = 1
+    width: int = 192
+    analysis_blocks: int = 2
+    synthesis_blocks: int = 3
+    hyper_width: int = 96
+    prior: PriorConfig = field(default_factory=PriorConfig)
+
+
+class LevelBranch(nn.Module):
+    """Residual blocks modulated by the quality level (FiLM), ending near zero."""
+
+    def __init__(self, channels: int, width: int, outputs: int, blocks: int, levels: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(channels, width, 1)
+        self.film = nn.Parameter(torch.zeros(levels, 2 * width))
+        self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
+        self.leave = small_conv(width, outputs)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        hidden = self.enter(x.to(dtype_of(self.enter)))
+        scale, shift = at_level(self.film, level).to(hidden.dtype)[..., None, None].chunk(2, dim=1)
+        result: Tensor = self.leave(self.blocks(hidden * (1 + scale) + shift))
+        return result
+
+
+class Compressor(nn.Module):
+    """Analysis, synthesis and hyper-analysis, all in floating point: nothing here has to be exact."""
+
+    def __init__(self, config: CompressorConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.prior.channels
+        inner = config.latent_channels * config.patch**2
+        levels, width = config.prior.levels, config.width
+        if inner == channels:
+            self.enter, self.leave = nn.Identity(), nn.Identity()
+        else:
+            self.enter, self.leave = nn.Conv2d(inner, channels, 1), nn.Conv2d(channels, inner, 1)
+        self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
+        self.synthesis = LevelBranch(channels, width, channels, config.synthesis_blocks, levels)
+        self.log_gain = nn.Parameter(torch.zeros(levels, channels))
+        self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
+        hidden = config.hyper_width
+        self.hyper_analysis = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(hidden, config.prior.hyper_channels, 4, stride=2, padding=1),
+        )
+        self.log_hyper_gain = nn.Parameter(torch.zeros(levels, config.prior.hyper_channels))
+
+    @property
+    def analysis_radius(self) -> int:
+        """Coded positions that a symbol looks to each side."""
+        return ResBlock.radius * self.config.analysis_blocks
+
+    @property
+    def synthesis_radius(self) -> int:
+        """Coded positions that a decompressed latent looks to each side."""
+        return ResBlock.radius * self.config.synthesis_blocks
+
+    def level(self, quality: Tensor) -> Tensor:
+        """Quality [B] in 1..100 as a position between trained levels."""
+        return quality_to_level(quality, self.config.prior.levels)
+
+    def analyse(self, latents: Tensor, level: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to values y [B, channels, h/patch, w/patch], float32, that are rounded to symbols."""
+        x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
+        residual, gate = self.analysis(x, level).float().chunk(2, dim=1)
+        # the gate starts at 0.95, near open, where a sigmoid still learns
+        kept = (x.float() + residual) * torch.sigmoid(gate + 3.0)
+        return kept * at_level(self.log_gain, level).exp()[..., None, None]
+
+    def synthesise(self, values: Tensor, level: Tensor) -> Tensor:
+        """Decoded values [B, channels, h, w] to decompressed latents [B, C, patch * h, patch * w], float32."""
+        x = values * at_level(self.log_inverse_gain, level).exp()[..., None, None]
+        x = self.leave(x + self.synthesis(x, level).float())
+        return F.pixel_shuffle(x, self.config.patch)
+
+    def hyper_analyse(self, values: Tensor, level: Tensor) -> Tensor:
+        """Values y [B, channels, h, w] to hyper-latents [B, Ch, ceil(h/4), ceil(w/4)], float32, before rounding."""
+        pad_rows, pad_columns = -values.shape[2] % HYPER_STRIDE, -values.shape[3] % HYPER_STRIDE
+        # asinh tames the DC coefficient, whose range is a hundred times that of the others
+        x = F.pad(torch.asinh(values), (0, pad_columns, 0, pad_rows), mode="replicate")
+        hyper = self.hyper_analysis(x.to(dtype_of(self.hyper_analysis))).float()
+        return hyper * at_level(self.log_hyper_gain, level).exp()[..., None, None]

@@ -1,0 +1,189 @@
+"""Enhancement of a decompressed latent by a text-conditioned diffusion UNet, in a few denoising steps.
+
+Two modes. ``bridge`` (trained by us): a straight path leads from the decompressed latent, plus a little noise of the size of
+what was lost, to the original; the UNet sees the decompressed latent beside the state and predicts the velocity (flow
+matching, Lipman et al. 2023, between coupled ends). ``noise`` (any pretrained latent diffusion model): the decompressed
+latent is noised to a step of the scheduler and denoised from there (SDEdit, Meng et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
+
+
+@dataclass(frozen=True)
+class EnhancerConfig:
+    """How the UNet is used; its own configuration travels with its weights.
+
+    ``strength`` (mode ``noise``): share of the scheduler's steps that are run, at quality 1 and at quality 100.
+    """
+
+    mode: str = "bridge"
+    latent_channels: int = 128
+    levels: int = 8
+    noise: float = 0.5
+    strength: tuple[float, float] = (0.5, 0.1)
+    unet: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+
+
+def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise from a counter-based generator (Philox), drawn on the CPU: the same for a seed everywhere."""
+    values = np.random.Generator(np.random.Philox(key=seed)).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(values)
+
+
+def small_unet_config(latent_channels: int = 128, text_width: int = 128) -> dict[str, Any]:
+    """Configuration of slim-tiny's UNet: two resolutions, attention at the coarse one, the caption pooled and attended."""
+    return {
+        "sample_size": 16,
+        "in_channels": 2 * latent_channels,
+        "out_channels": latent_channels,
+        "block_out_channels": (128, 144),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": text_width,
+        "attention_head_dim": 16,
+        "norm_num_groups": 16,
+        "resnet_time_scale_shift": "scale_shift",
+        "time_cond_proj_dim": 16,
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 4,
+    }
+
+
+class Enhancer(nn.Module):
+    """A diffusers UNet and scheduler applied to decompressed latents."""
+
+    error_scale: Tensor
+
+    def __init__(self, config: EnhancerConfig, unet: nn.Module, scheduler: Any) -> None:
+        super().__init__()
+        self.config, self.unet, self.scheduler = config, unet, scheduler
+        #: standard deviation of what the compressor loses, by level and channel
+        self.register_buffer("error_scale", torch.full((config.levels, config.latent_channels), 0.5))
+
+    @classmethod
+    def build(cls, config: EnhancerConfig) -> Enhancer:
+        """An enhancer with untrained weights; ``config.scheduler`` names a diffusers scheduler as ``_class_name``."""
+        import diffusers
+
+        unet = diffusers.UNet2DConditionModel.from_config(dict(config.unet))
+        settings = dict(config.scheduler)
+        scheduler_class = getattr(diffusers, settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler"))
+        return cls(config, unet, scheduler_class.from_config(settings))
+
+    def velocity(self, state: Tensor, rough: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """The UNet's prediction at times [B] in 0..1 on the path of mode ``bridge``, in units of the error scale."""
+        scale = at_level(self.error_scale, level)[..., None, None]
+        dtype = dtype_of(self.unet)
+        # the state enters as its distance from the rough latent, in units in which it is about one
+        seen = torch.cat([(state - rough) / scale, rough], dim=1).to(dtype)
+        powers = torch.arange(8, device=level.device)
+        angles = level[:, None] * (0.3 * 1.6 ** powers)[None]
+        condition = torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
+        output = self.unet(seen, time * 1000, text.to(dtype), timestep_cond=condition).sample
+        result: Tensor = output.float()
+        return result
+
+    def start(self, rough: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """The beginning of the path: the decompressed latent plus noise of a share of the error scale."""
+        return rough + self.config.noise * at_level(self.error_scale, level)[..., None, None] * noise
+
+    @torch.no_grad()
+    def forward(
+        self,
+        rough: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        text: Tensor,
+        empty_text: Tensor,
+        text_scale: float = 1.0,
+    ) -> Tensor:
+        """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
+
+        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` [B, tokens, D] are the caption's states and those of no caption; ``text_scale`` is the
+        strength of classifier-free guidance (Ho & Salimans 2022), 1 = off.
+        """
+        if self.config.mode == "bridge":
+            return self._bridge(rough, quality, steps, noise, text, empty_text, text_scale)
+        return self._denoise(rough, quality, steps, noise, text, empty_text, text_scale)
+
+    def _guided(self, predict: Callable[[Tensor], Tensor], text: Tensor, empty_text: Tensor, scale: float) -> Tensor:
+        conditional = predict(text)
+        if scale == 1.0:
+            return conditional
+        unconditional = predict(empty_text)
+        return unconditional + scale * (conditional - unconditional)
+
+    def _bridge(
+        self, rough: Tensor, quality: int, steps: int, noise: Tensor, text: Tensor, empty_text: Tensor, text_scale: float
+    ) -> Tensor:
+        level = quality_to_level(torch.full((len(rough),), quality, device=rough.device), self.config.levels)
+        scale = at_level(self.error_scale, level)[..., None, None]
+        state = self.start(rough, level, noise)
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
+        for time in self.scheduler.timesteps:
+            moment = (time / 1000).expand(len(rough)).to(rough.device)
+
+            def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
+                return self.velocity(state, rough, moment, level, condition)
+
+            velocity = scale * self._guided(predict, text, empty_text, text_scale)
+            state = self.scheduler.step(velocity, time, state).prev_sample
+        return state
+
+    def _denoise(
+        self, rough: Tensor, quality: int, steps: int, noise: Tensor, text: Tensor, empty_text: Tensor, text_scale: float
+    ) -> Tensor:
+        low, high = self.config.strength
+        strength = low + (high - low) * (quality - 1) / 99
+        # enough scheduler steps that the part after the start has the wanted number
+        self.scheduler.set_timesteps(max(steps, round(steps / strength)))
+        times = self.scheduler.timesteps[-steps:]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(len(self.scheduler.timesteps) - steps)
+        state = self.scheduler.add_noise(rough, noise, times[:1].expand(len(rough)))
+        dtype = dtype_of(self.unet)
+        for time in times:
+            seen = self.scheduler.scale_model_input(state, time).to(dtype)
+
+            def predict(condition: Tensor, seen: Tensor = seen, time: Tensor = time) -> Tensor:
+                output: Tensor = self.unet(seen, time, condition.to(dtype)).sample
+                return output.float()
+
+            prediction = self._guided(predict, text, empty_text, text_scale)
+            state = self.scheduler.step(prediction, time, state).prev_sample
+        return state
+
+
+def guide_by_caption(
+    latents: Tensor, tag: int, taggers: Sequence[Callable[[Tensor], Tensor]], scale: Tensor, strength: float, steps: int = 4
+) -> Tensor:
+    """Moves latents [1, C, h, w] uphill on the taggers' log-probability of ``tag`` (classifier guidance).
+
+    ``scale`` [C] is the standard deviation of what the compressor lost: directions that were not lost hardly move. The change
+    has a mean square of at most ``strength`` in those units (Dhariwal & Nichol 2021, equation 10, with a bounded step).
+    """
+    weight = scale[:, None, None]
+    moved = torch.zeros_like(latents)
+    for step in range(steps):
+        point = (latents + moved).detach().requires_grad_()
+        with torch.enable_grad():
+            score = taggers[step % len(taggers)](point).log_softmax(1)[:, tag].sum()
+            (gradient,) = torch.autograd.grad(score, point)
+        direction = gradient * weight
+        direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)
+        moved = moved + (strength / steps) * weight * direction
+    return (latents + moved).detach()

@@ -1,0 +1,106 @@
+"""Linear layers in exact integers, and their float twins for training.
+
+An exact layer multiplies integer activations by integer weights in float64. Every sum stays far below 2^53, so it is the
+same number whatever the order of addition, the number of threads, the batch or the device; results return to a fixed grid
+by a rounded shift. Networks built on ``ProbabilityLayer`` run unchanged on either kind.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.blocks import at_level
+
+ACTIVATION_BITS = 8
+#: activations are clipped to 0..2^15-1 units of 2^-8
+ACTIVATION_LIMIT = 2**15 - 1
+WEIGHT_BITS = 14
+#: no input of an exact layer is larger: 15-bit symbols on the 1/16 grid plus their means
+INPUT_LIMIT = 2**20
+
+
+def interpolate_levels(table: Tensor, quality: int) -> Tensor:
+    """Integer rows of ``table`` [levels, n] at a quality 1..100: floor of the exact weighted mean, int64 [n]."""
+    position = (quality - 1) * (table.shape[0] - 1)
+    low, weight = divmod(position, 99)
+    high = min(low + 1, table.shape[0] - 1)
+    mixed = table[low].long() * (99 - weight) + table[high].long() * weight
+    return torch.div(mixed, 99, rounding_mode="floor")
+
+
+class FloatLayer(nn.Module):
+    """``y = x W^T + b(level)`` on the last axis, optionally with a clipped ReLU: the trainable twin of ``ExactLayer``.
+
+    ``in_bits`` and ``out_bits`` are the fractional bits of the integer grids that the exact twin reads and writes;
+    ``in_scale`` [in] and ``out_scale`` [out] condition training and are folded into the weights at export.
+    """
+
+    in_scale: Tensor
+    out_scale: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        levels: int = 1,
+        relu: bool = True,
+        in_bits: int = ACTIVATION_BITS,
+        out_bits: int = ACTIVATION_BITS,
+    ) -> None:
+        super().__init__()
+        self.relu, self.in_bits, self.out_bits = relu, in_bits, out_bits
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * (2 / inputs) ** 0.5 * (1.0 if relu else 0.1))
+        self.bias = nn.Parameter(torch.zeros(levels, outputs))
+        self.register_buffer("in_scale", torch.ones(inputs))
+        self.register_buffer("out_scale", torch.ones(outputs))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """x [B, ..., in] and level [B] in 0..levels-1 to [B, ..., out]."""
+        y = F.linear(x * self.in_scale, self.weight) * self.out_scale
+        if self.bias.shape[0] == 1:
+            y = y + self.bias[0]
+        else:
+            y = y + at_level(self.bias, level).reshape(x.shape[0], *([1] * (x.dim() - 2)), -1)
+        return y.clamp(0, ACTIVATION_LIMIT / 2**ACTIVATION_BITS) if self.relu else y
+
+    def quantise(self) -> dict[str, Tensor]:
+        """The layer on integer grids: ``weight`` int32 [out, in], ``bias`` int64 [levels, out], ``meta`` int32."""
+        weight = (self.weight * self.out_scale[:, None] * self.in_scale).detach().double()
+        # finer weights where they are small; 31 bits and sums below 2^53 bound how fine
+        largest = max(float(weight.abs().max()), 1e-6)
+        bits = WEIGHT_BITS
+        while bits < 24 and largest * 2 ** (bits + 1) < 2**17:
+            bits += 1
+        shift = self.in_bits + bits - self.out_bits
+        return {
+            "weight": (weight * 2**bits).round().to(torch.int32),
+            "bias": (self.bias.detach().double() * 2 ** (self.in_bits + bits)).round().to(torch.int64),
+            "meta": torch.tensor([shift, int(self.relu)], dtype=torch.int32),
+        }
+
+
+class ExactLayer(nn.Module):
+    """A ``FloatLayer`` on integer grids: integers in, integers out, bit-exact everywhere."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, meta: Tensor) -> None:
+        super().__init__()
+        self.shift, self.relu = int(meta[0]), bool(meta[1])
+        largest_sum = weight.double().abs().sum(1).max() * INPUT_LIMIT + bias.double().abs().max()
+        if not (1 <= self.shift <= 40 and float(largest_sum) < 2.0**52):
+            raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
+        self.register_buffer("weight", weight.double().T.contiguous(), persistent=False)
+        self.register_buffer("bias", bias.long(), persistent=False)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """x [B, ..., in], integers held in float64, at a quality 1..100 (``level``), to integers [B, ..., out]."""
+        row = interpolate_levels(self.bias, level) if self.bias.shape[0] > 1 else self.bias[0]
+        # adding half a unit before the floor rounds to nearest, ties up; all steps are exact in float64
+        total = torch.matmul(x, self.weight) + (row.double() + 2.0 ** (self.shift - 1))
+        y = torch.floor(total * 2.0**-self.shift)
+        return y.clamp(0, ACTIVATION_LIMIT) if self.relu else y

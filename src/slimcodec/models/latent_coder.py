@@ -1,0 +1,126 @@
+"""The exact entropy stage: values of the compressor to bytes and back, through the integer prior and the symbol tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
+from slimcodec.entropy.tables import SymbolTables
+from slimcodec.models.prior import HYPER_STRIDE, MEAN_BITS, ExactPrior, anchor_mask
+
+#: symbols beyond this are clipped; the tables' escape carries 16 bits
+SYMBOL_LIMIT = 32767
+Integers = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch of symbols in coding order, with the table index of each."""
+
+    symbols: Integers
+    indices: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class CodedLatent:
+    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w]."""
+
+    passes: tuple[Pass, ...]
+    values: Tensor
+
+    def symbols(self) -> Integers:
+        """All symbols in coding order."""
+        return np.concatenate([part.symbols for part in self.passes])
+
+
+class LatentCoder:
+    """Codes one latent at a time; encoder and decoder run the same integer network on the same integers."""
+
+    def __init__(self, prior: ExactPrior, tables: SymbolTables) -> None:
+        self.prior, self.tables = prior, tables
+
+    @torch.no_grad()
+    def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:
+        """Symbols of values y [1, C, h, w] and hyper-latents [1, Ch, ceil(h/4), ceil(w/4)], both floating point."""
+        height, width = values.shape[2:]
+        hyper_symbols = hyper.permute(0, 2, 3, 1).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+        passes = [Pass(_flat(hyper_symbols), self._hyper_indices(quality, hyper_symbols.shape))]
+        features = self.prior.features(hyper_symbols, quality, height, width)
+        y = values.permute(0, 2, 3, 1).double()
+        grid = torch.zeros(y.shape, dtype=torch.int64, device=y.device)
+        at = anchor_mask(height, width, y.device)
+        for chosen in (at, ~at):
+            mean, index = self._parameters(features, grid, quality, first=chosen is at)
+            # ties and float noise matter only here, at the encoder: the decoder is told the symbols
+            symbols = (y[:, chosen] - mean * 2.0**-MEAN_BITS).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+            grid[:, chosen] = (symbols << MEAN_BITS) + mean
+            passes.append(Pass(_flat(symbols), _flat(index).astype(np.uint8)))
+        return CodedLatent(tuple(passes), _values(grid))
+
+    def write(self, coded: CodedLatent) -> bytes:
+        """The payload of a quantised latent."""
+        encoder = SymbolEncoder(self.tables)
+        for part in coded.passes:
+            encoder.encode(part.symbols, part.indices)
+        return encoder.finish()
+
+    @torch.no_grad()
+    def read(self, payload: bytes, height: int, width: int, quality: int) -> CodedLatent:
+        """The latent of ``height`` x ``width`` positions that ``write`` made a payload of."""
+        decoder = SymbolDecoder(self.tables, payload)
+        passes: list[Pass] = []
+
+        def take(indices: NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
+            symbols = decoder.decode(indices)
+            passes.append(Pass(symbols, indices))
+            return torch.from_numpy(symbols.astype(np.int64)).reshape(shape).to(device)
+
+        device = self.prior.hyper_index.device
+        channels = len(self.prior.hyper_indices(quality))
+        shape = (1, -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE), channels)
+        hyper = take(self._hyper_indices(quality, shape), shape)
+        features = self.prior.features(hyper, quality, height, width)
+        at = anchor_mask(height, width, device)
+        grid = torch.zeros((1, height, width, self.prior.network.channels), dtype=torch.int64, device=device)
+        for chosen in (at, ~at):
+            mean, index = self._parameters(features, grid, quality, first=chosen is at)
+            symbols = take(_flat(index).astype(np.uint8), tuple(mean.shape))
+            grid[:, chosen] = (symbols << MEAN_BITS) + mean
+        decoder.finish()
+        return CodedLatent(tuple(passes), _values(grid))
+
+    def bit_map(self, coded: CodedLatent) -> NDArray[np.float32]:
+        """Ideal bits of every latent position [h, w]; those of a hyper-latent are shared by its 4x4 positions."""
+        height, width = coded.values.shape[2:]
+        hyper, first, rest = (self.tables.bits(part.symbols, part.indices) for part in coded.passes)
+        rows, columns = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
+        spread = hyper.reshape(rows, columns, -1).sum(2).repeat(HYPER_STRIDE, 0).repeat(HYPER_STRIDE, 1)
+        spread = spread[:height, :width]
+        result = spread * (hyper.sum() / max(spread.sum(), 1e-12))
+        at = anchor_mask(height, width).numpy()
+        for chosen, bits in ((at, first), (~at, rest)):
+            if chosen.any():
+                result[chosen] += bits.reshape(int(chosen.sum()), -1).sum(1)
+        return result.astype(np.float32)
+
+    def _parameters(self, features: Tensor, grid: Tensor, quality: int, first: bool) -> tuple[Tensor, Tensor]:
+        if first:
+            return self.prior.first_pass(features, quality)
+        return self.prior.second_pass(features, grid, quality)
+
+    def _hyper_indices(self, quality: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        channels = self.prior.hyper_indices(quality).cpu().numpy().astype(np.uint8)
+        return np.tile(channels, shape[1] * shape[2])
+
+
+def _flat(x: Tensor) -> Integers:
+    return x.reshape(-1).cpu().numpy().astype(np.int32)
+
+
+def _values(grid: Tensor) -> Tensor:
+    return (grid.permute(0, 3, 1, 2).double() * 2.0**-MEAN_BITS).float()

@@ -1,0 +1,190 @@
+"""The prior over latent symbols: a hyperprior and a two-pass checkerboard context (He et al. 2021, CVPR), exact at run time.
+
+The same network code runs on float layers (training) and on exact integer layers (coding). Tensors are channels-last,
+[B, h, w, C]. Means live on a grid of 1/16, scales are indices 0..63 into the bundle's symbol tables.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.exact import ExactLayer, FloatLayer, interpolate_levels
+
+MEAN_BITS = 4
+#: means are clipped so that mean plus symbol stays far inside the exact range
+MEAN_LIMIT = 2**18
+SCALES = 64
+#: at the smallest scale a zero costs a millionth of a bit; a smaller one would only starve training of gradients
+SCALE_MIN, SCALE_MAX = 0.1, 256.0
+#: side of a hyper-latent position in latent positions
+HYPER_STRIDE = 4
+#: offsets of the 12 anchors around a non-anchor, in a 5x5 window
+CONTEXT_OFFSETS = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Sizes of a ``Prior``; ``levels`` is the number of trained quality levels."""
+
+    channels: int = 128
+    hyper_channels: int = 48
+    width: int = 96
+    head_width: int = 192
+    levels: int = 8
+
+
+def scale_of_index(index: Tensor) -> Tensor:
+    """Standard deviation of the table at a (continuous) index 0..63: logarithmic from 0.1 to 256."""
+    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
+
+
+def index_of_scale(scale: Tensor) -> Tensor:
+    """The inverse of ``scale_of_index``."""
+    return torch.log(scale / SCALE_MIN) * ((SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN))
+
+
+def anchor_mask(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """The checkerboard: True at the positions [h, w] that are coded in the first pass."""
+    rows = torch.arange(height, device=device)[:, None]
+    columns = torch.arange(width, device=device)[None]
+    return (rows + columns) % 2 == 0
+
+
+def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int) -> Tensor:
+    """Values of [B, h, w, C] at the given offsets of every position, zero outside: [B, h, w, len(offsets) * C]."""
+    height, width = x.shape[1:3]
+    padded = F.pad(x, (0, 0, radius, radius, radius, radius))
+    shifted = [
+        padded[:, radius + dy : radius + dy + height, radius + dx : radius + dx + width] for dy, dx in offsets
+    ]
+    return torch.cat(shifted, dim=-1)
+
+
+WINDOW_3X3 = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """[B, h, w, 4C] to [B, 2h, 2w, C]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+class PriorNetwork(nn.Module):
+    """Hyper-synthesis, context and heads; ``layers`` are all ``FloatLayer`` or all ``ExactLayer``.
+
+    ``level`` is what the layers take: a tensor [B] of positions between levels, or a quality 1..100.
+    """
+
+    def __init__(self, channels: int, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.channels = channels
+        self.layers = nn.ModuleDict(layers)
+
+    def hyper_features(self, hyper: Tensor, level: Any, height: int, width: int) -> Tensor:
+        """Features [B, h, w, W] from hyper-latents [B, ceil(h/4), ceil(w/4), Ch]."""
+        x = self.layers["hyper_in"](hyper, level)
+        x = depth_to_space(self.layers["hyper_up1"](neighbours(x, WINDOW_3X3, 1), level))
+        x = depth_to_space(self.layers["hyper_up2"](neighbours(x, WINDOW_3X3, 1), level))
+        return x[:, :height, :width]
+
+    def anchor_parameters(self, features: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        """Mean and scale index [..., C] of the first pass from features [..., W]."""
+        return self._head("anchor", features, level)
+
+    def context(self, anchors: Tensor) -> Tensor:
+        """Neighbouring values [B, h, w, 12C] of decoded latents [B, h, w, C] that are zero outside the anchors."""
+        return neighbours(anchors, CONTEXT_OFFSETS, 2)
+
+    def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        """Mean and scale index [..., C] of the second pass from features [..., W] and context [..., 12C]."""
+        seen = self.layers["context"](context, level)
+        return self._head("rest", torch.cat([features, seen], dim=-1), level)
+
+    def _head(self, name: str, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        for part in ("1", "2"):
+            x = self.layers[f"{name}_{part}"](x, level)
+        mean = self.layers[f"{name}_mean"](x, level)
+        scale = self.layers[f"{name}_scale"](x, level)
+        return mean, scale
+
+
+def float_prior(config: PriorConfig) -> PriorNetwork:
+    """A trainable prior."""
+    c, w, head, levels = config.channels, config.width, config.head_width, config.levels
+    layers: dict[str, nn.Module] = {
+        "hyper_in": FloatLayer(config.hyper_channels, w, levels=levels, in_bits=0),
+        "hyper_up1": FloatLayer(9 * w, 4 * w),
+        "hyper_up2": FloatLayer(9 * w, 4 * w),
+        "context": FloatLayer(len(CONTEXT_OFFSETS) * c, w, in_bits=MEAN_BITS),
+    }
+    for name, inputs in (("anchor", w), ("rest", 2 * w)):
+        layers[f"{name}_1"] = FloatLayer(inputs, head, levels=levels)
+        layers[f"{name}_2"] = FloatLayer(head, head)
+        layers[f"{name}_mean"] = FloatLayer(head, c, levels=levels, relu=False, out_bits=MEAN_BITS)
+        layers[f"{name}_scale"] = FloatLayer(head, c, levels=levels, relu=False, out_bits=0)
+    return PriorNetwork(c, layers)
+
+
+class ExactPrior(nn.Module):
+    """The integer prior that the codec runs: hyper-latents and symbols in, table indices and means out."""
+
+    hyper_index: Tensor
+
+    def __init__(self, network: PriorNetwork, hyper_index: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
+        self.register_buffer("hyper_index", hyper_index.long(), persistent=False)
+
+    @classmethod
+    def from_tensors(cls, config: PriorConfig, tensors: dict[str, Tensor]) -> ExactPrior:
+        """Builds the prior from the integer tensors that ``quantise_prior`` made; missing or extra names are errors."""
+        names = list(float_prior(config).layers)
+        expected = {f"{name}.{part}" for name in names for part in ("weight", "bias", "meta")} | {"hyper_index"}
+        if set(tensors) != expected:
+            raise ValueError(f"prior tensors differ from the configuration: {sorted(set(tensors) ^ expected)[:4]}")
+        layers: dict[str, nn.Module] = {
+            name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta"))) for name in names
+        }
+        return cls(PriorNetwork(config.channels, layers), tensors["hyper_index"])
+
+    def hyper_indices(self, quality: int) -> Tensor:
+        """Table index of each hyper-latent channel [Ch], int64."""
+        return ((interpolate_levels(self.hyper_index, quality) + 8) >> 4).clamp(0, SCALES - 1)
+
+    def features(self, hyper: Tensor, quality: int, height: int, width: int) -> Tensor:
+        """Integer features [B, h, w, W] of integer hyper-latents [B, ceil(h/4), ceil(w/4), Ch]."""
+        return self.network.hyper_features(hyper.double(), quality, height, width)
+
+    def first_pass(self, features: Tensor, quality: int) -> tuple[Tensor, Tensor]:
+        """Means in 1/16 and table indices [B, N, C] at the anchors, in raster order."""
+        height, width = features.shape[1:3]
+        at = anchor_mask(height, width, features.device)
+        return self._grid(*self.network.anchor_parameters(features[:, at], quality))
+
+    def second_pass(self, features: Tensor, anchors: Tensor, quality: int) -> tuple[Tensor, Tensor]:
+        """Means in 1/16 and table indices [B, N, C] at the other positions; ``anchors`` [B, h, w, C] in 1/16."""
+        height, width = features.shape[1:3]
+        at = ~anchor_mask(height, width, features.device)
+        context = self.network.context(anchors.double())[:, at]
+        return self._grid(*self.network.rest_parameters(features[:, at], context, quality))
+
+    @staticmethod
+    def _grid(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long(), scale.clamp(0, SCALES - 1).long()
+
+
+def quantise_prior(network: PriorNetwork, hyper_index: Tensor) -> dict[str, Tensor]:
+    """Integer tensors of a trained float prior; ``hyper_index`` [levels, Ch] is in units of one table."""
+    tensors = {"hyper_index": (hyper_index.detach() * 16).round().to(torch.int32)}
+    for name, layer in network.layers.items():
+        assert isinstance(layer, FloatLayer)
+        tensors |= {f"{name}.{part}": value for part, value in layer.quantise().items()}
+    return tensors
