@@ -1,0 +1,324 @@
+"""The training stages: what each trains, on what, and its loss. Formulae are in docs/training.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
+from slimcodec.models.blocks import at_level
+from slimcodec.models.captioner import LatentTagger
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.prior import (
+    SCALES,
+    PriorNetwork,
+    anchor_mask,
+    float_prior,
+    index_of_scale,
+)
+from slimcodec.training.data import Crops, PhotoSet, view
+from slimcodec.training.losses import FeatureLoss, roi_weights, symbol_bits, weighted_mse
+
+
+def groups(learning_rate: float, slow: Sequence[nn.Parameter], model: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """Two parameter groups: ``slow`` parameters at ``factor`` times the rate, and the rest of the model."""
+    ids = {id(parameter) for parameter in slow}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    return [{"params": rest, "lr": learning_rate}, {"params": list(slow), "lr": learning_rate * factor}]
+
+
+class AutoencoderStage:
+    """Reconstruction by mean squared error, then with shallow features of frozen classifiers."""
+
+    name = "autoencoder"
+
+    def __init__(
+        self,
+        model: PatchAutoencoder,
+        crops: Crops,
+        features: FeatureLoss | None = None,
+        feature_weight: float = 0.3,
+        feature_start: float = 0.5,
+        feature_share: float = 0.5,
+    ) -> None:
+        self.model, self.crops, self.features = model, crops, features
+        self.feature_weight, self.feature_start, self.feature_share = feature_weight, feature_start, feature_share
+
+    def init_linear(self, batches: int = 60) -> None:
+        """Sets the linear path to the KLT of patches from the first batches."""
+        patches = []
+        for step in range(batches):
+            pictures = self.crops(step).pictures
+            patches.append(nn.functional.pixel_unshuffle(pictures, PATCH).permute(0, 2, 3, 1).flatten(0, 2))
+        self.model.init_linear(torch.cat(patches))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        linear = [self.model.analysis, self.model.synthesis, self.model.mean]
+        return groups(learning_rate, linear, self.model, 0.02)
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        pictures = self.crops(step).pictures
+        decoded = self.model.decode(self.model.encode(pictures))
+        mse = ((decoded - pictures) ** 2).mean() * 127.5**2
+        value = float(mse.detach())
+        terms = {"mse": value, "psnr": 10 * math.log10(255**2 / value)}
+        loss = mse / 30
+        if self.features is not None and progress >= self.feature_start:
+            share = max(1, int(len(pictures) * self.feature_share))
+            feature = self.features(decoded[:share], pictures[:share]).mean()
+            terms["feature"] = float(feature.detach())
+            loss = loss * 0.5 + self.feature_weight * 10 * feature
+        return loss, terms
+
+
+class LatentCodec(nn.Module):
+    """What the compressor stage trains: compressor, float prior and hyper scales, and the autoencoder's decoder."""
+
+    def __init__(self, compressor: Compressor, autoencoder: PatchAutoencoder) -> None:
+        super().__init__()
+        config = compressor.config.prior
+        self.compressor = compressor
+        self.prior: PriorNetwork = float_prior(config)
+        self.hyper_index = nn.Parameter(torch.full((config.levels, config.hyper_channels), 30.0))
+        self.decoder = autoencoder.decoder
+        self.synthesis = autoencoder.synthesis
+
+    @torch.no_grad()
+    def init_gains(self, latent_scale: Tensor, lambdas: Tensor) -> None:
+        """Starts as a transform codec: gains from the step size that each lambda wants, scales from the latents' energy.
+
+        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels].
+        """
+        step = 5.1 / lambdas.sqrt()
+        gain = (latent_scale[None] / step[:, None]).log()
+        self.compressor.log_gain.copy_(gain)
+        self.compressor.log_inverse_gain.copy_(-gain)
+        middle = gain.mean(0).exp().clamp(min=1.0)
+        layers: Any = self.prior.layers
+        layers["context"].in_scale.copy_((1 / middle).repeat(len(layers["context"].in_scale) // len(middle)))
+        for head in ("anchor", "rest"):
+            layers[f"{head}_mean"].out_scale.copy_(middle)
+            layers[f"{head}_scale"].out_scale.fill_(8.0)
+            # prediction leaves about a third of a coefficient's deviation
+            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * 0.3 + 0.1))
+
+
+@dataclass
+class Coded:
+    """A pass through the compressor in training."""
+
+    latents: Tensor
+    bits: Tensor
+    hyper_bits: Tensor
+
+
+def straight_round(x: Tensor) -> Tensor:
+    """Rounding whose gradient is one (straight-through)."""
+    return x + (x.round() - x).detach()
+
+
+def code(model: LatentCodec, latents: Tensor, quality: Tensor, rounded: bool) -> Coded:
+    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B].
+
+    The synthesis sees rounded symbols (straight-through). The rate is that of symbols with uniform noise, or of the rounded
+    symbols themselves (``rounded``): the noise rate misleads at low quality.
+    """
+    compressor, network = model.compressor, model.prior
+    level = compressor.level(quality)
+    values = compressor.analyse(latents, level)
+    hyper = compressor.hyper_analyse(values, level)
+    with torch.autocast(latents.device.type, enabled=False):
+        values, hyper = values.float(), hyper.float()
+        hyper_index = at_level(model.hyper_index, level).clamp(0, SCALES - 1)[..., None, None]
+        noisy_hyper = straight_round(hyper) if rounded else hyper + torch.rand_like(hyper) - 0.5
+        hyper_bits = symbol_bits(noisy_hyper, hyper_index).sum((1, 2, 3))
+
+        # channels last from here on
+        y = values.permute(0, 2, 3, 1)
+        height, width = y.shape[1:3]
+        features = network.hyper_features(straight_round(hyper).permute(0, 2, 3, 1), level, height, width)
+        anchors = anchor_mask(height, width, y.device)
+
+        def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            residual = y - mean
+            symbols = straight_round(residual)
+            seen = symbols if rounded else residual + torch.rand_like(residual) - 0.5
+            return symbols + mean, symbol_bits(seen, index.clamp(0, SCALES - 1)).sum((1, 2))
+
+        first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
+        grid = torch.zeros_like(y)
+        grid[:, anchors] = first
+        context = network.context(grid)[:, ~anchors]
+        rest, rest_bits = quantise(
+            y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
+        )
+        grid = grid.clone()
+        grid[:, ~anchors] = rest
+    decoded = compressor.synthesise(grid.permute(0, 3, 1, 2), level)
+    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits)
+
+
+class CompressorStage:
+    """Stage 1 of SLIM: rate + lambda(q) x RoI-weighted fidelity, with the latent space frozen.
+
+    The encoder of the autoencoder, and so the latent space, stays as it is. ``train_decoder`` also tunes its decoder on
+    decompressed latents (our decision, for our own small autoencoder).
+    """
+
+    name = "compressor"
+
+    def __init__(
+        self,
+        autoencoder: PatchAutoencoder,
+        compressor: Compressor,
+        crops: Crops,
+        *,
+        lambdas: tuple[float, float] = (6e-5, 2e-2),
+        background: float = 0.5,
+        features: FeatureLoss | None = None,
+        feature_weight: float = 0.3,
+        feature_start: float = 0.4,
+        feature_share: float = 0.5,
+        rounded_start: float = 0.7,
+        train_decoder: bool = True,
+        clean_share: float = 0.1,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.model = LatentCodec(compressor, autoencoder)
+        autoencoder.requires_grad_(False)
+        self.model.decoder.requires_grad_(train_decoder)
+        self.model.synthesis.requires_grad_(train_decoder)
+        self.crops, self.lambdas, self.background = crops, lambdas, background
+        self.features, self.feature_weight = features, feature_weight
+        self.feature_start, self.feature_share, self.rounded_start = feature_start, feature_share, rounded_start
+        self.clean_share = clean_share if train_decoder else 0.0
+        levels = compressor.config.prior.levels
+        scale = autoencoder.latent_scale().detach() * 127.5
+        self.model.init_gains(scale, self.lambda_of(torch.linspace(1, 100, levels)))
+
+    def lambda_of(self, quality: Tensor) -> Tensor:
+        """Weight of the mean squared error at qualities [B], logarithmic between the ends."""
+        low, high = self.lambdas
+        return low * (high / low) ** ((quality - 1) / 99)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        slow = [self.model.synthesis] if self.model.synthesis.requires_grad else []
+        return groups(learning_rate, slow, self.model, 0.02)
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        batch = self.crops(step)
+        quality = torch.randint(1, 101, (len(batch.pictures),))
+        weight = self.lambda_of(quality.float())
+        with torch.no_grad():
+            latents = self.autoencoder.encode(batch.pictures)
+        coded = code(self.model, latents, quality, rounded=progress >= self.rounded_start)
+        decoded = self.autoencoder.decode(coded.latents)
+        pixels = batch.pictures.shape[2] * batch.pictures.shape[3]
+        bpp = coded.bits / pixels
+        distortion = weighted_mse(decoded, batch.pictures, roi_weights(batch.masks, self.background))
+        fidelity = distortion
+        terms = {"bpp": float(bpp.detach().mean()), "hyper_bpp": float(coded.hyper_bits.detach().mean()) / pixels}
+        if self.features is not None and progress >= self.feature_start:
+            share = max(1, int(len(decoded) * self.feature_share))
+            feature = self.features(decoded[:share], batch.pictures[:share])
+            terms["feature"] = float(feature.detach().mean())
+            # the features' loss in units of the MSE that it typically goes with
+            mixed = 0.4 * distortion[:share] + self.feature_weight * 300 * feature
+            fidelity = torch.cat([mixed, distortion[share:]])
+        # dividing by lambda^(1/2) evens out the gradients of low and high qualities
+        loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * 0.1
+        if self.clean_share:
+            count = max(1, int(len(latents) * self.clean_share))
+            clean = self.autoencoder.decode(latents[:count])
+            loss = loss + 2e-3 * weighted_mse(clean, batch.pictures[:count], torch.ones(())).mean()
+        with torch.no_grad():
+            squared = ((decoded - batch.pictures) ** 2).mean(1, keepdim=True) * 127.5**2
+            terms["mse_roi"] = float((squared * batch.masks).sum() / batch.masks.sum().clamp(min=1))
+            outside = 1 - batch.masks
+            terms["mse_background"] = float((squared * outside).sum() / outside.sum().clamp(min=1))
+            for name, chosen in (("low", quality <= 33), ("high", quality > 67)):
+                if chosen.any():
+                    terms[f"bpp_{name}"] = float(bpp[chosen].mean())
+        return loss, terms
+
+
+class CaptionerStage:
+    """The tagger: cross-entropy to the labels and to the classifiers' mean probabilities, on clean and noisy latents."""
+
+    name = "captioner"
+
+    def __init__(
+        self,
+        autoencoder: PatchAutoencoder,
+        model: LatentTagger,
+        photos: PhotoSet,
+        vocabulary: Sequence[str],
+        soft: Tensor,
+        small: PhotoSet | None = None,
+        *,
+        batch: int = 32,
+        size: int = 192,
+        final_size: int = 256,
+        final_start: float = 0.75,
+        small_share: float = 0.25,
+        noise: float = 0.6,
+        seed: int = 0,
+    ) -> None:
+        """``soft`` [rows, K] are logits of the photos over the first K tags; ``small`` holds labelled thumbnails."""
+        self.autoencoder, self.model, self.photos, self.small = autoencoder, model, photos, small
+        self.soft, self.batch, self.seed, self.noise = soft, batch, seed, noise
+        self.size, self.final_size, self.final_start = size, final_size, final_start
+        self.small_share = small_share if small is not None else 0.0
+        tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
+        self.labels = [[tags.get(label or "", -1) for label in s.labels()] for s in (photos, small) if s is not None]
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [{"params": list(self.model.parameters()), "lr": learning_rate}]
+
+    def _batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures [B, 3, S, S] in [-1, 1], target probabilities [B, tags], and whether a label was known [B]."""
+        rng = np.random.default_rng([self.seed, step])
+        tags = self.model.config.tags
+        pictures, targets, known = [], [], []
+        while len(pictures) < self.batch:
+            thumbnail = rng.random() < self.small_share
+            source = self.small if thumbnail and self.small is not None else self.photos
+            row = int(rng.integers(len(source)))
+            photo = source[row]
+            if photo is None:
+                continue
+            label = self.labels[1 if thumbnail else 0][row]
+            target = torch.zeros(tags)
+            if not thumbnail:
+                probability = self.soft[row].softmax(0)
+                target[: len(probability)] = probability
+            if label >= 0:
+                share = 1.0 if thumbnail else 0.5
+                target *= 1 - share
+                target[label] += share
+            elif thumbnail:
+                continue
+            pictures.append(view(photo, size, rng, 0.35))
+            targets.append(target)
+            known.append(label >= 0)
+        return torch.stack(pictures).float() / 127.5 - 1, torch.stack(targets), torch.tensor(known)
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        size = self.final_size if progress >= self.final_start else self.size
+        pictures, targets, known = self._batch(step, size)
+        with torch.no_grad():
+            latents = self.autoencoder.encode(pictures)
+            # half of the latents are noisy, so that the tagger can guide on decompressed ones
+            amount = self.noise * torch.rand(len(latents), 1, 1, 1) * (torch.rand(len(latents), 1, 1, 1) < 0.5)
+            latents = latents + amount * torch.randn_like(latents)
+        self.model.train()
+        logits = self.model(latents)
+        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+        right = (logits.argmax(1) == targets.argmax(1))[known]
+        return loss, {"top1_train": float(right.float().mean()) if len(right) else 0.0}
