@@ -54,44 +54,51 @@ def encode(tables: Sequence[Table], calls: Sequence[Call]) -> bytes:
     raise AssertionError
 
 
-def decode(tables: Sequence[Table], payload: bytes, calls: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the symbols of each call's indices; only the distance of the payload's number from the lower end is kept."""
-    position = 8
-    distance, width = int.from_bytes(payload[:8].ljust(8, b"\0"), "big"), (1 << 64) - 1
-    cumulatives = [list(accumulate(table, initial=0)) for table in tables]
+class ReferenceDecoder:
+    """Reads a payload call by call; only the distance of its number from the interval's lower end is kept."""
 
-    def target() -> int:
-        value = distance // (width >> TOTAL_BITS)
-        if value >= TOTAL:
-            raise NoSymbol
-        return value
+    def __init__(self, tables: Sequence[Table], payload: bytes) -> None:
+        self.tables, self.payload = tables, payload
+        self.cumulatives = [list(accumulate(table, initial=0)) for table in tables]
+        self.position, self.width = 8, (1 << 64) - 1
+        self.distance = int.from_bytes(payload[:8].ljust(8, b"\0"), "big")
 
-    def take(cumulative: int, frequency: int) -> None:
-        nonlocal distance, width, position
-        unit = width >> TOTAL_BITS
-        distance -= unit * cumulative
-        width = unit * frequency
-        if width < 1 << 32:
-            word = int.from_bytes(payload[position : position + 4].ljust(4, b"\0"), "big")
-            distance, width, position = distance << 32 | word, width << 32, position + 4
-
-    result = []
-    for indices in calls:
+    def decode(self, indices: Sequence[int]) -> list[int]:
+        """Return the symbols of one call."""
         symbols = [0] * len(indices)
         escaped = []
         for place in _order(indices):
-            table, cumulative = tables[indices[place]], cumulatives[indices[place]]
+            table, cumulative = self.tables[indices[place]], self.cumulatives[indices[place]]
             radius = len(table) // 2 - 1
-            slot = bisect_right(cumulative, target()) - 1
-            take(cumulative[slot], table[slot])
+            slot = bisect_right(cumulative, self._target()) - 1
+            self._take(cumulative[slot], table[slot])
             symbols[place] = slot - radius
             if symbols[place] > radius:
                 escaped.append((place, radius))
         for place, radius in escaped:
-            number = target() >> 8
-            take(number << 8, 1 << 8)
+            number = self._target() >> 8
+            self._take(number << 8, 1 << 8)
             symbols[place] = number - ESCAPE_BIAS
             if symbols[place] == -ESCAPE_BIAS or abs(symbols[place]) <= radius:
                 raise NoSymbol
-        result.append(symbols)
-    return result
+        return symbols
+
+    def _target(self) -> int:
+        value = self.distance // (self.width >> TOTAL_BITS)
+        if value >= TOTAL:
+            raise NoSymbol
+        return value
+
+    def _take(self, cumulative: int, frequency: int) -> None:
+        unit = self.width >> TOTAL_BITS
+        self.distance -= unit * cumulative
+        self.width = unit * frequency
+        if self.width < 1 << 32:
+            word = int.from_bytes(self.payload[self.position : self.position + 4].ljust(4, b"\0"), "big")
+            self.distance, self.width, self.position = self.distance << 32 | word, self.width << 32, self.position + 4
+
+
+def decode(tables: Sequence[Table], payload: bytes, calls: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the symbols of each call's indices."""
+    decoder = ReferenceDecoder(tables, payload)
+    return [decoder.decode(indices) for indices in calls]

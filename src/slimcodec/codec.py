@@ -93,7 +93,7 @@ class Codec:
             target_bytes = int(target_bpp * width * height / 8)
         return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
         return self._quantise(self._latents(load_image(image)), quality)
@@ -102,16 +102,17 @@ class Codec:
         """Ideal bits at every latent position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
         return self.bundle.coder.bit_map(self.quantise(image, quality))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _latents(self, pixels: Pixels) -> Tensor:
         autoencoder = self.bundle.autoencoder
         step = autoencoder.stride * self.bundle.config.compressor.patch
-        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        # the array's own order is channels-last, which the convolutions like best
+        x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
         # repeating the border costs fewer bits than black, and works from 1x1 up
         x = F.pad(x, (0, -x.shape[3] % step, 0, -x.shape[2] % step), mode="replicate").to(self.bundle.device)
         return tiled(autoencoder.encode, x, margin=autoencoder.encoder_radius, cell_in=autoencoder.stride)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
         compressor = self.bundle.compressor
         level = compressor.level(torch.tensor([quality], device=latents.device))
@@ -123,7 +124,7 @@ class Codec:
         )
         return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _caption_section(self, caption: str | None, pixels: Pixels, latents: Tensor) -> bytes:
         if caption == "auto":
             caption = self._auto_caption(pixels, latents)
@@ -175,7 +176,7 @@ class Codec:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
         return self.decompress(data, max_pixels=max_pixels).latents[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decompress(self, data: Source, *, max_pixels: int | None = None) -> Rough:
         """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
         container, coded = self.read(data, max_pixels=max_pixels)
@@ -190,7 +191,7 @@ class Codec:
         caption = decode_caption(container.caption, self.bundle.vocabulary) if container.caption else None
         return Rough(latents, container, caption.text if caption else None, caption.index if caption else None)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
         container = unpack(read_source(data))
@@ -230,7 +231,7 @@ class Codec:
             latents = guide_by_caption(latents, rough.tag, self.bundle.captioners, scale, guidance)
         return latents
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _picture(self, latents: Tensor, container: Container) -> Image.Image:
         autoencoder = self.bundle.autoencoder
 

@@ -24,7 +24,7 @@ class AutoencoderConfig:
 
     latent_channels: int = 128
     encoder_width: tuple[int, int] = (96, 192)
-    encoder_blocks: tuple[int, int] = (2, 2)
+    encoder_blocks: tuple[int, int] = (1, 2)
     decoder_width: tuple[int, int] = (128, 192)
     decoder_blocks: tuple[int, int] = (3, 2)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
 from slimcodec.models.captioner import CaptionerConfig, LatentTagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
@@ -151,7 +152,8 @@ class Bundle:
         with torch.device("meta" if meta else "cpu"):
             module: Any = build()
         module.load_state_dict(_from_storage(self.stored[part]), strict=True, assign=meta)
-        module.requires_grad_(False).eval().to(self.device)
+        # channels-last convolutions are faster on processors and on GPUs
+        module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
         return module
 
     # ---- identity ----------------------------------------------------------------------------------------------
@@ -184,12 +186,14 @@ class Bundle:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for part, state in self.stored.items():
-            save_file(state, path / f"{part}.safetensors")
-        (path / "vocabulary.txt").write_text("".join(f"{tag}\n" for tag in self.vocabulary), encoding="utf-8")
+            atomic_write(path / f"{part}.safetensors", save(state))
+        atomic_write(path / "vocabulary.txt", "".join(f"{tag}\n" for tag in self.vocabulary).encode())
         if self.text is not None:
-            (path / "text.json").write_text(json.dumps({"tokenizer": self.text[0], "model": self.text[1]}))
+            content = {"tokenizer": self.text[0], "model": self.text[1]}
+            atomic_write(path / "text.json", json.dumps(content).encode())
         described = {"format": FORMAT, "bundle_id": self.bundle_id, "sha256": self.sha256, **_plain(self.config)}
-        (path / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        # last, so that a folder with a configuration is whole
+        atomic_write(path / "config.json", (json.dumps(described, indent=2) + "\n").encode())
 
     @classmethod
     def from_pretrained(

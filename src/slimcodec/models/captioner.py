@@ -18,12 +18,14 @@ from slimcodec.models.blocks import ResBlock, dtype_of
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """Sizes of a ``LatentTagger``: widths and blocks at 1/16, 1/32 and 1/64 of the resolution."""
+    """Sizes of a ``LatentTagger``: widths and blocks of its scales, each half as fine as the one before."""
 
     latent_channels: int = 128
-    tags: int = 1118
-    width: tuple[int, int, int] = (160, 224, 320)
-    blocks: tuple[int, int, int] = (2, 2, 1)
+    tags: int = 1116
+    #: latent positions a side that the first layer joins
+    patch: int = 2
+    width: tuple[int, ...] = (224, 320)
+    blocks: tuple[int, ...] = (3, 1)
     dropout: float = 0.2
     #: below this probability no tag is named
     threshold: float = 0.12
@@ -36,12 +38,10 @@ class LatentTagger(nn.Module):
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
-        channels = config.latent_channels
-        for number, (width, blocks) in enumerate(zip(config.width, config.blocks, strict=True)):
-            if number:
-                layers.append(nn.PixelUnshuffle(2))
-                channels *= 4
-            layers.append(nn.Conv2d(channels, width, 1))
+        channels, shrink = config.latent_channels, config.patch
+        for width, blocks in zip(config.width, config.blocks, strict=True):
+            layers += [nn.PixelUnshuffle(shrink), nn.Conv2d(channels * shrink**2, width, 1)]
+            shrink = 2
             layers += [ResBlock(width) for _ in range(blocks)]
             channels = width
         self.body = nn.Sequential(*layers, nn.SiLU())

@@ -27,8 +27,8 @@ class CompressorConfig:
     latent_channels: int = 128
     patch: int = 1
     width: int = 192
-    analysis_blocks: int = 2
-    synthesis_blocks: int = 3
+    analysis_blocks: int = 1
+    synthesis_blocks: int = 2
     hyper_width: int = 96
     prior: PriorConfig = field(default_factory=PriorConfig)
 

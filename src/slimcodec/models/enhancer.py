@@ -1,8 +1,8 @@
 """Enhancement of a decompressed latent by a text-conditioned diffusion UNet, in a few denoising steps.
 
 Two modes. ``bridge`` (trained by us): a straight path leads from the decompressed latent, plus a little noise of the size of
-what was lost, to the original; the UNet sees the decompressed latent beside the state and predicts the velocity (flow
-matching, Lipman et al. 2023, between coupled ends). ``noise`` (any pretrained latent diffusion model): the decompressed
+what was lost, to the original; the UNet sees the decompressed latent beside the state and predicts the path's end, from
+which the velocity follows (flow matching, Lipman et al. 2023, between coupled ends). ``noise`` (any pretrained latent diffusion model): the decompressed
 latent is noised to a step of the scheduler and denoised from there (SDEdit, Meng et al. 2022).
 """
 
@@ -83,17 +83,22 @@ class Enhancer(nn.Module):
         scheduler_class = getattr(diffusers, settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler"))
         return cls(config, unet, scheduler_class.from_config(settings))
 
-    def velocity(self, state: Tensor, rough: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
-        """The UNet's prediction at times [B] in 0..1 on the path of mode ``bridge``, in units of the error scale."""
+    def lost(self, state: Tensor, rough: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """The UNet's estimate, in units of the error scale, of rough minus original, at times [B] in (0, 1] of the path.
+
+        It sees the state as its distance from the decompressed latent ``rough``, in the same units, beside ``rough`` itself.
+        """
         scale = at_level(self.error_scale, level)[..., None, None]
         dtype = dtype_of(self.unet)
-        # the state enters as its distance from the rough latent, in units in which it is about one
         seen = torch.cat([(state - rough) / scale, rough], dim=1).to(dtype)
         powers = torch.arange(8, device=level.device)
-        angles = level[:, None] * (0.3 * 1.6 ** powers)[None]
+        angles = level[:, None] * (0.3 * 1.6**powers)[None]
         condition = torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
+        # the UNet halves its grid once: odd sizes are padded and cropped
+        height, width = seen.shape[2:]
+        seen = nn.functional.pad(seen, (0, width % 2, 0, height % 2), mode="replicate")
         output = self.unet(seen, time * 1000, text.to(dtype), timestep_cond=condition).sample
-        result: Tensor = output.float()
+        result: Tensor = output[:, :, :height, :width].float()
         return result
 
     def start(self, rough: Tensor, level: Tensor, noise: Tensor) -> Tensor:
@@ -138,9 +143,11 @@ class Enhancer(nn.Module):
             moment = (time / 1000).expand(len(rough)).to(rough.device)
 
             def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
-                return self.velocity(state, rough, moment, level, condition)
+                return self.lost(state, rough, moment, level, condition)
 
-            velocity = scale * self._guided(predict, text, empty_text, text_scale)
+            lost = scale * self._guided(predict, text, empty_text, text_scale)
+            # the straight path through this state that ends at rough - lost
+            velocity = (state - rough + lost) / moment.reshape(-1, 1, 1, 1)
             state = self.scheduler.step(velocity, time, state).prev_sample
         return state
 

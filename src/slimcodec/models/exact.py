@@ -16,7 +16,8 @@ from slimcodec.models.blocks import at_level
 ACTIVATION_BITS = 8
 #: activations are clipped to 0..2^15-1 units of 2^-8
 ACTIVATION_LIMIT = 2**15 - 1
-WEIGHT_BITS = 14
+#: weights are stored in 16 bits, with as many fractional bits as fit
+MAX_WEIGHT_BITS = 20
 #: no input of an exact layer is larger: 15-bit symbols on the 1/16 grid plus their means
 INPUT_LIMIT = 2**20
 
@@ -31,7 +32,7 @@ def interpolate_levels(table: Tensor, quality: int) -> Tensor:
 
 
 class FloatLayer(nn.Module):
-    """``y = x W^T + b(level)`` on the last axis, optionally with a clipped ReLU: the trainable twin of ``ExactLayer``.
+    """``y = s (x W^T + b(level))`` on the last axis, optionally with a clipped ReLU: the trainable twin of ``ExactLayer``.
 
     ``in_bits`` and ``out_bits`` are the fractional bits of the integer grids that the exact twin reads and writes;
     ``in_scale`` [in] and ``out_scale`` [out] condition training and are folded into the weights at export.
@@ -59,25 +60,25 @@ class FloatLayer(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """x [B, ..., in] and level [B] in 0..levels-1 to [B, ..., out]."""
-        y = F.linear(x * self.in_scale, self.weight) * self.out_scale
+        y = F.linear(x * self.in_scale, self.weight)
         if self.bias.shape[0] == 1:
             y = y + self.bias[0]
         else:
             y = y + at_level(self.bias, level).reshape(x.shape[0], *([1] * (x.dim() - 2)), -1)
+        y = y * self.out_scale
         return y.clamp(0, ACTIVATION_LIMIT / 2**ACTIVATION_BITS) if self.relu else y
 
     def quantise(self) -> dict[str, Tensor]:
-        """The layer on integer grids: ``weight`` int32 [out, in], ``bias`` int64 [levels, out], ``meta`` int32."""
+        """The layer on integer grids: ``weight`` int16 [out, in], ``bias`` int64 [levels, out], ``meta`` int32."""
         weight = (self.weight * self.out_scale[:, None] * self.in_scale).detach().double()
-        # finer weights where they are small; 31 bits and sums below 2^53 bound how fine
-        largest = max(float(weight.abs().max()), 1e-6)
-        bits = WEIGHT_BITS
-        while bits < 24 and largest * 2 ** (bits + 1) < 2**17:
-            bits += 1
+        largest = float(weight.abs().max())
+        bits = MAX_WEIGHT_BITS
+        while largest * 2**bits >= 2**15 - 1:
+            bits -= 1
         shift = self.in_bits + bits - self.out_bits
         return {
-            "weight": (weight * 2**bits).round().to(torch.int32),
-            "bias": (self.bias.detach().double() * 2 ** (self.in_bits + bits)).round().to(torch.int64),
+            "weight": (weight * 2**bits).round().to(torch.int16),
+            "bias": ((self.bias * self.out_scale).detach().double() * 2 ** (self.in_bits + bits)).round().to(torch.int64),
             "meta": torch.tensor([shift, int(self.relu)], dtype=torch.int32),
         }
 

@@ -56,14 +56,22 @@ def anchor_mask(height: int, width: int, device: torch.device | str = "cpu") -> 
     return (rows + columns) % 2 == 0
 
 
-def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int) -> Tensor:
-    """Values of [B, h, w, C] at the given offsets of every position, zero outside: [B, h, w, len(offsets) * C]."""
-    height, width = x.shape[1:3]
-    padded = F.pad(x, (0, 0, radius, radius, radius, radius))
-    shifted = [
-        padded[:, radius + dy : radius + dy + height, radius + dx : radius + dx + width] for dy, dx in offsets
-    ]
-    return torch.cat(shifted, dim=-1)
+def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tensor | None = None) -> Tensor:
+    """Values of [B, h, w, C] at the given offsets of every position, zero outside: [B, h, w, len(offsets) * C].
+
+    ``at`` [h, w] selects positions: the result then is [B, N, len(offsets) * C].
+    """
+    batch, height, width, channels = x.shape
+    columns = width + 2 * radius
+    padded = F.pad(x, (0, 0, radius, radius, radius, radius)).reshape(batch, -1, channels)
+    places = torch.ones(height, width, dtype=torch.bool, device=x.device) if at is None else at
+    rows_at, columns_at = places.nonzero(as_tuple=True)
+    centres = (rows_at + radius) * columns + columns_at + radius
+    steps = torch.tensor([dy * columns + dx for dy, dx in offsets], device=x.device)
+    found = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
+    return found.reshape(batch, -1, len(offsets) * channels) if at is not None else found.reshape(
+        batch, height, width, len(offsets) * channels
+    )
 
 
 WINDOW_3X3 = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -99,8 +107,9 @@ class PriorNetwork(nn.Module):
         return self._head("anchor", features, level)
 
     def context(self, anchors: Tensor) -> Tensor:
-        """Neighbouring values [B, h, w, 12C] of decoded latents [B, h, w, C] that are zero outside the anchors."""
-        return neighbours(anchors, CONTEXT_OFFSETS, 2)
+        """Anchors around every other position [B, N, 12C], from decoded latents [B, h, w, C], zero outside the anchors."""
+        rest = ~anchor_mask(*anchors.shape[1:3], anchors.device)
+        return neighbours(anchors, CONTEXT_OFFSETS, 2, rest)
 
     def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         """Mean and scale index [..., C] of the second pass from features [..., W] and context [..., 12C]."""
@@ -173,7 +182,7 @@ class ExactPrior(nn.Module):
         """Means in 1/16 and table indices [B, N, C] at the other positions; ``anchors`` [B, h, w, C] in 1/16."""
         height, width = features.shape[1:3]
         at = ~anchor_mask(height, width, features.device)
-        context = self.network.context(anchors.double())[:, at]
+        context = self.network.context(anchors.double())
         return self._grid(*self.network.rest_parameters(features[:, at], context, quality))
 
     @staticmethod

@@ -83,7 +83,8 @@ def train(
         state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
         stage.model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:  # None: weights of another run to start from
+            optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         logger.info("%s goes on at step %d", stage.name, first)
 

@@ -15,6 +15,7 @@ from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.captioner import LatentTagger
 from slimcodec.models.compressor import Compressor
+from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,
@@ -22,6 +23,7 @@ from slimcodec.models.prior import (
     float_prior,
     index_of_scale,
 )
+from slimcodec.models.text import CaptionEncoder
 from slimcodec.training.data import Crops, PhotoSet, view
 from slimcodec.training.losses import FeatureLoss, roi_weights, symbol_bits, weighted_mse
 
@@ -85,9 +87,14 @@ class LatentCodec(nn.Module):
         config = compressor.config.prior
         self.compressor = compressor
         self.prior: PriorNetwork = float_prior(config)
-        self.hyper_index = nn.Parameter(torch.full((config.levels, config.hyper_channels), 30.0))
+        self.hyper_scale = nn.Parameter(torch.zeros(config.levels, config.hyper_channels))
         self.decoder = autoencoder.decoder
         self.synthesis = autoencoder.synthesis
+
+    @property
+    def hyper_index(self) -> Tensor:
+        """Table index of the hyper-latents' scale [levels, Ch]; the factor makes steps of the optimiser felt."""
+        return 12 + 32 * self.hyper_scale
 
     @torch.no_grad()
     def init_gains(self, latent_scale: Tensor, lambdas: Tensor) -> None:
@@ -106,7 +113,7 @@ class LatentCodec(nn.Module):
             layers[f"{head}_mean"].out_scale.copy_(middle)
             layers[f"{head}_scale"].out_scale.fill_(8.0)
             # prediction leaves about a third of a coefficient's deviation
-            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * 0.3 + 0.1))
+            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * 0.3 + 0.1) / 8.0)
 
 
 @dataclass
@@ -154,7 +161,7 @@ def code(model: LatentCodec, latents: Tensor, quality: Tensor, rounded: bool) ->
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)
         grid[:, anchors] = first
-        context = network.context(grid)[:, ~anchors]
+        context = network.context(grid)
         rest, rest_bits = quantise(
             y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
         )
@@ -322,3 +329,75 @@ class CaptionerStage:
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         right = (logits.argmax(1) == targets.argmax(1))[known]
         return loss, {"top1_train": float(right.float().mean()) if len(right) else 0.0}
+
+
+class EnhanceStage:
+    """Stage 2 of SLIM: denoising from the decompressed latent, conditioned on the caption, weighted by the RoI.
+
+    Captions are dropped at random, so that the network also learns the picture without one.
+    """
+
+    name = "enhance"
+
+    def __init__(
+        self,
+        autoencoder: PatchAutoencoder,
+        codec: LatentCodec,
+        enhancer: Enhancer,
+        text: CaptionEncoder,
+        crops: Crops,
+        *,
+        background: float = 0.5,
+        caption_dropout: float = 0.15,
+    ) -> None:
+        self.autoencoder, self.codec = autoencoder.requires_grad_(False), codec.requires_grad_(False)
+        self.model = nn.ModuleDict({"enhancer": enhancer, "text": text})
+        self.enhancer, self.text, self.crops = enhancer, text, crops
+        self.background, self.caption_dropout = background, caption_dropout
+
+    @torch.no_grad()
+    def measure_errors(self, batches: int = 8) -> None:
+        """Sets the enhancer's error scale to the standard deviation of what the compressor loses, by level and channel."""
+        levels = self.enhancer.config.levels
+        for row, quality in enumerate(torch.linspace(1, 100, levels)):
+            squares = []
+            for step in range(batches):
+                latents = self.autoencoder.encode(self.crops(step).pictures)
+                decoded = code(self.codec, latents, quality.expand(len(latents)), rounded=True).latents
+                squares.append((decoded - latents).square().mean((0, 2, 3)))
+            self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [{"params": list(self.model.parameters()), "lr": learning_rate}]
+
+    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        batch = self.crops(step)
+        count = len(batch.pictures)
+        # low qualities lose more, and are what enhancement is for: they are drawn twice as often
+        quality = 1 + 99 * torch.rand(count) ** 1.5
+        with torch.no_grad():
+            latents = self.autoencoder.encode(batch.pictures)
+            rough = code(self.codec, latents, quality, rounded=True).latents
+            level = self.codec.compressor.level(quality)
+            scale = at_level(self.enhancer.error_scale, level)[..., None, None]
+            begin = self.enhancer.start(rough, level, torch.randn_like(rough))
+            time = 1 - torch.rand(count) ** 2
+            time[: count // 3] = 1.0  # a third at the start of the path: one step must do well
+            state = torch.lerp(latents, begin, time[:, None, None, None])
+            wanted = (rough - latents) / scale
+            energy = self.autoencoder.latent_scale() * scale[..., 0, 0]
+            weight = (energy / energy.mean(1, keepdim=True))[..., None, None]
+            masks = nn.functional.avg_pool2d(batch.masks, PATCH)
+            weight = weight * roi_weights(masks, self.background)
+        captions = [None if drop else caption for drop, caption in zip(
+            (torch.rand(count) < self.caption_dropout).tolist(), batch.captions, strict=True)]
+        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
+        squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
+        with torch.no_grad():
+            at_start = time == 1.0
+            terms = {
+                "denoising": float(squared.detach().mean()),
+                "denoising_start": float(squared[at_start].mean()),
+                "unchanged_start": float((weight * wanted**2).mean((1, 2, 3))[at_start].mean()),
+            }
+        return squared.mean(), terms

@@ -1,0 +1,43 @@
+"""Photos for the benchmarks: a folder, parquet files with an ``image`` column, or scikit-image's own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def photos(source: Path | None, count: int, side: int = 256) -> list[Image.Image]:
+    """The first ``count`` photos of a source, short side scaled to ``side`` and centre-cropped square, RGB."""
+    found: list[Image.Image] = []
+    for image in _scikit() if source is None else _read(source):
+        scale = side / min(image.size)
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        found.append(scaled.crop((left, top, left + side, top + side)))
+        if len(found) == count:
+            break
+    return found
+
+
+def _scikit() -> Iterator[Image.Image]:
+    from skimage import data
+
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        yield Image.fromarray(np.asarray(getattr(data, name)()))
+
+
+def _read(source: Path) -> Iterator[Image.Image]:
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    for path in files:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            for row in parquet.read_table(path, columns=["image"])["image"]:
+                yield Image.open(io.BytesIO(row.as_py()["bytes"]))
+        else:
+            yield Image.open(path)

@@ -1,0 +1,141 @@
+"""Milliseconds and memory of encode and decode on one thread, as ratios to Pillow's AVIF encoder in the same run.
+
+    python benchmarks/speed.py [--out results/speed.json]
+
+Each operation is timed on the same 256x256 photos, in turn with AVIF (speed 6, one thread, default quality) so that a change
+of the machine's clock touches both; medians are compared. Memory is the peak resident size of a fresh process that does one
+operation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from photos import photos
+from PIL import Image
+
+PEAK = """
+import re, sys
+import slimcodec, torch
+torch.set_num_threads(1)
+Image_path, data_path, operation = sys.argv[1:]
+codec = slimcodec.load()
+if operation == "encode":
+    open(data_path, "wb").write(codec.encode(Image_path))
+else:
+    codec.decode(data_path, steps=0 if operation == "decode_steps_0" else None)
+# not getrusage: its peak begins with that of the process that started this one
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+"""
+
+
+def peak_megabytes(image: Path, data: Path, operation: str) -> int:
+    """Peak resident memory, in MB, of a fresh process that loads the codec and does one operation."""
+    command = [sys.executable, "-c", PEAK, str(image), str(data), operation]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock time of a call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def command_seconds(arguments: list[str]) -> tuple[float, float]:
+    """Wall-clock and processor time of a ``slim`` command in a fresh process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = seconds(lambda: subprocess.run([sys.executable, "-m", "slimcodec.cli", *arguments], check=True, capture_output=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Measures, prints a table, and writes it as JSON where asked."""
+    import torch
+
+    import slimcodec
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder or parquet file of photos (default: scikit-image's four)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    codec = slimcodec.load()
+    pictures = photos(arguments.data, 4)
+    files = [codec.encode(picture) for picture in pictures]
+
+    def avif(number: int) -> None:
+        pictures[number].save(io.BytesIO(), "AVIF", speed=6, max_threads=1)
+
+    operations: dict[str, Callable[[int], object]] = {
+        "avif_encode": avif,
+        "encode": lambda number: codec.encode(pictures[number]),
+        "decode_steps_0": lambda number: codec.decode(files[number], steps=0),
+        "decode_default": lambda number: codec.decode(files[number]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in operations}
+    for round_number in range(arguments.rounds + 2):
+        for number in range(len(pictures)):
+            for name, operation in operations.items():
+                taken = seconds(lambda: operation(number))  # noqa: B023
+                if round_number >= 2:
+                    times[name].append(taken)
+    medians = {name: statistics.median(values) * 1000 for name, values in times.items()}
+    limits = {"encode": 0.5, "decode_steps_0": 0.6, "decode_default": 2.0}
+
+    with tempfile.TemporaryDirectory() as folder:
+        image, data = Path(folder) / "photo.png", Path(folder) / "photo.slim"
+        pictures[0].save(image)
+        peaks = {name: peak_megabytes(image, data, name) for name in limits}
+        encode_wall, _ = command_seconds(["encode", str(image), "-o", str(data), "--overwrite"])
+        info = [command_seconds(["info", str(data)])[1] for _ in range(3)]
+        with Image.open(io.BytesIO(_large())) as large:
+            large.save(Path(folder) / "large.png")
+        large_peaks = {
+            name: peak_megabytes(Path(folder) / "large.png", Path(folder) / "large.slim", name) for name in limits
+        }
+
+    report = {
+        "command": "python benchmarks/speed.py",
+        "bundle": codec.bundle.bundle_id,
+        "dtype": str(codec.bundle.dtype),
+        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
+        "milliseconds": {name: round(value, 2) for name, value in medians.items()},
+        "ratio_to_avif_encode": {name: round(medians[name] / medians["avif_encode"], 3) for name in limits},
+        "ratio_allowed": limits,
+        "peak_megabytes_256x256": peaks,
+        "peak_megabytes_4000x3000": large_peaks,
+        "slim_encode_seconds_with_start_up": round(encode_wall, 2),
+        "slim_info_processor_seconds": round(min(info), 3),
+    }
+    print(json.dumps(report, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _large() -> bytes:
+    """A 4000x3000 picture with a photo's statistics: scikit-image's astronaut, enlarged, with grain."""
+    picture = photos(None, 1, 512)[0].resize((4000, 3000), Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The command ``slim``: one module a command, none of which imports torch or numpy before it has to."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from slimcodec.cli.decode import decode
+from slimcodec.cli.encode import encode
+from slimcodec.cli.info import info
+from slimcodec.cli.map import map_
+from slimcodec.cli.messages import FAILED, complain, describe, say
+from slimcodec.version import __version__
+
+app = typer.Typer(
+    name="slim",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(encode)
+app.command()(decode)
+app.command()(info)
+app.command("map")(map_)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"slimcodec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def slim(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the release and exit."),
+    ] = False,
+) -> None:
+    """Compress pictures for machines that look at them, in a few hundred bytes.
+
+    Examples:
+      slim encode photos/ -o slims/ --quality 40
+      slim decode slims/ -o pictures/
+      slim info slims/
+      slim map photo.jpg -o bits.png
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``slim`` on ``arguments`` (default: the process's); ends by ``SystemExit`` with its status."""
+    try:
+        app(args=arguments, prog_name="slim")
+    except Exception as error:  # noqa: BLE001  the last net: users get a line, never a traceback
+        complain(describe(error))
+        raise SystemExit(FAILED) from None

@@ -1,0 +1,266 @@
+"""The same work on many files: in one process or several, reported, summed up, no file ever half written.
+
+- A bad input is reported and the rest goes on.
+- An existing result is never replaced without ``--overwrite``. In a batch its input is skipped with a
+  message, which is no failure, so that the same command takes up an interrupted batch; for a single input,
+  whose result was the whole wish, it is one.
+- Exit status: 0 all fine, 1 some failed, 2 usage, 130 interrupted.
+"""
+
+import json
+import multiprocessing
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import typer
+
+from slimcodec.cli.messages import FAILED, complain, describe, printable, say, stop
+from slimcodec.cli.paths import Job, find_inputs, plan
+from slimcodec.container import SlimInfo
+from slimcodec.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read."""
+
+    data: bytes
+    info: SlimInfo
+    bytes_in: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its output or why there is none, what to warn of, and the seconds it took."""
+
+    output: Output | None
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Work(Protocol):
+    """A command's work, picklable: ``prepare`` loads the codec and returns the function that does one job."""
+
+    def prepare(self) -> Callable[[Job], Output]:
+        """Load what all jobs need; runs once in each process."""
+
+
+class CannotStartError(Exception):
+    """``Work.prepare`` failed, and so would every job."""
+
+
+@dataclass
+class Tally:
+    """What came of a batch so far."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    bpp: float = 0.0
+
+    def fail(self, source: object, reason: str) -> None:
+        """Report a failure at once and remember it."""
+        complain(reason, source)
+        self.failed.append((str(source), reason))
+
+    def add(self, job: Job, output: Output, seconds: float) -> None:
+        """Count a file that was written."""
+        info = output.info
+        self.bytes_in += output.bytes_in
+        self.bytes_out += len(output.data)
+        self.bpp += info.bpp
+        self.rows.append(
+            {
+                "source": str(job.source),
+                "target": str(job.target),
+                "width": info.width,
+                "height": info.height,
+                "bytes_in": output.bytes_in,
+                "bytes_out": len(output.data),
+                "bpp": info.bpp,
+                "quality": info.quality,
+                "caption": info.caption,
+                "seconds": round(seconds, 4),
+            }
+        )
+
+    def print(self, seconds: float, as_json: bool) -> None:
+        """Print the summary to stdout: a line, or a JSON object."""
+        count = len(self.rows)
+        mean_bpp = self.bpp / count if count else None
+        if as_json:
+            summary = {
+                "files": self.rows,
+                "skipped": self.skipped,
+                "failed": [{"source": source, "error": error} for source, error in self.failed],
+                "bytes_in": self.bytes_in,
+                "bytes_out": self.bytes_out,
+                "mean_bpp": mean_bpp,
+                "seconds": round(seconds, 4),
+            }
+            say(json.dumps(summary, indent=2))
+            return
+        line = f"{count} file{'s' * (count != 1)}: {self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out"
+        if mean_bpp is not None:
+            line += f", mean {mean_bpp:.4f} bpp"
+        line += f", {seconds:.1f} s"
+        if self.skipped:
+            line += f"; {len(self.skipped)} skipped"
+        if self.failed:
+            line += f"; {len(self.failed)} failed: " + ", ".join(source for source, _ in self.failed)
+        say(printable(line))
+
+
+def run_batch(
+    work: Work,
+    arguments: Sequence[str],
+    out: str | None,
+    *,
+    reads: Collection[str],
+    writes: Sequence[str],
+    jobs: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Do ``work`` on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
+
+    ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the first is the default.
+    ``jobs``: processes, each with one thread; 1 works in this process with all threads.
+    """
+    start = time.perf_counter()
+    tally = Tally()
+    inputs, problems = find_inputs(arguments, reads)
+    plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
+    for argument, problem in problems:
+        tally.fail(argument, problem)
+    todo = []
+    for job in plans:
+        if overwrite or not job.target.is_file():
+            todo.append(job)
+        elif len(arguments) == 1 and inputs[0].named:
+            tally.fail(job.source, f"{job.target} exists; --overwrite replaces it")
+        else:
+            complain(f"skipped: {job.target} exists; --overwrite replaces it", job.source)
+            tally.skipped.append(str(job.source))
+    try:
+        # Closed whatever happens here, so that no process outlives an interrupt.
+        with _progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
+            for job, outcome in zip(todo, outcomes, strict=True):
+                _finish(job, outcome, tally)
+                advance()
+    except CannotStartError as error:
+        stop(str(error), FAILED)
+    tally.print(time.perf_counter() - start, as_json)
+    if tally.failed:
+        raise typer.Exit(FAILED)
+
+
+def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
+    """Write the result; only this process writes, so ending the others never leaves a partial file."""
+    for warning in outcome.warnings:
+        complain(f"warning: {warning}", job.source)
+    if outcome.output is None:
+        tally.fail(job.source, outcome.error)
+        return
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(job.target, outcome.output.data)
+    except OSError as error:
+        tally.fail(job.source, f"cannot write {job.target}: {describe(error)}")
+    else:
+        tally.add(job, outcome.output, outcome.seconds)
+
+
+def _outcomes(work: Work, todo: Sequence[Job], jobs: int) -> Generator[Outcome, None, None]:
+    """Yield the outcome of each job, in order. Raises ``CannotStartError`` where no job can be done."""
+    processes = min(jobs, len(todo))
+    if processes <= 1:
+        if todo:
+            _start(work)
+        yield from map(_do, todo)
+        return
+    # Spawned and not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_start_alone, initargs=(work,)) as pool:
+        # Ctrl-C reaches all processes; the others inherit that it is ignored, and this one ends them.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = deque(pool.submit(_do, job) for job in todo)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        try:
+            while futures:
+                try:
+                    # Taken out of the queue, so that no more results are held than are waiting to be written.
+                    outcome = futures.popleft().result()
+                except BrokenProcessPool:
+                    outcome = Outcome(None, "a worker process died, perhaps out of memory; try fewer --jobs")
+                yield outcome
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+_function: Callable[[Job], Output] | None = None
+_obstacle = ""
+
+
+def _start(work: Work) -> None:
+    """Prepare this process; a failure is kept for the first job, since a pool can't report one from here."""
+    global _function, _obstacle
+    try:
+        _function, _obstacle = work.prepare(), ""
+    except Exception as error:  # noqa: BLE001  a hub or a device can fail in any way
+        _function, _obstacle = None, describe(error)
+
+
+def _start_alone(work: Work) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    _start(work)
+
+
+def _do(job: Job) -> Outcome:
+    if _function is None:
+        raise CannotStartError(_obstacle)
+    from slimcodec.images import ImageWarning
+
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ImageWarning)
+        try:
+            output, error = _function(job), ""
+        except Exception as problem:  # noqa: BLE001  whatever is wrong with this file, the next may be fine
+            output, error = None, describe(problem, job.source)
+    texts = tuple(str(warning.message) for warning in caught)
+    return Outcome(output, error, texts, time.perf_counter() - start)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr if that is a terminal; yields the function to call after each file."""
+    if total < 2 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("files", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,93 @@
+"""``slim decode``: .slim files to pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from slimcodec.cli import options
+from slimcodec.cli.batch import Output, run_batch
+from slimcodec.cli.paths import Job
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decoding as the batch runs it: load the codec once, then a file at a time."""
+
+    model: str | None
+    device: str
+    steps: int | None
+    guidance: float | None
+    max_pixels: int | None
+
+    def prepare(self) -> Callable[[Job], Output]:
+        """Load the codec; raises what ``slimcodec.load`` raises."""
+        import io
+
+        from PIL import Image
+
+        import slimcodec
+        from slimcodec.container import read_source
+
+        codec = slimcodec.load(self.model, device=self.device)
+        formats = Image.registered_extensions()
+
+        def run(job: Job) -> Output:
+            suffix = job.target.suffix.lower() or ".png"
+            if formats.get(suffix) not in Image.SAVE:
+                raise ValueError(f"{job.target}: Pillow writes no {suffix} files; use .png, .jpg or .webp")
+            data = read_source(job.source)
+            picture = codec.decode(data, steps=self.steps, guidance=self.guidance, max_pixels=self.max_pixels)
+            file = io.BytesIO()
+            # PNG takes no quality; for a lossy format its default would be a second, visible compression.
+            picture.save(file, formats[suffix], quality=95)
+            return Output(file.getvalue(), slimcodec.inspect(data), len(data))
+
+        return run
+
+
+def decode(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN", help=".slim files, folders or globs.")],
+    out: options.Out = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Denoising steps; 0 is fastest, no diffusion (default: the bundle's)."
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="G", help="Strength of the caption's guidance; 0 is off (default: the bundle's)."
+        ),
+    ] = None,
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    jobs: options.Jobs = 1,
+    max_pixels: options.MaxPixels = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Decode .slim files to pictures: PNG, or what the suffix of a single OUT says.
+
+    Folders are searched recursively and mirrored below OUT.
+    A result that exists is kept: in a batch its input is skipped, so that
+    an interrupted batch can be taken up again; for a single file it is an error.
+    Exit status: 0 all fine, 1 some failed, 2 usage.
+
+    Examples:
+      slim decode photo.slim
+      slim decode photo.slim -o photo.webp --steps 0
+      slim decode slims/ -o pictures/ --jobs 4
+    """
+    run_batch(
+        Decode(model, device, steps, guidance, max_pixels),
+        inputs,
+        out,
+        reads=(".slim",),
+        writes=(".png", *sorted(options.PICTURES)),
+        jobs=jobs,
+        overwrite=overwrite,
+        as_json=as_json,
+    )

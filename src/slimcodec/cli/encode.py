@@ -1,0 +1,98 @@
+"""``slim encode``: pictures to .slim files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
+
+import typer
+
+from slimcodec.cli import options
+from slimcodec.cli.batch import Output, run_batch
+from slimcodec.cli.messages import USAGE, stop
+from slimcodec.cli.paths import Job
+
+
+class Rate(TypedDict, total=False):
+    """The argument of ``Codec.encode`` that sets the size: one of these, or none for its default."""
+
+    quality: int
+    target_bytes: int
+    target_bpp: float
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encoding as the batch runs it: load the codec once, then a picture at a time."""
+
+    model: str | None
+    device: str
+    caption: str | None
+    rate: Rate
+    max_pixels: int | None
+
+    def prepare(self) -> Callable[[Job], Output]:
+        """Load the codec; raises what ``slimcodec.load`` raises."""
+        import slimcodec
+
+        codec = slimcodec.load(self.model, device=self.device)
+
+        def run(job: Job) -> Output:
+            picture = job.source.read_bytes()
+            data = codec.encode(picture, caption=self.caption, max_pixels=self.max_pixels, **self.rate)
+            return Output(data, slimcodec.inspect(data), len(picture))
+
+        return run
+
+
+def encode(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs.")],
+    out: options.Out = None,
+    quality: Annotated[
+        int | None, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100 (default: 50).")
+    ] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Best quality whose file has at most N bytes.")
+    ] = None,
+    target_bpp: Annotated[
+        float | None, typer.Option(metavar="R", help="Best quality whose file has at most R bits per pixel.")
+    ] = None,
+    caption: Annotated[
+        str,
+        typer.Option(metavar="auto|none|TEXT", help="Found by the bundle's captioner, left out, or yours."),
+    ] = "auto",
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    jobs: options.Jobs = 1,
+    max_pixels: options.MaxPixels = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Encode pictures to .slim files.
+
+    Folders are searched recursively and mirrored below OUT.
+    A result that exists is kept: in a batch its input is skipped, so that
+    an interrupted batch can be taken up again; for a single picture it is an error.
+    Exit status: 0 all fine, 1 some failed, 2 usage.
+
+    Examples:
+      slim encode photo.jpg
+      slim encode photo.jpg -o small.slim --target-bytes 400
+      slim encode photos/ -o slims/ --quality 30 --jobs 4
+      slim encode 'photos/**/*.png' -o slims/ --caption none
+    """
+    rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
+    given = {name: value for name, value in rates.items() if value is not None}
+    if len(given) > 1:
+        stop(f"give only one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
+    if target_bpp is not None and not target_bpp > 0:
+        stop("--target-bpp must be above 0", USAGE)
+    run_batch(
+        Encode(model, device, None if caption == "none" else caption, Rate(**given), max_pixels),  # type: ignore[typeddict-item]
+        inputs,
+        out,
+        reads=options.PICTURES,
+        writes=(".slim",),
+        jobs=jobs,
+        overwrite=overwrite,
+        as_json=as_json,
+    )

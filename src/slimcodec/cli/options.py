@@ -1,0 +1,55 @@
+"""Options that several commands share, so that they read alike."""
+
+from typing import Annotated
+
+import typer
+
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out", "-o", metavar="OUT", help="File, or folder for several inputs (default: beside each input)."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="M", help="Bundle: a folder or a hub id (default: the embedded slim-tiny)."
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="D", help="Where the networks run: cpu, cuda, cuda:1, mps.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", help="Processes, one thread each; 1 uses all threads of one."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels", min=1, metavar="N", help="Largest picture to open (default: Pillow's 89 million)."
+    ),
+]
+
+# What a search in a folder takes for a picture; a file named itself may have any suffix.
+PICTURES = frozenset(
+    {
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+    }
+    | {".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)

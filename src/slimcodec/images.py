@@ -1,0 +1,248 @@
+"""Any picture in, one kind of array out: what the codec sees of the many ways to store an image."""
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from slimcodec.errors import ImageError, SlimError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes
+
+MAX_SIDE = 2**24  # what the header of a .slim file can say
+
+_PICTURES = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
+_pillow_limit_lock = threading.Lock()
+
+
+class ImageWarning(UserWarning):
+    """A picture was read, but something in its file (a colour profile, a rotation) was ignored."""
+
+
+def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
+    """Return ``image`` as an ``H x W x 3`` uint8 array of sRGB values, upright and opaque.
+
+    ``image`` is a PIL image, an array, a path, or the bytes of an image file. Of a file or a PIL image:
+
+    - its EXIF rotation is applied, and its ICC profile converted to sRGB (a broken or unfitting profile is
+      ignored with an ``ImageWarning``);
+    - of an animation the first frame is taken, of a PIL image the current one;
+    - grey, 1-bit, palette, CMYK, YCbCr, LAB and HSV become RGB; transparency is laid on white;
+    - deep grey becomes 8 bits: ``I;16`` by its 16-bit range, ``I`` and ``F`` by the smallest of the usual
+      ranges that holds every value: 0..1 (``F`` only), 0..255, 0..65535.
+
+    Arrays are uint8, ``H x W`` (grey), ``H x W x 3`` (RGB) or ``H x W x 4`` (RGBA, straight alpha), taken as
+    sRGB; the result may share the array's memory.
+
+    ``max_pixels`` bounds the pixels of a file or bytes, so that a small file can't fill the memory; ``None``
+    means ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). While a picture is read with another limit, that is
+    Pillow's own in the whole process.
+
+    Raises ``ImageError`` for what is no picture, is truncated, empty, too large, or an array of another kind.
+    """
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _from_bytes(bytes(image), max_pixels)
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            return _from_bytes(data, max_pixels)
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+    raise ImageError(f"{type(image).__name__} is not a picture; pass {_PICTURES}")
+
+
+def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
+    if not data:
+        raise ImageError("the file is empty (0 bytes)")
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    with _pillow_limit(max_pixels):
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                return _from_pil(opened)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError(
+                f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
+                "if you trust the file, pass a larger max_pixels"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise ImageError("not an image that Pillow can read; convert it to PNG or JPEG first") from error
+        except SlimError:
+            raise
+        except Exception as error:  # what Pillow's readers raise on damaged headers has no common base
+            raise ImageError(f"the image file is damaged: {_reason(error)}") from error
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
+    """Make Pillow raise rather than warn above its limit, which is ``max_pixels`` if that is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if max_pixels is None:
+            yield
+            return
+        with _pillow_limit_lock:
+            before = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = max_pixels
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"an array of {array.dtype} has no one meaning; pass uint8 values 0..255, for instance "
+            "(x * 255).round().clip(0, 255).astype(np.uint8) where x is 0..1"
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        hint = (
+            "; channels come last: x.transpose(1, 2, 0)"
+            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
+            else ""
+        )
+        raise ImageError(
+            f"an array of shape {array.shape} is not a picture; pass H x W, H x W x 3 or H x W x 4{hint}"
+        )
+    height, width = array.shape[:2]
+    _check_size(width, height)
+    pixels: Pixels = np.ascontiguousarray(array, dtype=np.uint8)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.shape[2] == 4:
+        return np.array(_on_white(Image.fromarray(pixels)))
+    return pixels
+
+
+def _from_pil(image: Image.Image) -> Pixels:
+    _check_size(*image.size)
+    try:
+        image.load()
+    except (SlimError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except (
+        Exception
+    ) as error:  # as above: damaged data raises OSError, SyntaxError, struct.error, IndexError, ...
+        raise ImageError(f"the picture is truncated or damaged: {_reason(error)}") from error
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    return np.array(_to_srgb(image))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture is empty ({width} x {height}); it needs at least one pixel")
+    if width > MAX_SIDE or height > MAX_SIDE:
+        raise ImageError(
+            f"{width} x {height} is too large: a side has at most {MAX_SIDE} pixels; cut it into tiles"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # noqa: BLE001  a damaged EXIF block is no reason to lose the picture
+        warnings.warn(f"damaged EXIF data ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16"):
+        ranges: tuple[int, ...] = (65535,)
+    else:
+        ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    # Written so that NaN fails too.
+    if not (low >= 0 and high <= ranges[-1]):
+        raise ImageError(
+            f"grey values from {low:g} to {high:g} have no known black and white; scale them to 0..255"
+        )
+    white = next(top for top in ranges if high <= top)
+    grey = Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    if profile := image.info.get("icc_profile"):
+        grey.info["icc_profile"] = profile
+    if isinstance(clear := image.info.get("transparency"), int):
+        # One 16-bit value is transparent; as 8 bits its neighbours would be too.
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Colour first, then transparency: the white below is the white of sRGB."""
+    if image.mode == "LAB":
+        return _convert(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+    profile = _profile(image)
+    alpha = None
+    if image.has_transparency_data:
+        # The palette, or the one transparent colour, is resolved here, while its meaning is known.
+        image = image.convert("LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert(image.mode[:-1])
+    if profile is not None:
+        image = _apply(profile, image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if alpha is not None:
+        image.putalpha(alpha)
+        image = _on_white(image)
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    data = image.info.get("icc_profile")
+    if not data:
+        return None
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(data))
+    except Exception as error:  # noqa: BLE001  OSError, TypeError and others, with no common base
+        warnings.warn(f"broken ICC profile ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        return None
+
+
+def _apply(profile: ImageCms.ImageCmsProfile, image: Image.Image) -> Image.Image:
+    """Convert to sRGB by ``profile``; return ``image`` as it is where the profile does not fit it."""
+    space = profile.profile.xcolor_space.strip()
+    if space == "RGB" and image.mode != "CMYK":
+        image = image.convert("RGB")  # a grey picture with an RGB profile has three equal channels
+    elif space == "GRAY" and image.mode == "1":
+        image = image.convert("L")
+    try:
+        if (space, image.mode) not in {("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK")}:
+            raise ValueError(f"it is for {space}, the picture is {image.mode}")
+        return _convert(image, profile)
+    except (ImageCms.PyCMSError, ValueError) as error:
+        warnings.warn(f"broken ICC profile ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        return image
+
+
+def _convert(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    transform = ImageCms.buildTransform(profile, srgb, image.mode, "RGB")
+    return ImageCms.applyTransform(image, transform) or image
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""slimcodec inside other libraries: import the module of the one that you use."""

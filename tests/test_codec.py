@@ -1,0 +1,283 @@
+"""The codec through its public contract: real photos, real bytes, fresh processes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photos import NAMES, photo, psnr
+from PIL import Image
+
+import slimcodec
+from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
+from slimcodec.codec import Codec
+from slimcodec.container import pack, unpack
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return slimcodec.load()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rate_and_fidelity_grow_with_quality(codec: Codec, name: str) -> None:
+    original = photo(name)
+    files = [codec.encode(original, quality, caption=None) for quality in (1, 25, 50, 75, 100)]
+    sizes = [len(data) for data in files]
+    assert sizes == sorted(sizes) and sizes[-1] > 5 * sizes[0]
+    fidelity = [psnr(codec.decode(data, steps=0), original) for data in files]
+    assert fidelity == sorted(fidelity)
+    assert fidelity[0] > 16 and fidelity[-1] > 27
+
+
+def test_default_steps_change_the_picture_but_not_what_it_shows(codec: Codec) -> None:
+    data = codec.encode(photo("chelsea"), 20)
+    rough, enhanced = codec.decode(data, steps=0), codec.decode(data)
+    assert rough.tobytes() != enhanced.tobytes()
+    assert psnr(enhanced, photo("chelsea")) > psnr(rough, photo("chelsea")) - 1.5
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_file_gives_the_same_picture_each_time(codec: Codec, steps: int) -> None:
+    data = codec.encode(photo("coffee", 128, 96), 30)
+    first = codec.decode(data, steps=steps)
+    assert first.tobytes() == codec.decode(data, steps=steps).tobytes()
+    assert first.tobytes() == slimcodec.load().decode(data, steps=steps).tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    quality=st.integers(1, 100),
+    mode=st.sampled_from(["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16"]),
+    steps=st.sampled_from([0, 0, 1]),
+)
+def test_any_size_and_mode_comes_back_at_its_size(width: int, height: int, quality: int, mode: str, steps: int) -> None:
+    codec = slimcodec.codec.default_codec()
+    image = photo("astronaut", width, height)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    decoded = codec.decode(codec.encode(image, quality), steps=steps)
+    assert (decoded.size, decoded.mode) == ((width, height), "RGB")
+
+
+def test_extreme_pictures_survive(codec: Codec) -> None:
+    flat = Image.new("RGB", (200, 120), (12, 200, 90))
+    decoded = np.asarray(codec.decode(codec.encode(flat, 60), steps=0), np.float64)
+    assert np.abs(decoded - np.asarray(flat)).max() <= 12  # no colour shift
+    squares = ((np.indices((128, 128)).sum(0) % 2) * 255).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    for array in (squares, noise):
+        assert codec.decode(codec.encode(array, 100), steps=0).size == (128, 128)
+
+
+def test_targets_take_the_largest_file_that_fits(codec: Codec) -> None:
+    original = photo("rocket")
+    data = codec.encode(original, target_bytes=2500)
+    quality = slimcodec.inspect(data).quality
+    assert len(data) <= 2500 < len(codec.encode(original, quality + 1))
+    assert data == codec.encode(original, quality)
+    by_rate = codec.encode(original, target_bpp=2500 * 8 / 256**2)
+    assert by_rate == data
+    with pytest.raises(SlimError, match="no quality fits in 20 bytes"):
+        codec.encode(original, target_bytes=20)
+    with pytest.raises(SlimError, match="not both"):
+        codec.encode(original, target_bytes=500, target_bpp=0.1)
+
+
+def test_captions_travel_in_the_file(codec: Codec) -> None:
+    image = photo("chelsea", 96, 96)
+    tag = slimcodec.inspect(codec.encode(image, 30, caption="a photo of a egyptian cat"))
+    free = slimcodec.inspect(codec.encode(image, 30, caption="two dogs under a red umbrella"))
+    none = slimcodec.inspect(codec.encode(image, 30, caption=None))
+    assert (tag.caption, tag.caption_bytes) == ("a photo of an egyptian cat", 2)
+    assert free.caption == "two dogs under a red umbrella" and 2 < free.caption_bytes < 30
+    assert (none.caption, none.caption_bytes) == (None, 0)
+    assert tag.payload_bytes == none.payload_bytes == free.payload_bytes
+
+
+def test_guidance_moves_the_picture_only_with_a_tag(codec: Codec) -> None:
+    image = photo("chelsea", 128, 128)
+    tagged, free = codec.encode(image, 20, "egyptian cat"), codec.encode(image, 20, "zq")
+    plain = codec.decode(tagged, steps=1, guidance=0)
+    guided = codec.decode(tagged, steps=1, guidance=0.3)
+    assert 20 < psnr(plain, guided) < 60
+    assert codec.decode(free, steps=1, guidance=0).tobytes() == codec.decode(free, steps=1, guidance=0.3).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quality": 0}, "1 to 100"),
+        ({"quality": 101}, "1 to 100"),
+        ({"quality": 50.5}, "whole number"),
+        ({"caption": "x" * 2000}, "1024"),
+    ],
+)
+def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(SlimError, match=message):
+        codec.encode(photo("coffee", 32, 32), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arguments", [{"steps": -1}, {"steps": 1001}, {"guidance": -0.1}, {"guidance": float("nan")}])
+def test_bad_arguments_of_decode_are_named(codec: Codec, arguments: dict[str, object]) -> None:
+    data = codec.encode(photo("coffee", 32, 32))
+    with pytest.raises(SlimError, match=next(iter(arguments))):
+        codec.decode(data, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_file_of_another_bundle_names_the_bundle_that_it_needs(codec: Codec) -> None:
+    made = unpack(codec.encode(photo("coffee", 32, 32)))
+    other = pack(type(made)(made.width, made.height, made.quality, b"\xde\xad\xbe\xef", b"", made.payload))
+    with pytest.raises(ModelMismatchError, match="deadbeef") as caught:
+        codec.decode(other)
+    assert caught.value.bundle_id == "deadbeef"
+
+
+def test_a_header_that_claims_a_huge_picture_is_refused_before_work(codec: Codec) -> None:
+    made = unpack(codec.encode(photo("coffee", 32, 32)))
+    huge = pack(type(made)(60000, 60000, 50, made.bundle_id, b"", made.payload))
+    with pytest.raises(ImageError, match="max_pixels"):
+        codec.decode(huge, steps=0)
+
+
+def test_every_truncation_and_every_changed_byte_is_refused(codec: Codec) -> None:
+    data = codec.encode(photo("astronaut", 64, 64), 10)
+    for length in range(len(data)):
+        with pytest.raises((FormatError, VersionError)):
+            codec.decode(data[:length], steps=0)
+    for position in range(len(data)):
+        for change in (1, 0x80, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] ^= change
+            with pytest.raises((FormatError, VersionError, ModelMismatchError)):
+                codec.decode(bytes(damaged), steps=0)
+
+
+def test_a_payload_that_does_not_belong_to_the_header_is_an_error_or_another_picture_never_a_crash(codec: Codec) -> None:
+    made = unpack(codec.encode(photo("astronaut", 64, 64), 30))
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for _ in range(60):
+        payload = rng.bytes(int(rng.integers(0, 400)))
+        # a correct checksum over a payload that no encoder wrote
+        forged = pack(type(made)(64, 64, int(rng.integers(1, 101)), made.bundle_id, b"", payload))
+        try:
+            outcomes.add(codec.decode(forged, steps=0).size)
+        except FormatError:
+            outcomes.add("refused")
+    assert outcomes <= {(64, 64), "refused"} and "refused" in outcomes
+
+
+SCRIPT = """
+import hashlib, sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+import slimcodec
+codec = slimcodec.load(dtype=sys.argv[2])
+for path in sys.argv[3:]:
+    print(hashlib.sha256(codec.read(path)[1].symbols().tobytes()).hexdigest())
+"""
+
+
+def test_another_process_with_other_threads_and_types_reads_the_same_symbols(codec: Codec, tmp_path: Path) -> None:
+    import hashlib
+
+    wanted, paths = [], []
+    for name in NAMES:
+        for quality in (5, 60):
+            coded = codec.quantise(photo(name, 200, 120), quality)
+            paths.append(str(tmp_path / f"{name}-{quality}.slim"))
+            Path(paths[-1]).write_bytes(codec.encode(photo(name, 200, 120), quality))
+            wanted.append(hashlib.sha256(coded.symbols().tobytes()).hexdigest())
+    for threads, dtype in (("1", "float32"), ("2", "bfloat16")):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, threads, dtype, *paths], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == wanted
+
+
+def test_files_of_every_type_decode_with_every_other(codec: Codec) -> None:
+    image = photo("chelsea", 160, 112)
+    other = slimcodec.load(dtype="float32" if codec.bundle.dtype == torch.bfloat16 else "bfloat16")
+    for writer, reader in ((codec, other), (other, codec)):
+        data = writer.encode(image, 40)
+        assert np.array_equal(writer.quantise(image, 40).symbols(), reader.read(data)[1].symbols())
+        assert psnr(writer.decode(data, steps=0), reader.decode(data, steps=0)) > 35
+
+
+def test_one_codec_serves_many_threads(codec: Codec) -> None:
+    images = [photo(name, 96 + 16 * number, 80) for number in range(3) for name in NAMES]
+    alone = [codec.encode(image, 30) for image in images]
+    fresh = slimcodec.load()
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: fresh.encode(image, 30), images))
+    assert alone == together
+
+
+def test_the_coder_stays_within_one_percent_and_eight_bytes_of_ideal(codec: Codec) -> None:
+    for name in NAMES:
+        for quality in (1, 50, 100):
+            payload = slimcodec.inspect(codec.encode(photo(name), quality)).payload_bytes
+            ideal = codec.bit_map(photo(name), quality).astype(np.float64).sum() / 8
+            assert ideal - 1 <= payload <= 1.01 * ideal + 8
+
+
+def test_the_bit_map_has_a_position_per_patch_and_follows_the_detail(codec: Codec) -> None:
+    half = np.full((128, 160, 3), 128, np.uint8)
+    half[:, 80:] = np.asarray(photo("astronaut", 80, 128))
+    bits = codec.bit_map(half, 60)
+    assert bits.shape == (8, 10)
+    assert bits[:, 6:].sum() > 3 * bits[:, :4].sum()
+    assert codec.bit_map(photo("coffee", 33, 17), 60).shape == (2, 3)
+
+
+def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
+    data = codec.encode(photo("coffee", 70, 50), 50)
+    latent = codec.decode_latent(data)
+    assert latent.shape == (128, 4, 5) and latent.dtype == torch.float32
+    picture = codec.bundle.autoencoder.decode(latent[None])[0, :, :50, :70]
+    levels = ((picture.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).numpy()
+    assert np.abs(levels - np.asarray(codec.decode(data, steps=0), np.float32)).max() <= 1
+
+
+def test_pictures_come_as_image_array_path_or_bytes(codec: Codec, tmp_path: Path) -> None:
+    image = photo("coffee", 60, 44)
+    image.save(tmp_path / "coffee.png")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kinds = [image, np.asarray(image), tmp_path / "coffee.png", str(tmp_path / "coffee.png"), buffer.getvalue()]
+    assert len({codec.encode(kind, 40) for kind in kinds}) == 1
+
+
+def test_tiles_leave_no_trace(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slimcodec.models import tiling
+
+    exact = slimcodec.load(dtype="float32")
+    image = photo("astronaut", 512, 400)
+    data = exact.encode(image, 50)
+    whole = np.asarray(exact.decode(data, steps=0), np.int16)
+    plain = tiling.tiled.__kwdefaults__["tile"]
+    monkeypatch.setitem(tiling.tiled.__kwdefaults__, "tile", 6)
+    pieces = np.asarray(exact.decode(data, steps=0), np.int16)
+    again = exact.encode(image, 50)
+    monkeypatch.setitem(tiling.tiled.__kwdefaults__, "tile", plain)
+    assert np.abs(whole - pieces).max() <= 1
+    # rounding noise may turn single symbols at the encoder; the file stays the same picture
+    assert abs(len(again) - len(data)) <= 0.002 * len(data) + 2
+
+
+def test_the_five_public_names() -> None:
+    assert {"load", "encode", "decode", "inspect", "Codec"} <= set(slimcodec.__all__)
+    data = slimcodec.encode(photo("coffee", 48, 48), quality=30)
+    assert slimcodec.decode(data, steps=0).size == (48, 48)
