@@ -35,7 +35,7 @@ def _read(source: Path) -> Iterator[Image.Image]:
     files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
     for path in files:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as parquet
+            from pyarrow import parquet
 
             for row in parquet.read_table(path, columns=["image"])["image"]:
                 yield Image.open(io.BytesIO(row.as_py()["bytes"]))

@@ -57,7 +57,11 @@ def seconds(function: Callable[[], object]) -> float:
 def command_seconds(arguments: list[str]) -> tuple[float, float]:
     """Wall-clock and processor time of a ``slim`` command in a fresh process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    wall = seconds(lambda: subprocess.run([sys.executable, "-m", "slimcodec.cli", *arguments], check=True, capture_output=True))
+    wall = seconds(
+        lambda: subprocess.run(
+            [sys.executable, "-m", "slimcodec.cli", *arguments], check=True, capture_output=True
+        )
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -68,8 +72,12 @@ def main() -> None:
 
     import slimcodec
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder or parquet file of photos (default: scikit-image's four)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -107,7 +115,8 @@ def main() -> None:
         with Image.open(io.BytesIO(_large())) as large:
             large.save(Path(folder) / "large.png")
         large_peaks = {
-            name: peak_megabytes(Path(folder) / "large.png", Path(folder) / "large.slim", name) for name in limits
+            name: peak_megabytes(Path(folder) / "large.png", Path(folder) / "large.slim", name)
+            for name in limits
         }
 
     report = {
@@ -133,7 +142,9 @@ def _large() -> bytes:
     picture = photos(None, 1, 512)[0].resize((4000, 3000), Image.Resampling.BICUBIC)
     grain = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8)).save(
+        buffer, "PNG", compress_level=1
+    )
     return buffer.getvalue()
 
 

@@ -95,7 +95,11 @@ class ReferenceDecoder:
         self.width = unit * frequency
         if self.width < 1 << 32:
             word = int.from_bytes(self.payload[self.position : self.position + 4].ljust(4, b"\0"), "big")
-            self.distance, self.width, self.position = self.distance << 32 | word, self.width << 32, self.position + 4
+            self.distance, self.width, self.position = (
+                self.distance << 32 | word,
+                self.width << 32,
+                self.position + 4,
+            )
 
 
 def decode(tables: Sequence[Table], payload: bytes, calls: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -31,7 +31,8 @@ def window(x: Ints, offsets: list[tuple[int, int]], radius: int) -> Ints:
     height, width, _ = x.shape
     padded = np.pad(x, ((radius, radius), (radius, radius), (0, 0)))
     return np.concatenate(
-        [padded[radius + dy : radius + dy + height, radius + dx : radius + dx + width] for dy, dx in offsets], -1
+        [padded[radius + dy : radius + dy + height, radius + dx : radius + dx + width] for dy, dx in offsets],
+        -1,
     )
 
 

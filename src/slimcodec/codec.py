@@ -22,7 +22,7 @@ from slimcodec.errors import ImageError, ModelMismatchError, SlimError
 from slimcodec.images import ImageLike, load_image
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.tiling import blended, tiled
+from slimcodec.models.tiling import TILE, blended, tiled
 
 if TYPE_CHECKING:
     from slimcodec.models.latent_coder import CodedLatent
@@ -50,8 +50,9 @@ class Codec:
     A codec holds no state between calls and may be used from several threads.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, tile: int = TILE) -> None:
+        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+        self.bundle, self.tile = bundle, tile
 
     # ---- encoding ----------------------------------------------------------------------------------------------
 
@@ -108,9 +109,17 @@ class Codec:
         step = autoencoder.stride * self.bundle.config.compressor.patch
         # the array's own order is channels-last, which the convolutions like best
         x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
-        # repeating the border costs fewer bits than black, and works from 1x1 up
-        x = F.pad(x, (0, -x.shape[3] % step, 0, -x.shape[2] % step), mode="replicate").to(self.bundle.device)
-        return tiled(autoencoder.encode, x, margin=autoencoder.encoder_radius, cell_in=autoencoder.stride)
+        if x.shape[2] % step or x.shape[3] % step:
+            # repeating the border costs fewer bits than black, and works from 1x1 up
+            x = F.pad(x, (0, -x.shape[3] % step, 0, -x.shape[2] % step), mode="replicate")
+        x = x.to(self.bundle.device)
+        return tiled(
+            autoencoder.encode,
+            x,
+            tile=self.tile,
+            margin=autoencoder.encoder_radius,
+            cell_in=autoencoder.stride,
+        )
 
     @torch.no_grad()
     def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
@@ -119,6 +128,7 @@ class Codec:
         values = tiled(
             lambda x: compressor.analyse(x, level),
             latents,
+            tile=self.tile,
             margin=compressor.analysis_radius,
             cell_in=compressor.config.patch,
         )
@@ -185,11 +195,14 @@ class Codec:
         latents = tiled(
             lambda x: compressor.synthesise(x, level),
             coded.values,
+            tile=self.tile,
             margin=compressor.synthesis_radius,
             cell_out=compressor.config.patch,
         )
         caption = decode_caption(container.caption, self.bundle.vocabulary) if container.caption else None
-        return Rough(latents, container, caption.text if caption else None, caption.index if caption else None)
+        return Rough(
+            latents, container, caption.text if caption else None, caption.index if caption else None
+        )
 
     @torch.no_grad()
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
@@ -219,11 +232,17 @@ class Codec:
         enhancer = self.bundle.enhancer
         assert enhancer is not None
         quality = rough.container.quality
-        text, empty = encode_captions(self.bundle.caption_encoder, [rough.caption, None]).split(1)
+        states = encode_captions(self.bundle.caption_encoder, [rough.caption, None])
+        text, empty = states[:1], states[1:]
         # the noise is part of the file's meaning: a file gives the same picture each time
-        noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(rough.latents.device)
+        noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(
+            rough.latents.device
+        )
         latents = blended(
-            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty), rough.latents, noise
+            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty),
+            rough.latents,
+            noise,
+            tile=self.tile,
         )
         if guidance and rough.tag is not None and self.bundle.captioners:
             level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
@@ -238,7 +257,9 @@ class Codec:
         def pixels(x: Tensor) -> Tensor:
             return autoencoder.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-        decoded = tiled(pixels, latents, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride)
+        decoded = tiled(
+            pixels, latents, tile=self.tile, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride
+        )
         cropped = decoded[0, :, : container.height, : container.width].permute(1, 2, 0)
         return Image.fromarray(cropped.cpu().contiguous().numpy())
 
@@ -247,7 +268,9 @@ def _largest_that_fits(file: Callable[[int], bytes], limit: int) -> bytes:
     """The file of the largest quality with at most ``limit`` bytes, by bisection (sizes grow with quality)."""
     best = file(1)
     if len(best) > limit:
-        raise SlimError(f"no quality fits in {limit} bytes: quality 1 takes {len(best)}; allow more, or shrink the picture")
+        raise SlimError(
+            f"no quality fits in {limit} bytes: quality 1 takes {len(best)}; allow more, or shrink the picture"
+        )
     low, high = 1, 101
     while high - low > 1:
         middle = (low + high) // 2
@@ -298,6 +321,8 @@ def encode(image: ImageLike, quality: int = 50, caption: str | None = "auto", **
     return default_codec().encode(image, quality, caption, **options)
 
 
-def decode(data: Source, steps: int | None = None, guidance: float | None = None, **options: Any) -> Image.Image:
+def decode(
+    data: Source, steps: int | None = None, guidance: float | None = None, **options: Any
+) -> Image.Image:
     """``Codec.decode`` with the embedded bundle."""
     return default_codec().decode(data, steps, guidance, **options)

@@ -10,6 +10,7 @@ from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
 from slimcodec.cli.map import map_
 from slimcodec.cli.messages import FAILED, complain, describe, say
+from slimcodec.cli.train import train
 from slimcodec.version import __version__
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command()(encode)
 app.command()(decode)
 app.command()(info)
 app.command("map")(map_)
+app.command()(train)
 
 
 def _print_version(wanted: bool) -> None:

@@ -89,9 +89,9 @@ class PatchAutoencoder(nn.Module):
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], sides multiples of 16, to latents [B, C, H/16, W/16], float32."""
         with torch.autocast(pictures.device.type, enabled=False):
-            # the KLT stays in float32: bfloat16 loses the DC coefficient
-            patches = F.pixel_unshuffle(pictures.float(), PATCH) - self.mean[:, None, None]
-            linear = F.conv2d(patches, self.analysis[:, :, None, None])
+            # the KLT stays in float32: bfloat16 loses the DC coefficient; a strided convolution is the product with patches
+            kernel = self.analysis.reshape(-1, 3, PATCH, PATCH)
+            linear = F.conv2d(pictures.float(), kernel, -(self.analysis @ self.mean), stride=PATCH)
         branch: Tensor = self.encoder(pictures.to(dtype_of(self.encoder)))
         return linear + branch.float()
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
+from slimcodec.config import from_plain, to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
@@ -111,10 +112,12 @@ class Bundle:
     @cached_property
     def captioners(self) -> list[LatentTagger]:
         """The taggers; the first one names captions, all of them guide."""
-        return [
-            self._fill(f"captioner-{number}", lambda config=config: LatentTagger(config)).to(self.dtype)
-            for number, config in enumerate(self.config.captioners)
-        ]
+        taggers = []
+        for number, config in enumerate(self.config.captioners):
+            tagger = self._fill(f"captioner-{number}", partial(LatentTagger, config))
+            tagger.body.to(self.dtype)
+            taggers.append(tagger)
+        return taggers
 
     @cached_property
     def enhancer(self) -> Enhancer | None:
@@ -151,10 +154,14 @@ class Bundle:
         # building on the meta device skips initial values that would be overwritten
         with torch.device("meta" if meta else "cpu"):
             module: Any = build()
-        module.load_state_dict(_from_storage(self.stored[part]), strict=True, assign=meta)
+        try:
+            module.load_state_dict(_from_storage(self.stored[part]), strict=True, assign=meta)
+        except (KeyError, RuntimeError) as error:
+            raise SlimError(f"the bundle's part {part} does not fit its configuration: {error}") from error
         # channels-last convolutions are faster on processors and on GPUs
         module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
-        return module
+        filled: T = module
+        return filled
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
@@ -162,7 +169,7 @@ class Bundle:
     def sha256(self) -> str:
         """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
         digest = hashlib.sha256()
-        described = _plain(self.config)
+        described = to_plain(self.config)
         for name in ("name", "training", "steps", "guidance"):
             described.pop(name)
         digest.update(json.dumps([FORMAT, described, self.text, self.vocabulary], sort_keys=True).encode())
@@ -191,7 +198,12 @@ class Bundle:
         if self.text is not None:
             content = {"tokenizer": self.text[0], "model": self.text[1]}
             atomic_write(path / "text.json", json.dumps(content).encode())
-        described = {"format": FORMAT, "bundle_id": self.bundle_id, "sha256": self.sha256, **_plain(self.config)}
+        described = {
+            "format": FORMAT,
+            "bundle_id": self.bundle_id,
+            "sha256": self.sha256,
+            **to_plain(self.config),
+        }
         # last, so that a folder with a configuration is whole
         atomic_write(path / "config.json", (json.dumps(described, indent=2) + "\n").encode())
 
@@ -211,7 +223,7 @@ class Bundle:
         if described.pop("format", None) != FORMAT:
             raise SlimError(f"{folder}: this release reads bundles of format {FORMAT} only; update slimcodec")
         bundle_id, sha256 = described.pop("bundle_id"), described.pop("sha256")
-        config = _from_plain(BundleConfig, described, "config.json")
+        config = from_plain(BundleConfig, described, "config.json")
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
         text = None
         if (folder / "text.json").exists():
@@ -274,30 +286,3 @@ def _from_storage(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             tensors[name] = value
     return tensors
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON values (tuples become lists)."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return plain
-
-
-def _from_plain(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Builds a configuration dataclass from JSON values; unknown keys are errors that name the key."""
-    hints = get_type_hints(kind)
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    if unknown := set(values) - known:
-        raise SlimError(f"{where}: unknown key {sorted(unknown)[0]!r} (this release knows {sorted(known)})")
-    made = {name: _from_value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
-    return kind(**made)
-
-
-def _from_value(kind: Any, value: Any, where: str) -> Any:
-    candidates: Iterable[Any] = getattr(kind, "__args__", ()) or (kind,)
-    for candidate in candidates:
-        if is_dataclass(candidate) and isinstance(candidate, type):
-            if isinstance(value, dict):
-                return _from_plain(candidate, value, where)
-            if isinstance(value, list):
-                return tuple(_from_plain(candidate, entry, where) for entry in value)
-    return tuple(value) if isinstance(value, list) else value

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, dtype_of
 
@@ -52,7 +51,8 @@ class LatentTagger(nn.Module):
         """Latents [B, C, h, w], sides multiples of 4, to logits [B, tags], float32."""
         pooled = self.body(latents.to(dtype_of(self.body))).float().mean((2, 3))
         # the head stays in float32: a thousand close scores
-        return F.linear(self.dropout(pooled), self.head.weight.float(), self.head.bias.float())
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
 
     @torch.no_grad()
     def name(self, latents: Tensor, vocabulary: Sequence[str]) -> list[str | None]:

@@ -59,10 +59,9 @@ class Compressor(nn.Module):
         channels = config.prior.channels
         inner = config.latent_channels * config.patch**2
         levels, width = config.prior.levels, config.width
-        if inner == channels:
-            self.enter, self.leave = nn.Identity(), nn.Identity()
-        else:
-            self.enter, self.leave = nn.Conv2d(inner, channels, 1), nn.Conv2d(channels, inner, 1)
+        same = inner == channels
+        self.enter: nn.Module = nn.Identity() if same else nn.Conv2d(inner, channels, 1)
+        self.leave: nn.Module = nn.Identity() if same else nn.Conv2d(channels, inner, 1)
         self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
         self.synthesis = LevelBranch(channels, width, channels, config.synthesis_blocks, levels)
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))

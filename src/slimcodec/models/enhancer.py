@@ -125,7 +125,9 @@ class Enhancer(nn.Module):
             return self._bridge(rough, quality, steps, noise, text, empty_text, text_scale)
         return self._denoise(rough, quality, steps, noise, text, empty_text, text_scale)
 
-    def _guided(self, predict: Callable[[Tensor], Tensor], text: Tensor, empty_text: Tensor, scale: float) -> Tensor:
+    def _guided(
+        self, predict: Callable[[Tensor], Tensor], text: Tensor, empty_text: Tensor, scale: float
+    ) -> Tensor:
         conditional = predict(text)
         if scale == 1.0:
             return conditional
@@ -133,7 +135,14 @@ class Enhancer(nn.Module):
         return unconditional + scale * (conditional - unconditional)
 
     def _bridge(
-        self, rough: Tensor, quality: int, steps: int, noise: Tensor, text: Tensor, empty_text: Tensor, text_scale: float
+        self,
+        rough: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        text: Tensor,
+        empty_text: Tensor,
+        text_scale: float,
     ) -> Tensor:
         level = quality_to_level(torch.full((len(rough),), quality, device=rough.device), self.config.levels)
         scale = at_level(self.error_scale, level)[..., None, None]
@@ -152,7 +161,14 @@ class Enhancer(nn.Module):
         return state
 
     def _denoise(
-        self, rough: Tensor, quality: int, steps: int, noise: Tensor, text: Tensor, empty_text: Tensor, text_scale: float
+        self,
+        rough: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        text: Tensor,
+        empty_text: Tensor,
+        text_scale: float,
     ) -> Tensor:
         low, high = self.config.strength
         strength = low + (high - low) * (quality - 1) / 99
@@ -176,7 +192,12 @@ class Enhancer(nn.Module):
 
 
 def guide_by_caption(
-    latents: Tensor, tag: int, taggers: Sequence[Callable[[Tensor], Tensor]], scale: Tensor, strength: float, steps: int = 4
+    latents: Tensor,
+    tag: int,
+    taggers: Sequence[Callable[[Tensor], Tensor]],
+    scale: Tensor,
+    strength: float,
+    steps: int = 4,
 ) -> Tensor:
     """Moves latents [1, C, h, w] uphill on the taggers' log-probability of ``tag`` (classifier guidance).
 

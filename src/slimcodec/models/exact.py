@@ -53,7 +53,9 @@ class FloatLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.relu, self.in_bits, self.out_bits = relu, in_bits, out_bits
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) * (2 / inputs) ** 0.5 * (1.0 if relu else 0.1))
+        self.weight = nn.Parameter(
+            torch.randn(outputs, inputs) * (2 / inputs) ** 0.5 * (1.0 if relu else 0.1)
+        )
         self.bias = nn.Parameter(torch.zeros(levels, outputs))
         self.register_buffer("in_scale", torch.ones(inputs))
         self.register_buffer("out_scale", torch.ones(outputs))
@@ -78,7 +80,9 @@ class FloatLayer(nn.Module):
         shift = self.in_bits + bits - self.out_bits
         return {
             "weight": (weight * 2**bits).round().to(torch.int16),
-            "bias": ((self.bias * self.out_scale).detach().double() * 2 ** (self.in_bits + bits)).round().to(torch.int64),
+            "bias": ((self.bias * self.out_scale).detach().double() * 2 ** (self.in_bits + bits))
+            .round()
+            .to(torch.int64),
             "meta": torch.tensor([shift, int(self.relu)], dtype=torch.int32),
         }
 

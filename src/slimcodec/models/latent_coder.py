@@ -57,7 +57,9 @@ class LatentCoder:
         for chosen in (at, ~at):
             mean, index = self._parameters(features, grid, quality, first=chosen is at)
             # ties and float noise matter only here, at the encoder: the decoder is told the symbols
-            symbols = (y[:, chosen] - mean * 2.0**-MEAN_BITS).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+            symbols = (
+                (y[:, chosen] - mean * 2.0**-MEAN_BITS).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+            )
             grid[:, chosen] = (symbols << MEAN_BITS) + mean
             passes.append(Pass(_flat(symbols), _flat(index).astype(np.uint8)))
         return CodedLatent(tuple(passes), _values(grid))

@@ -69,8 +69,10 @@ def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tenso
     centres = (rows_at + radius) * columns + columns_at + radius
     steps = torch.tensor([dy * columns + dx for dy, dx in offsets], device=x.device)
     found = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
-    return found.reshape(batch, -1, len(offsets) * channels) if at is not None else found.reshape(
-        batch, height, width, len(offsets) * channels
+    return (
+        found.reshape(batch, -1, len(offsets) * channels)
+        if at is not None
+        else found.reshape(batch, height, width, len(offsets) * channels)
     )
 
 
@@ -108,7 +110,7 @@ class PriorNetwork(nn.Module):
 
     def context(self, anchors: Tensor) -> Tensor:
         """Anchors around every other position [B, N, 12C], from decoded latents [B, h, w, C], zero outside the anchors."""
-        rest = ~anchor_mask(*anchors.shape[1:3], anchors.device)
+        rest = ~anchor_mask(anchors.shape[1], anchors.shape[2], anchors.device)
         return neighbours(anchors, CONTEXT_OFFSETS, 2, rest)
 
     def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
@@ -156,11 +158,16 @@ class ExactPrior(nn.Module):
     def from_tensors(cls, config: PriorConfig, tensors: dict[str, Tensor]) -> ExactPrior:
         """Builds the prior from the integer tensors that ``quantise_prior`` made; missing or extra names are errors."""
         names = list(float_prior(config).layers)
-        expected = {f"{name}.{part}" for name in names for part in ("weight", "bias", "meta")} | {"hyper_index"}
+        expected = {f"{name}.{part}" for name in names for part in ("weight", "bias", "meta")} | {
+            "hyper_index"
+        }
         if set(tensors) != expected:
-            raise ValueError(f"prior tensors differ from the configuration: {sorted(set(tensors) ^ expected)[:4]}")
+            raise ValueError(
+                f"prior tensors differ from the configuration: {sorted(set(tensors) ^ expected)[:4]}"
+            )
         layers: dict[str, nn.Module] = {
-            name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta"))) for name in names
+            name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
+            for name in names
         }
         return cls(PriorNetwork(config.channels, layers), tensors["hyper_index"])
 

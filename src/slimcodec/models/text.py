@@ -36,7 +36,9 @@ class CaptionEncoder(nn.Module):
         return hidden
 
 
-def small_text_encoder(corpus: Sequence[str], tokens: int = 2048, width: int = 128, layers: int = 2) -> CaptionEncoder:
+def small_text_encoder(
+    corpus: Sequence[str], tokens: int = 2048, width: int = 128, layers: int = 2
+) -> CaptionEncoder:
     """An untrained caption encoder: a byte-level BPE tokenizer fitted to ``corpus`` and a small CLIP text model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
@@ -46,14 +48,21 @@ def small_text_encoder(corpus: Sequence[str], tokens: int = 2048, width: int = 1
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<start>", "<end>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=tokens, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=tokens,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>", model_max_length=MAX_TOKENS
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=MAX_TOKENS,
     )
     config = CLIPTextConfig(
         vocab_size=len(fast),

@@ -12,7 +12,13 @@ TILE = 64
 
 
 def tiled(
-    function: Callable[[Tensor], Tensor], x: Tensor, *, margin: int, cell_in: int = 1, cell_out: int = 1, tile: int = TILE
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    margin: int,
+    cell_in: int = 1,
+    cell_out: int = 1,
+    tile: int = TILE,
 ) -> Tensor:
     """``function(x)`` for a convolutional function, computed on overlapping tiles.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from slimcodec.entropy.caption import tag_phrase
 from slimcodec.roi.annotations import mask_from_boxes, mask_from_picture
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ class PhotoSet:
         return list(self._source["label"])
 
 
-def crop(photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def crop(
+    photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S] from the same place.
 
     The crop covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, resized to ``size``; a photo
@@ -109,7 +112,12 @@ def crop(photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, 
     else:
         # the mask may be coarser than the photo (class-activation maps): crop it in its own pixels
         rows, columns = photo.mask.shape
-        box = (x * columns / width, y * rows / height, (x + side) * columns / width, (y + side) * rows / height)
+        box = (
+            x * columns / width,
+            y * rows / height,
+            (x + side) * columns / width,
+            (y + side) * rows / height,
+        )
         method = Image.Resampling.BOX if rows == height else Image.Resampling.BILINEAR
         mask = np.asarray(Image.fromarray(photo.mask).resize((size, size), method, box=box))
     if rng.random() < 0.5:
@@ -127,7 +135,10 @@ class Crops:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step])
-        pictures, masks, rows, captions = [], [], [], []
+        pictures: list[Tensor] = []
+        masks: list[Tensor] = []
+        rows: list[int] = []
+        captions: list[str | None] = []
         while len(rows) < self.batch:
             row = int(rng.integers(len(self.photos)))
             photo = self.photos[row]
@@ -137,8 +148,8 @@ class Crops:
             pictures.append(picture)
             masks.append(mask)
             rows.append(row)
-            choices = photo.captions or ([f"a photo of a {photo.label}"] if photo.label else [None])
-            captions.append(choices[int(rng.integers(len(choices)))])
+            choices = photo.captions or ([tag_phrase(photo.label)] if photo.label else [])
+            captions.append(choices[int(rng.integers(len(choices)))] if choices else None)
         scaled = torch.stack(pictures).float() / 127.5 - 1
         return Batch(scaled, torch.stack(masks)[:, None].float(), np.array(rows), captions)
 

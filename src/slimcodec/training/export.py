@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from slimcodec.entropy.tables import SymbolTables
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.exact import FloatLayer
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
 from slimcodec.training.stages import LatentCodec
 
@@ -18,9 +20,26 @@ def gaussian_tables() -> SymbolTables:
     return SymbolTables.gaussian(scale_of_index(torch.arange(SCALES).double()).numpy())
 
 
-def latent_codec_parts(model: LatentCodec, tables: SymbolTables | None = None) -> dict[str, dict[str, Tensor]]:
+def latent_codec_parts(
+    model: LatentCodec, tables: SymbolTables | None = None
+) -> dict[str, dict[str, Tensor]]:
     """The bundle parts ``compressor`` and ``prior`` of a trained latent codec: the prior as integers, with its tables."""
     arrays: dict[str, Any] = (tables or gaussian_tables()).to_arrays()
     prior = quantise_prior(model.prior, model.hyper_index)
     prior |= {f"tables.{name}": torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     return {"compressor": dict(model.compressor.state_dict()), "prior": prior}
+
+
+def restore_latent_codec(bundle: Bundle) -> LatentCodec:
+    """The trainable latent codec of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
+    model = LatentCodec(bundle.compressor, bundle.autoencoder)
+    tensors = bundle.stored["prior"]
+    with torch.no_grad():
+        for name, layer in model.prior.layers.items():
+            assert isinstance(layer, FloatLayer)
+            # the layer's grids say how many fractional bits the stored weights have
+            bits = int(tensors[f"{name}.meta"][0]) - layer.in_bits + layer.out_bits
+            layer.weight.copy_(tensors[f"{name}.weight"].double() / 2.0**bits)
+            layer.bias.copy_(tensors[f"{name}.bias"].double() / 2.0 ** (layer.in_bits + bits))
+        model.hyper_scale.copy_((tensors["hyper_index"] / 16 - 12) / 32)
+    return model

@@ -22,8 +22,11 @@ class Stage(Protocol):
     """What a training stage tells the loop."""
 
     name: str
-    #: the modules that are trained, saved and averaged, in one container
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """The modules that are trained, saved and averaged, in one container."""
+        ...
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for AdamW, each with its own ``lr``."""

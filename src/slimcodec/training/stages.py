@@ -28,7 +28,9 @@ from slimcodec.training.data import Crops, PhotoSet, view
 from slimcodec.training.losses import FeatureLoss, roi_weights, symbol_bits, weighted_mse
 
 
-def groups(learning_rate: float, slow: Sequence[nn.Parameter], model: nn.Module, factor: float) -> list[dict[str, Any]]:
+def groups(
+    learning_rate: float, slow: Sequence[nn.Parameter], model: nn.Module, factor: float
+) -> list[dict[str, Any]]:
     """Two parameter groups: ``slow`` parameters at ``factor`` times the rate, and the rest of the model."""
     ids = {id(parameter) for parameter in slow}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -50,7 +52,11 @@ class AutoencoderStage:
         feature_share: float = 0.5,
     ) -> None:
         self.model, self.crops, self.features = model, crops, features
-        self.feature_weight, self.feature_start, self.feature_share = feature_weight, feature_start, feature_share
+        self.feature_weight, self.feature_start, self.feature_share = (
+            feature_weight,
+            feature_start,
+            feature_share,
+        )
 
     def init_linear(self, batches: int = 60) -> None:
         """Sets the linear path to the KLT of patches from the first batches."""
@@ -203,7 +209,11 @@ class CompressorStage:
         self.model.synthesis.requires_grad_(train_decoder)
         self.crops, self.lambdas, self.background = crops, lambdas, background
         self.features, self.feature_weight = features, feature_weight
-        self.feature_start, self.feature_share, self.rounded_start = feature_start, feature_share, rounded_start
+        self.feature_start, self.feature_share, self.rounded_start = (
+            feature_start,
+            feature_share,
+            rounded_start,
+        )
         self.clean_share = clean_share if train_decoder else 0.0
         levels = compressor.config.prior.levels
         scale = autoencoder.latent_scale().detach() * 127.5
@@ -230,7 +240,10 @@ class CompressorStage:
         bpp = coded.bits / pixels
         distortion = weighted_mse(decoded, batch.pictures, roi_weights(batch.masks, self.background))
         fidelity = distortion
-        terms = {"bpp": float(bpp.detach().mean()), "hyper_bpp": float(coded.hyper_bits.detach().mean()) / pixels}
+        terms = {
+            "bpp": float(bpp.detach().mean()),
+            "hyper_bpp": float(coded.hyper_bits.detach().mean()) / pixels,
+        }
         if self.features is not None and progress >= self.feature_start:
             share = max(1, int(len(decoded) * self.feature_share))
             feature = self.features(decoded[:share], batch.pictures[:share])
@@ -283,7 +296,9 @@ class CaptionerStage:
         self.size, self.final_size, self.final_start = size, final_size, final_start
         self.small_share = small_share if small is not None else 0.0
         tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
-        self.labels = [[tags.get(label or "", -1) for label in s.labels()] for s in (photos, small) if s is not None]
+        self.labels = [
+            [tags.get(label or "", -1) for label in s.labels()] for s in (photos, small) if s is not None
+        ]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters()), "lr": learning_rate}]
@@ -292,7 +307,9 @@ class CaptionerStage:
         """Pictures [B, 3, S, S] in [-1, 1], target probabilities [B, tags], and whether a label was known [B]."""
         rng = np.random.default_rng([self.seed, step])
         tags = self.model.config.tags
-        pictures, targets, known = [], [], []
+        pictures: list[Tensor] = []
+        targets: list[Tensor] = []
+        known: list[bool] = []
         while len(pictures) < self.batch:
             thumbnail = rng.random() < self.small_share
             source = self.small if thumbnail and self.small is not None else self.photos
@@ -322,7 +339,9 @@ class CaptionerStage:
         with torch.no_grad():
             latents = self.autoencoder.encode(pictures)
             # half of the latents are noisy, so that the tagger can guide on decompressed ones
-            amount = self.noise * torch.rand(len(latents), 1, 1, 1) * (torch.rand(len(latents), 1, 1, 1) < 0.5)
+            amount = (
+                self.noise * torch.rand(len(latents), 1, 1, 1) * (torch.rand(len(latents), 1, 1, 1) < 0.5)
+            )
             latents = latents + amount * torch.randn_like(latents)
         self.model.train()
         logits = self.model(latents)
@@ -389,8 +408,12 @@ class EnhanceStage:
             weight = (energy / energy.mean(1, keepdim=True))[..., None, None]
             masks = nn.functional.avg_pool2d(batch.masks, PATCH)
             weight = weight * roi_weights(masks, self.background)
-        captions = [None if drop else caption for drop, caption in zip(
-            (torch.rand(count) < self.caption_dropout).tolist(), batch.captions, strict=True)]
+        captions = [
+            None if drop else caption
+            for drop, caption in zip(
+                (torch.rand(count) < self.caption_dropout).tolist(), batch.captions, strict=True
+            )
+        ]
         lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
         squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
         with torch.no_grad():

@@ -22,12 +22,15 @@ def classifier_input(pixels: NDArray[np.uint8], side: int = 224) -> Tensor:
     return torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy()).float() / 255
 
 
-def teacher_targets(photos: PhotoSet, teachers: Sequence[Classifier], cache: Path) -> tuple[Tensor, NDArray[np.float32]]:
+def teacher_targets(
+    photos: PhotoSet, teachers: Sequence[Classifier], cache: Path
+) -> tuple[Tensor, NDArray[np.float32]]:
     """Mean logits [rows, K] of the teachers and maps [rows, h, w] of the first one; kept in ``cache``."""
     if cache.exists():
         state = torch.load(cache, weights_only=True)
     else:
-        logits, maps = [], []
+        logits: list[Tensor] = []
+        maps: list[Tensor] = []
         for row in range(len(photos)):
             photo = photos[row]
             if photo is None:

@@ -21,6 +21,7 @@ class Teacher:
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
         # the optimising executor fuses whole subgraphs, after which gradients at inner feature maps are lost
-        with torch.jit.optimized_execution(False), torch.autocast(pictures.device.type, enabled=False):
+        plain = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with plain, torch.autocast(pictures.device.type, enabled=False):
             outputs: tuple[Tensor, ...] = self.module(pictures.float())
         return outputs

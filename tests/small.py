@@ -1,0 +1,61 @@
+"""A bundle small enough to build in a test, with every part that slim-tiny has, untrained but for its linear path."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from photos import NAMES, photo
+from torch.nn import functional as F
+
+from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
+from slimcodec.models.bundle import Bundle, BundleConfig
+from slimcodec.models.captioner import CaptionerConfig, LatentTagger
+from slimcodec.models.compressor import Compressor, CompressorConfig
+from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
+from slimcodec.models.prior import PriorConfig
+from slimcodec.models.text import small_text_encoder
+from slimcodec.training.export import latent_codec_parts
+from slimcodec.training.stages import LatentCodec
+
+CHANNELS = 16
+VOCABULARY = ("cat", "egyptian cat", "espresso", "rocket", "astronaut")
+
+
+def small_bundle(seed: int = 0) -> Bundle:
+    """Builds the bundle; the same for a seed on one machine."""
+    torch.manual_seed(seed)
+    autoencoder_config = AutoencoderConfig(CHANNELS, (16, 16), (1, 1), (16, 16), (1, 1))
+    prior_config = PriorConfig(channels=CHANNELS, hyper_channels=8, width=16, head_width=24, levels=3)
+    compressor_config = CompressorConfig(CHANNELS, 1, 16, 1, 1, 16, prior_config)
+    autoencoder = PatchAutoencoder(autoencoder_config)
+    pictures = torch.stack([torch.from_numpy(np.array(photo(name))).permute(2, 0, 1) for name in NAMES])
+    patches = F.pixel_unshuffle(pictures.float() / 127.5 - 1, PATCH).permute(0, 2, 3, 1).flatten(0, 2)
+    autoencoder.init_linear(patches)
+    codec = LatentCodec(Compressor(compressor_config), autoencoder)
+    codec.init_gains(autoencoder.latent_scale() * 127.5, torch.tensor([1e-4, 1e-3, 1e-2]))
+    captioner = CaptionerConfig(CHANNELS, len(VOCABULARY), 2, (16, 16), (1, 1), threshold=0.0)
+    unet: dict[str, Any] = small_unet_config(CHANNELS, 32) | {
+        "block_out_channels": (16, 16),
+        "norm_num_groups": 8,
+    }
+    enhancer_config = EnhancerConfig(latent_channels=CHANNELS, levels=3, unet=unet)
+    text = small_text_encoder(VOCABULARY, 300, 32, 1)
+    parts = {
+        "autoencoder": dict(autoencoder.state_dict()),
+        **latent_codec_parts(codec),
+        "captioner-0": dict(LatentTagger(captioner).state_dict()),
+        "enhancer": dict(Enhancer.build(enhancer_config).state_dict()),
+        "text": dict(text.state_dict()),
+    }
+    config = BundleConfig(
+        name="small",
+        autoencoder=autoencoder_config,
+        compressor=compressor_config,
+        captioners=(captioner,),
+        enhancer=enhancer_config,
+    )
+    tokenizer = json.loads(text.tokenizer.backend_tokenizer.to_str())
+    return Bundle(config, parts, VOCABULARY, (tokenizer, text.text_model.config.to_dict()))
