@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from photos import NAMES, photo
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from slimcodec.training.run import Run, stages
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), size=st.sampled_from([32, 64, 100]), coarse=st.booleans())
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([48, 64, 100]), coarse=st.booleans())
 def test_picture_and_mask_are_cropped_and_flipped_together(seed: int, size: int, coarse: bool) -> None:
     # the red channel is the mask, so the oracle is the crop itself
     rng = np.random.default_rng(seed)
@@ -42,9 +42,10 @@ def test_picture_and_mask_are_cropped_and_flipped_together(seed: int, size: int,
     pixels[..., 0] = full * 255
     picture, cropped = crop(Photo(pixels, mask if coarse else full, True, None, []), size, rng, (0.7, 1.4))
     assert picture.shape == (3, size, size) and cropped.shape == (size, size)
-    # resampling differs at edges only
-    far = (picture[0].float() / 255 - cropped).abs()
-    assert float(far.mean()) < 0.25 and float(((picture[0] > 127) != (cropped > 0.5)).float().mean()) < 0.15
+    # resampling differs at the edges of the blocks; a wrong place or a missed flip leaves no correlation
+    seen, wanted = picture[0].float().flatten(), cropped.flatten()
+    assume(float(seen.std()) > 40)
+    assert float(torch.corrcoef(torch.stack([seen, wanted]))[0, 1]) > 0.6
 
 
 def test_boxes_become_masks() -> None:
