@@ -123,7 +123,7 @@ def float_bits(pictures: list[Image.Image]) -> dict[str, float]:
         for number, picture in enumerate(pictures):
             latents = codec._latents(np.asarray(picture))
             for quality in QUALITIES:
-                coded = code(model, latents, torch.tensor([quality]), rounded=True)
+                coded = code(model, latents, torch.tensor([quality]), "rounded")
                 found[f"plain-{number:03d}-{quality:03d}.slim"] = float(coded.bits)
     return found
 

@@ -75,6 +75,19 @@ def test_the_id_depends_on_what_decoding_depends_on_and_on_nothing_else(folder: 
     assert Bundle(bundle.config, bundle.stored, other_tags, bundle.text).bundle_id != bundle.bundle_id
 
 
+def test_a_setting_that_a_later_release_adds_keeps_the_id(folder: Path, copy: Path) -> None:
+    # the folder of an older release: without a setting that this one has, and with the id of its day
+    bundle = Bundle.from_pretrained(folder)
+    older = json.loads((copy / "config.json").read_text())
+    del older["enhancer"]["strength"]
+    settings = {key: value for key, value in older.items() if key not in ("format", "bundle_id", "sha256")}
+    old = Bundle(bundle.config, bundle.stored, bundle.vocabulary, bundle.text, described=settings)
+    assert old.bundle_id != bundle.bundle_id
+    (copy / "config.json").write_text(json.dumps(older | {"bundle_id": old.bundle_id, "sha256": old.sha256}))
+    loaded = Bundle.from_pretrained(copy)
+    assert loaded.bundle_id == old.bundle_id and loaded.config == bundle.config
+
+
 def test_an_altered_weight_is_an_error_that_names_the_bundle(copy: Path) -> None:
     tensors = load_file(copy / "compressor.safetensors")
     tensors["log_inverse_gain"][0, 0] += 1

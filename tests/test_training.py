@@ -93,7 +93,7 @@ def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
             latents = codec._latents(np.asarray(photo(name)))
             for quality in (5, 50, 95):
                 exact += float(codec.bit_map(photo(name), quality).sum())
-                floating += float(code(twin, latents, torch.tensor([quality]), rounded=True).bits)
+                floating += float(code(twin, latents, torch.tensor([quality]), "rounded").bits)
     assert abs(exact / floating - 1) < 0.01
 
 

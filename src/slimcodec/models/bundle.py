@@ -42,6 +42,8 @@ ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
     "compressor": ("analysis.", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
 }
+#: settings that a user may change without changing what a file means
+NOT_IN_ID = ("name", "training", "steps", "guidance")
 #: matrices with fewer values stay in floating point
 SMALLEST_INT8 = 2048
 #: the autoencoder's linear path keeps its precision
@@ -76,10 +78,13 @@ class Bundle:
         text: tuple[Any, dict[str, Any]] | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        described: dict[str, Any] | None = None,
     ) -> None:
         """``tensors`` maps a part's name to its state, in floating point or as stored; ``text`` is a tokenizer's JSON and a
-        text model's configuration."""
+        text model's configuration; ``described`` is ``config`` as it was read from a file, by default as it would be written.
+        """
         self.config, self.vocabulary, self.text = config, vocabulary, text
+        self.described = to_plain(config) if described is None else described
         self.stored = {part: _to_storage(state) for part, state in tensors.items()}
         self.device, self.dtype = torch.device(device), dtype
 
@@ -169,9 +174,8 @@ class Bundle:
     def sha256(self) -> str:
         """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
         digest = hashlib.sha256()
-        described = to_plain(self.config)
-        for name in ("name", "training", "steps", "guidance"):
-            described.pop(name)
+        # as written: a setting that a later release adds must not change the id of an older bundle
+        described = {key: value for key, value in self.described.items() if key not in NOT_IN_ID}
         digest.update(json.dumps([FORMAT, described, self.text, self.vocabulary], sort_keys=True).encode())
         for part, state in sorted(self.stored.items()):
             for name, value in sorted(state.items()):
@@ -229,7 +233,9 @@ class Bundle:
         if (folder / "text.json").exists():
             content = json.loads((folder / "text.json").read_text(encoding="utf-8"))
             text = (content["tokenizer"], content["model"])
-        bundle = cls(config, tensors, read_vocabulary(folder / "vocabulary.txt"), text, device, dtype)
+        bundle = cls(
+            config, tensors, read_vocabulary(folder / "vocabulary.txt"), text, device, dtype, described
+        )
         if bundle.sha256 != sha256:
             raise ModelMismatchError(
                 f"{folder}: the weights are not those of bundle {bundle_id} (hash {bundle.sha256[:16]}, expected "

@@ -79,8 +79,8 @@ class CompressorRecipe:
     background: float = 0.5
     #: use class-activation maps where a photo has no annotation
     activation_maps: bool = True
-    #: share of the stage after which the rate is that of rounded symbols
-    rounded_start: float = 0.5
+    #: share of the stage after which scales are trained on rounded symbols
+    mixed_start: float = 0.4
     train_decoder: bool = True
 
 

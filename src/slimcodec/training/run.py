@@ -78,7 +78,7 @@ class Run:
             lambdas=recipe.lambdas,
             background=recipe.background,
             features=features,
-            rounded_start=recipe.rounded_start,
+            mixed_start=recipe.mixed_start,
             train_decoder=recipe.train_decoder,
             **options,
         )

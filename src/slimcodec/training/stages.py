@@ -136,11 +136,26 @@ def straight_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def code(model: LatentCodec, latents: Tensor, quality: Tensor, rounded: bool) -> Coded:
-    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B].
+def rate_bits(residual: Tensor, index: Tensor, rate: str) -> Tensor:
+    """Bits of residuals before rounding, elementwise, by the rate model ``rate``.
 
-    The synthesis sees rounded symbols (straight-through). The rate is that of symbols with uniform noise, or of the rounded
-    symbols themselves (``rounded``): the noise rate misleads at low quality.
+    ``noise``: symbols with uniform noise in place of rounding (Balle et al. 2017), smooth, but it overstates low rates.
+    ``rounded``: what the file costs; it has no gradient for what rounds to zero, so it is for measuring. ``mixed``: the value
+    of ``rounded``, whose gradient trains the scales, while values and means follow the gradient of ``noise``.
+    """
+    if rate == "noise":
+        return symbol_bits(residual + torch.rand_like(residual) - 0.5, index)
+    true = symbol_bits(residual.detach().round(), index)
+    if rate == "rounded":
+        return true
+    smooth = symbol_bits(residual + torch.rand_like(residual) - 0.5, index.detach())
+    return true + smooth - smooth.detach()
+
+
+def code(model: LatentCodec, latents: Tensor, quality: Tensor, rate: str) -> Coded:
+    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B] (see ``rate_bits``).
+
+    The synthesis and the context see rounded symbols (straight-through).
     """
     compressor, network = model.compressor, model.prior
     level = compressor.level(quality)
@@ -149,8 +164,7 @@ def code(model: LatentCodec, latents: Tensor, quality: Tensor, rounded: bool) ->
     with torch.autocast(latents.device.type, enabled=False):
         values, hyper = values.float(), hyper.float()
         hyper_index = at_level(model.hyper_index, level).clamp(0, SCALES - 1)[..., None, None]
-        noisy_hyper = straight_round(hyper) if rounded else hyper + torch.rand_like(hyper) - 0.5
-        hyper_bits = symbol_bits(noisy_hyper, hyper_index).sum((1, 2, 3))
+        hyper_bits = rate_bits(hyper, hyper_index, rate).sum((1, 2, 3))
 
         # channels last from here on
         y = values.permute(0, 2, 3, 1)
@@ -160,9 +174,8 @@ def code(model: LatentCodec, latents: Tensor, quality: Tensor, rounded: bool) ->
 
         def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             residual = y - mean
-            symbols = straight_round(residual)
-            seen = symbols if rounded else residual + torch.rand_like(residual) - 0.5
-            return symbols + mean, symbol_bits(seen, index.clamp(0, SCALES - 1)).sum((1, 2))
+            bits = rate_bits(residual, index.clamp(0, SCALES - 1), rate)
+            return straight_round(residual) + mean, bits.sum((1, 2))
 
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)
@@ -198,7 +211,7 @@ class CompressorStage:
         feature_weight: float = 0.3,
         feature_start: float = 0.4,
         feature_share: float = 0.5,
-        rounded_start: float = 0.7,
+        mixed_start: float = 0.4,
         train_decoder: bool = True,
         clean_share: float = 0.1,
     ) -> None:
@@ -209,10 +222,10 @@ class CompressorStage:
         self.model.synthesis.requires_grad_(train_decoder)
         self.crops, self.lambdas, self.background = crops, lambdas, background
         self.features, self.feature_weight = features, feature_weight
-        self.feature_start, self.feature_share, self.rounded_start = (
+        self.feature_start, self.feature_share, self.mixed_start = (
             feature_start,
             feature_share,
-            rounded_start,
+            mixed_start,
         )
         self.clean_share = clean_share if train_decoder else 0.0
         levels = compressor.config.prior.levels
@@ -234,7 +247,8 @@ class CompressorStage:
         weight = self.lambda_of(quality.float())
         with torch.no_grad():
             latents = self.autoencoder.encode(batch.pictures)
-        coded = code(self.model, latents, quality, rounded=progress >= self.rounded_start)
+        rate = "mixed" if progress >= self.mixed_start else "noise"
+        coded = code(self.model, latents, quality, rate)
         decoded = self.autoencoder.decode(coded.latents)
         pixels = batch.pictures.shape[2] * batch.pictures.shape[3]
         bpp = coded.bits / pixels
@@ -382,7 +396,7 @@ class EnhanceStage:
             squares = []
             for step in range(batches):
                 latents = self.autoencoder.encode(self.crops(step).pictures)
-                decoded = code(self.codec, latents, quality.expand(len(latents)), rounded=True).latents
+                decoded = code(self.codec, latents, quality.expand(len(latents)), "rounded").latents
                 squares.append((decoded - latents).square().mean((0, 2, 3)))
             self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
 
@@ -396,7 +410,7 @@ class EnhanceStage:
         quality = 1 + 99 * torch.rand(count) ** 1.5
         with torch.no_grad():
             latents = self.autoencoder.encode(batch.pictures)
-            rough = code(self.codec, latents, quality, rounded=True).latents
+            rough = code(self.codec, latents, quality, "rounded").latents
             level = self.codec.compressor.level(quality)
             scale = at_level(self.enhancer.error_scale, level)[..., None, None]
             begin = self.enhancer.start(rough, level, torch.randn_like(rough))

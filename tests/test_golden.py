@@ -1,0 +1,63 @@
+"""Golden files decode to the same symbols for ever, and no damage to them goes unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import slimcodec
+from slimcodec import FormatError, ModelMismatchError, VersionError
+from slimcodec.codec import Codec
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = sorted(GOLDEN.glob("*/*.slim"))
+
+
+@pytest.fixture(scope="module")
+def codecs() -> dict[str, Codec]:
+    return {"small-files": slimcodec.load(GOLDEN / "small", dtype="float32"), "slim-tiny": slimcodec.load()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_symbols_are_those_of_the_day_the_file_was_written(codecs: dict[str, Codec], path: Path) -> None:
+    codec = codecs[path.parent.name]
+    wanted = json.loads((path.parent / "symbols.json").read_text())[path.name]
+    container, coded = codec.read(path)
+    assert hashlib.sha256(coded.symbols().astype("<i4").tobytes()).hexdigest() == wanted
+    for steps in (0, 1):
+        assert codec.decode(path, steps=steps).size == (container.width, container.height)
+
+
+def test_there_are_golden_files_of_both_bundles() -> None:
+    for folder in ("small-files", "slim-tiny"):
+        names = {path.name for path in FILES if path.parent.name == folder}
+        assert len(names) == 6 and names == set(json.loads((GOLDEN / folder / "symbols.json").read_text()))
+
+
+@pytest.mark.parametrize("folder", ["small-files", "slim-tiny"])
+def test_every_byte_changed_to_every_value_and_every_truncation_is_an_error(
+    codecs: dict[str, Codec], folder: str
+) -> None:
+    refused = (FormatError, VersionError, ModelMismatchError)
+    data = min((path.read_bytes() for path in GOLDEN.glob(f"{folder}/*-97x41-*.slim")), key=len)
+    codec = codecs[folder]
+    for length in range(len(data)):
+        with pytest.raises(refused):
+            codec.decode(data[:length], steps=0)
+    for position in range(len(data)):
+        for value in range(256):
+            if value != data[position]:
+                with pytest.raises(refused):
+                    codec.decode(data[:position] + bytes([value]) + data[position + 1 :], steps=0)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_position_of_every_golden_file_is_guarded(codecs: dict[str, Codec], path: Path) -> None:
+    data, codec = path.read_bytes(), codecs[path.parent.name]
+    for position in range(len(data)):
+        for damaged in (data[:position], data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :]):
+            with pytest.raises((FormatError, VersionError, ModelMismatchError)):
+                codec.decode(damaged, steps=0)
