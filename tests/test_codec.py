@@ -235,6 +235,9 @@ def test_one_codec_serves_many_threads(codec: Codec) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda image: fresh.encode(image, 30), images))
     assert alone == together
+    pictures = [codec.decode(data, steps=2).tobytes() for data in alone]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda data: fresh.decode(data, steps=2).tobytes(), alone)) == pictures
 
 
 def test_the_coder_stays_within_one_percent_and_eight_bytes_of_ideal(codec: Codec) -> None:

@@ -58,6 +58,9 @@ def test_every_byte_changed_to_every_value_and_every_truncation_is_an_error(
 def test_every_position_of_every_golden_file_is_guarded(codecs: dict[str, Codec], path: Path) -> None:
     data, codec = path.read_bytes(), codecs[path.parent.name]
     for position in range(len(data)):
-        for damaged in (data[:position], data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :]):
+        for damaged in (
+            data[:position],
+            data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :],
+        ):
             with pytest.raises((FormatError, VersionError, ModelMismatchError)):
                 codec.decode(damaged, steps=0)

@@ -40,12 +40,16 @@ def test_python_blocks_run(desk: Path) -> None:
 
 
 def test_commands_run(desk: Path) -> None:
-    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    commands = [
+        line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")
+    ]
     ran = [shlex.split(command) for command in commands if " train " not in command]
     assert len(ran) >= 5
     for name, *arguments in ran:
         assert name == "slim"
-        done = subprocess.run([sys.executable, "-m", "slimcodec.cli", *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "slimcodec.cli", *arguments], capture_output=True, text=True
+        )
         assert done.returncode == 0, (arguments, done.stderr)
         if arguments[0] == "info":
             assert "451x300" in done.stdout
@@ -61,4 +65,7 @@ def test_links_and_targets_exist() -> None:
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    assert shutil.which("make") is None or subprocess.run(["make", "-n", "demo"], cwd=README.parent, capture_output=True).returncode == 0
+    assert (
+        shutil.which("make") is None
+        or subprocess.run(["make", "-n", "demo"], cwd=README.parent, capture_output=True).returncode == 0
+    )

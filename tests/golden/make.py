@@ -16,11 +16,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
 
-from photos import NAMES, photo  # noqa: E402
-from small import small_bundle  # noqa: E402
+from photos import NAMES, photo
+from small import small_bundle
 
-import slimcodec  # noqa: E402
-from slimcodec.codec import Codec  # noqa: E402
+import slimcodec
+from slimcodec.codec import Codec
 
 #: quality, size and caption of each golden file, one for each photo in turn
 KINDS = [

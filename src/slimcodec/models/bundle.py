@@ -206,7 +206,7 @@ class Bundle:
             "format": FORMAT,
             "bundle_id": self.bundle_id,
             "sha256": self.sha256,
-            **to_plain(self.config),
+            **self.described,
         }
         # last, so that a folder with a configuration is whole
         atomic_write(path / "config.json", (json.dumps(described, indent=2) + "\n").encode())

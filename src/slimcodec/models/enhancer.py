@@ -8,6 +8,7 @@ latent is noised to a step of the scheduler and denoised from there (SDEdit, Men
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,8 +148,10 @@ class Enhancer(nn.Module):
         level = quality_to_level(torch.full((len(rough),), quality, device=rough.device), self.config.levels)
         scale = at_level(self.error_scale, level)[..., None, None]
         state = self.start(rough, level, noise)
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
-        for time in self.scheduler.timesteps:
+        # schedulers count their steps: a copy of its own lets a codec serve several threads
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
+        for time in scheduler.timesteps:
             moment = (time / 1000).expand(len(rough)).to(rough.device)
 
             def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
@@ -157,7 +160,7 @@ class Enhancer(nn.Module):
             lost = scale * self._guided(predict, text, empty_text, text_scale)
             # the straight path through this state that ends at rough - lost
             velocity = (state - rough + lost) / moment.reshape(-1, 1, 1, 1)
-            state = self.scheduler.step(velocity, time, state).prev_sample
+            state = scheduler.step(velocity, time, state).prev_sample
         return state
 
     def _denoise(
@@ -172,22 +175,23 @@ class Enhancer(nn.Module):
     ) -> Tensor:
         low, high = self.config.strength
         strength = low + (high - low) * (quality - 1) / 99
+        scheduler = copy.deepcopy(self.scheduler)
         # enough scheduler steps that the part after the start has the wanted number
-        self.scheduler.set_timesteps(max(steps, round(steps / strength)))
-        times = self.scheduler.timesteps[-steps:]
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(len(self.scheduler.timesteps) - steps)
-        state = self.scheduler.add_noise(rough, noise, times[:1].expand(len(rough)))
+        scheduler.set_timesteps(max(steps, round(steps / strength)))
+        times = scheduler.timesteps[-steps:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(len(scheduler.timesteps) - steps)
+        state = scheduler.add_noise(rough, noise, times[:1].expand(len(rough)))
         dtype = dtype_of(self.unet)
         for time in times:
-            seen = self.scheduler.scale_model_input(state, time).to(dtype)
+            seen = scheduler.scale_model_input(state, time).to(dtype)
 
             def predict(condition: Tensor, seen: Tensor = seen, time: Tensor = time) -> Tensor:
                 output: Tensor = self.unet(seen, time, condition.to(dtype)).sample
                 return output.float()
 
             prediction = self._guided(predict, text, empty_text, text_scale)
-            state = self.scheduler.step(prediction, time, state).prev_sample
+            state = scheduler.step(prediction, time, state).prev_sample
         return state
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -80,12 +79,12 @@ def train(
     )
     base_rates = [group["lr"] for group in optimizer.param_groups]
     optimizer = accelerator.prepare(optimizer)
-    average = copy.deepcopy(stage.model).requires_grad_(False)
+    average = {name: value.detach().clone() for name, value in stage.model.state_dict().items()}
     first = 0
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
         stage.model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
+        average = state["average"]
         if state["optimizer"] is not None:  # None: weights of another run to start from
             optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -113,9 +112,9 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         # a short average at first, so that early weights are forgotten
         decay = min(ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), stage.model.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        for name, value in stage.model.state_dict().items():
+            if value.is_floating_point():
+                average[name].lerp_(value.detach(), 1 - decay)
 
         for name, term in (terms | {"loss": float(loss.detach()), "gradient_norm": float(norm)}).items():
             totals[name] = totals.get(name, 0.0) + term
@@ -131,10 +130,10 @@ def train(
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             state = {
                 "model": stage.model.state_dict(),
-                "average": average.state_dict(),
+                "average": average,
                 "optimizer": optimizer.state_dict(),
                 "step": step + 1,
             }
             save_atomic(state, checkpoint)
     log.close()
-    return {name: value.detach().clone() for name, value in average.state_dict().items()}
+    return average
