@@ -69,8 +69,18 @@ def test_the_id_depends_on_what_decoding_depends_on_and_on_nothing_else(folder: 
         assert changed(part, name) != bundle.bundle_id, (part, name)
     for part, name in (("compressor", "log_gain"), ("autoencoder", "analysis")):
         assert changed(part, name) == bundle.bundle_id, (part, name)
-    described = replace(bundle.config, name="other", training={"note": 1}, steps=3)
-    assert Bundle(described, bundle.stored, bundle.vocabulary, bundle.text).bundle_id == bundle.bundle_id
+
+    config = bundle.config
+    encoder = replace(config.autoencoder, encoder_blocks=(3, 3), encoder_width=(8, 8))
+    tagger = replace(config.captioners[0], threshold=0.5)
+    compressor = replace(config.compressor, analysis_blocks=4, hyper_width=8)
+    for same in (
+        replace(config, name="other", training={"note": 1}, steps=3, guidance=0.2, text_scale=2.0),
+        replace(config, autoencoder=encoder, compressor=compressor, captioners=(tagger,)),
+    ):
+        assert Bundle(same, bundle.stored, bundle.vocabulary, bundle.text).bundle_id == bundle.bundle_id
+    deeper = replace(config, compressor=replace(config.compressor, synthesis_blocks=4))
+    assert Bundle(deeper, bundle.stored, bundle.vocabulary, bundle.text).bundle_id != bundle.bundle_id
     other_tags = (*VOCABULARY[:-1], "cosmonaut")
     assert Bundle(bundle.config, bundle.stored, other_tags, bundle.text).bundle_id != bundle.bundle_id
 
@@ -80,7 +90,8 @@ def test_a_setting_that_a_later_release_adds_keeps_the_id(folder: Path, copy: Pa
     bundle = Bundle.from_pretrained(folder)
     older = json.loads((copy / "config.json").read_text())
     del older["enhancer"]["strength"]
-    settings = {key: value for key, value in older.items() if key not in ("format", "bundle_id", "sha256")}
+    hashes = ("format", "bundle_id", "sha256", "weights_sha256")
+    settings = {key: value for key, value in older.items() if key not in hashes}
     old = Bundle(bundle.config, bundle.stored, bundle.vocabulary, bundle.text, described=settings)
     assert old.bundle_id != bundle.bundle_id
     (copy / "config.json").write_text(json.dumps(older | {"bundle_id": old.bundle_id, "sha256": old.sha256}))
@@ -96,16 +107,45 @@ def test_an_altered_weight_is_an_error_that_names_the_bundle(copy: Path) -> None
         slimcodec.load(copy)
 
 
-@pytest.mark.parametrize("change", ["missing", "extra"])
-def test_loading_is_strict(copy: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["missing", "extra", "altered"])
+def test_weights_of_the_encoder_are_guarded_too(copy: Path, change: str) -> None:
     tensors = load_file(copy / "compressor.safetensors")
     if change == "missing":
-        del tensors["log_gain"]  # encoder-only, so not in the hash
-    else:
+        del tensors["log_gain"]
+    elif change == "extra":
         tensors["analysis.surprise"] = torch.zeros(1)
+    else:
+        tensors["log_gain"][0, 0] += 1
     save_file(tensors, copy / "compressor.safetensors")
-    with pytest.raises(SlimError, match=r"(?s)compressor.*(log_gain|surprise)"):
-        slimcodec.load(copy).encode(photo("coffee", 32, 32))
+    with pytest.raises(ModelMismatchError, match="weights_sha256"):
+        slimcodec.load(copy)
+
+
+@pytest.mark.parametrize(("part", "name"), [("compressor", "log_gain"), ("prior", "context.bias")])
+def test_parts_are_built_strictly(part: str, name: str) -> None:
+    bundle = small_bundle()
+    del bundle.stored[part][name]
+    with pytest.raises(SlimError, match=f"(?s)part {part} .*{name}"):
+        Codec(bundle).encode(photo("coffee", 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("compressor.safetensors", b"short"),
+        ("vocabulary.txt", None),
+        ("text.json", b"{"),
+        ("text.json", b"{}"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"format": 1}'),
+    ],
+)
+def test_a_damaged_folder_is_an_error_that_names_it(copy: Path, file: str, content: bytes | None) -> None:
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    with pytest.raises(SlimError, match="copy"):
+        slimcodec.load(copy)
 
 
 @pytest.mark.parametrize(

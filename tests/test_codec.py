@@ -128,7 +128,12 @@ def test_guidance_moves_the_picture_only_with_a_tag(codec: Codec) -> None:
         ({"quality": 0}, "1 to 100"),
         ({"quality": 101}, "1 to 100"),
         ({"quality": 50.5}, "whole number"),
+        ({"quality": True}, "whole number"),
         ({"caption": "x" * 2000}, "1024"),
+        ({"caption": 5}, "caption"),
+        ({"target_bpp": float("nan")}, "target_bpp"),
+        ({"target_bpp": float("inf")}, "target_bpp"),
+        ({"target_bytes": 0}, "target_bytes"),
     ],
 )
 def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, object], message: str) -> None:
@@ -137,7 +142,15 @@ def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, ob
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"steps": -1}, {"steps": 1001}, {"guidance": -0.1}, {"guidance": float("nan")}]
+    "arguments",
+    [
+        {"steps": -1},
+        {"steps": 1001},
+        {"steps": 1.5},
+        {"guidance": -0.1},
+        {"guidance": float("nan")},
+        {"guidance": "x"},
+    ],
 )
 def test_bad_arguments_of_decode_are_named(codec: Codec, arguments: dict[str, object]) -> None:
     data = codec.encode(photo("coffee", 32, 32))
@@ -155,9 +168,42 @@ def test_a_file_of_another_bundle_names_the_bundle_that_it_needs(codec: Codec) -
 
 def test_a_header_that_claims_a_huge_picture_is_refused_before_work(codec: Codec) -> None:
     made = unpack(codec.encode(photo("coffee", 32, 32)))
-    huge = pack(type(made)(60000, 60000, 50, made.bundle_id, b"", made.payload))
+    # a line of one pixel's height has as many coded positions as a picture of sixteen
+    for width, height in ((60000, 60000), (2**24, 1), (1, 2**24)):
+        huge = pack(type(made)(width, height, 50, made.bundle_id, b"", made.payload))
+        with pytest.raises(ImageError, match="max_pixels"):
+            codec.decode(huge, steps=0)
+    small = codec.encode(photo("coffee", 40, 30))
+    assert codec.decode(small, steps=0, max_pixels=1200).size == (40, 30)
     with pytest.raises(ImageError, match="max_pixels"):
-        codec.decode(huge, steps=0)
+        codec.decode(small, steps=0, max_pixels=1199)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"device": "cudaa"}, {"dtype": "int8"}, {"dtype": "wide"}, {"device": "meta"}]
+)
+def test_a_device_or_type_that_cannot_work_is_named(arguments: dict[str, str]) -> None:
+    with pytest.raises(SlimError, match=next(iter(arguments))):
+        slimcodec.load(**arguments)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (97, 41), (100, 100)])
+def test_guidance_works_at_any_size_and_in_inference_mode(size: tuple[int, int]) -> None:
+    codec = slimcodec.load()
+    with torch.inference_mode():
+        data = codec.encode(photo("chelsea", *size), 20, "egyptian cat")
+        inside = codec.decode(data, steps=1, guidance=0.2)
+    assert inside.size == size
+    assert codec.decode(data, steps=1, guidance=0.2).tobytes() == inside.tobytes()
+
+
+def test_loading_and_coding_leave_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    codec = slimcodec.load()
+    codec.decode(codec.encode(photo("coffee", 40, 40), 30), steps=1)
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_every_truncation_and_every_changed_byte_is_refused(codec: Codec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from slimcodec.container import Container, Source, pack, read_source, unpack
 from slimcodec.entropy.caption import decode_caption, encode_caption
 from slimcodec.errors import ImageError, ModelMismatchError, SlimError
 from slimcodec.images import ImageLike, load_image
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: side, in pixels, of the picture that the captioner sees
 CAPTION_SIDE = 256
+#: padded pixels that are allowed however small the limit on pixels is
+SMALL_AREA = 1 << 20
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000
 Pixels = NDArray[np.uint8]
@@ -52,6 +56,8 @@ class Codec:
 
     def __init__(self, bundle: Bundle, tile: int = TILE) -> None:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+        if tile < 2:
+            raise SlimError(f"tile is {tile}; give at least 2 latent positions")
         self.bundle, self.tile = bundle, tile
 
     # ---- encoding ----------------------------------------------------------------------------------------------
@@ -71,17 +77,23 @@ class Codec:
         ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file; see
         ``slimcodec.images.load_image`` for how each kind becomes sRGB. ``quality``: 1 (smallest) to 100. ``caption``:
         "auto" (the bundle's captioner), None, or a text of at most 1024 bytes. ``target_bytes`` or ``target_bpp`` (bits per
-        pixel of the original size) take the largest quality whose whole file fits, in place of ``quality``.
+        pixel of the original size) take the largest quality whose whole file fits, in place of ``quality``; it is found by
+        bisection, since sizes grow with quality but for a few bytes.
 
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.
         """
         if target_bytes is not None and target_bpp is not None:
             raise SlimError("give target_bytes or target_bpp, not both")
-        if not (isinstance(quality, int) and 1 <= quality <= 100):
-            raise SlimError(f"quality is {quality!r}; give a whole number from 1 to 100")
+        quality = _whole_number("quality", quality, 1, 100)
+        if not (caption is None or isinstance(caption, str)):
+            raise SlimError(f"caption is {caption!r}; give 'auto', None or a text")
+        for name, target in (("target_bytes", target_bytes), ("target_bpp", target_bpp)):
+            if target is not None and not 0 < target < float("inf"):
+                raise SlimError(f"{name} is {target!r}; give a number above 0")
         pixels = load_image(image, max_pixels)
         height, width = pixels.shape[:2]
+        self._check_area(width, height, max_pixels)
         latents = self._latents(pixels)
         section = self._caption_section(caption, pixels, latents)
 
@@ -91,7 +103,7 @@ class Codec:
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
         if target_bpp is not None:
-            target_bytes = int(target_bpp * width * height / 8)
+            target_bytes = math.floor(target_bpp * width * height / 8)
         return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
     @torch.no_grad()
@@ -106,12 +118,11 @@ class Codec:
     @torch.no_grad()
     def _latents(self, pixels: Pixels) -> Tensor:
         autoencoder = self.bundle.autoencoder
-        step = autoencoder.stride * self.bundle.config.compressor.patch
         # the array's own order is channels-last, which the convolutions like best
         x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
-        if x.shape[2] % step or x.shape[3] % step:
+        if x.shape[2] % self.cell or x.shape[3] % self.cell:
             # repeating the border costs fewer bits than black, and works from 1x1 up
-            x = F.pad(x, (0, -x.shape[3] % step, 0, -x.shape[2] % step), mode="replicate")
+            x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
         x = x.to(self.bundle.device)
         return tiled(
             autoencoder.encode,
@@ -169,14 +180,12 @@ class Codec:
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
-        rough = self.decompress(data, max_pixels=max_pixels)
         config = self.bundle.config
-        steps = config.steps if steps is None else steps
+        steps = _whole_number("steps", config.steps if steps is None else steps, 0, MAX_STEPS)
         guidance = config.guidance if guidance is None else guidance
-        if not (isinstance(steps, int) and 0 <= steps <= MAX_STEPS):
-            raise SlimError(f"steps is {steps!r}; give a whole number from 0 to {MAX_STEPS}")
-        if not 0 <= guidance < float("inf"):
+        if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
+        rough = self.decompress(data, max_pixels=max_pixels)
         latents = rough.latents
         if steps and config.enhancer is not None:
             latents = self._enhance(rough, steps, guidance)
@@ -215,15 +224,30 @@ class Codec:
                 f"({self.bundle.bundle_id}); load the bundle that made it",
                 needed,
             )
-        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-        if limit and container.width * container.height > limit:
-            raise ImageError(
-                f"the file says {container.width}x{container.height} pixels, more than {limit}; "
-                "pass max_pixels to allow it"
-            )
-        step = self.bundle.autoencoder.stride * self.bundle.config.compressor.patch
-        rows, columns = -(-container.height // step), -(-container.width // step)
+        if container.caption:
+            decode_caption(
+                container.caption, self.bundle.vocabulary
+            )  # an unknown tag is an error before any work
+        rows, columns = self._check_area(container.width, container.height, max_pixels)
         return container, self.bundle.coder.read(container.payload, rows, columns, container.quality)
+
+    @property
+    def cell(self) -> int:
+        """Pixels a side of a coded position: 16 for slim-tiny."""
+        return PatchAutoencoder.stride * self.bundle.config.compressor.patch
+
+    def _check_area(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
+        """Rows and columns of coded positions of a picture, or ``ImageError`` where they would be too many."""
+        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        rows, columns = -(-height // self.cell), -(-width // self.cell)
+        # a picture of a pixel's height costs as much as one of a cell's: memory follows the padded area
+        padded = rows * columns * self.cell**2
+        if limit is not None and (width * height > limit or padded > max(limit, SMALL_AREA)):
+            raise ImageError(
+                f"a picture of {width}x{height} pixels, {padded} with padding, is more than max_pixels={limit}; "
+                "pass a larger max_pixels to allow it"
+            )
+        return rows, columns
 
     def _enhance(self, rough: Rough, steps: int, guidance: float) -> Tensor:
         from slimcodec.models.enhancer import guide_by_caption, seeded_noise
@@ -232,22 +256,24 @@ class Codec:
         enhancer = self.bundle.enhancer
         assert enhancer is not None
         quality = rough.container.quality
-        states = encode_captions(self.bundle.caption_encoder, [rough.caption, None])
-        text, empty = states[:1], states[1:]
+        scale = self.bundle.config.text_scale
+        with self.bundle.lock:
+            text = encode_captions(self.bundle.caption_encoder, [rough.caption])
+            empty = encode_captions(self.bundle.caption_encoder, [None]) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
         noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(
             rough.latents.device
         )
         latents = blended(
-            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty),
+            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
             rough.latents,
             noise,
             tile=self.tile,
         )
         if guidance and rough.tag is not None and self.bundle.captioners:
             level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
-            scale = at_level(enhancer.error_scale, level)[0]
-            latents = guide_by_caption(latents, rough.tag, self.bundle.captioners, scale, guidance)
+            lost = at_level(enhancer.error_scale, level)[0]
+            latents = guide_by_caption(latents, rough.tag, self.bundle.captioners, lost, guidance)
         return latents
 
     @torch.no_grad()
@@ -262,6 +288,12 @@ class Codec:
         )
         cropped = decoded[0, :, : container.height, : container.width].permute(1, 2, 0)
         return Image.fromarray(cropped.cpu().contiguous().numpy())
+
+
+def _whole_number(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high:
+        return int(value)
+    raise SlimError(f"{name} is {value!r}; give a whole number from {low} to {high}")
 
 
 def _largest_that_fits(file: Callable[[int], bytes], limit: int) -> bytes:
@@ -302,12 +334,18 @@ def load(
     The entropy stage is exact in every one of them: files are portable between devices and types.
     """
     device = device or "cpu"
-    if isinstance(dtype, str):
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
-            raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
-        dtype = named
-    return Codec(Bundle.from_pretrained(source, device, dtype or fast_dtype(device)))
+    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
+    if not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
+    try:
+        # the exact prior needs float64, which not every device has
+        torch.zeros(1, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SlimError(
+            f"device {device!r} cannot be used ({reason}); give cpu, or cuda on a machine with one"
+        ) from error
+    return Codec(Bundle.from_pretrained(source, device, named))
 
 
 @lru_cache(maxsize=1)

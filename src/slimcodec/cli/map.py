@@ -61,7 +61,7 @@ def map_(
         for warning in caught:
             complain(f"warning: {warning.message}", image)
         bits = codec.bit_map(pixels, quality=quality)
-        cell = codec.bundle.autoencoder.stride * codec.bundle.config.compressor.patch
+        cell = codec.cell
     with failing(out):
         picture = io.BytesIO()
         draw_bits(pixels, bits, cell).save(picture, "PNG")

@@ -48,6 +48,6 @@ def train(
         steps = stages(Run(load_recipe(config, settings or ()), resume))
         for name in STAGES if stage == "all" else (stage,):
             steps[name]()
-    except SlimError as error:
+    except (SlimError, OSError, ModuleNotFoundError) as error:
         complain(describe(error))
         raise typer.Exit(1) from None

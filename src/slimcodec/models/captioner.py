@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, dtype_of
 
@@ -48,7 +49,9 @@ class LatentTagger(nn.Module):
         self.head = nn.Linear(channels, config.tags)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w], sides multiples of 4, to logits [B, tags], float32."""
+        """Latents [B, C, h, w] of any size to logits [B, tags], float32."""
+        cell = self.config.patch * 2 ** (len(self.config.width) - 1)
+        latents = F.pad(latents, (0, -latents.shape[3] % cell, 0, -latents.shape[2] % cell), mode="replicate")
         pooled = self.body(latents.to(dtype_of(self.body))).float().mean((2, 3))
         # the head stays in float32: a thousand close scores
         logits: Tensor = self.head(self.dropout(pooled))

@@ -9,6 +9,7 @@ latent is noised to a step of the scheduler and denoised from there (SDEdit, Men
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
 
 
@@ -81,7 +83,10 @@ class Enhancer(nn.Module):
 
         unet = diffusers.UNet2DConditionModel.from_config(dict(config.unet))
         settings = dict(config.scheduler)
-        scheduler_class = getattr(diffusers, settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler"))
+        name = settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler")
+        scheduler_class = getattr(diffusers, name, None)
+        if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+            raise SlimError(f"enhancer.scheduler: {name!r} is not a scheduler of diffusers")
         return cls(config, unet, scheduler_class.from_config(settings))
 
     def lost(self, state: Tensor, rough: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
@@ -124,7 +129,9 @@ class Enhancer(nn.Module):
         """
         if self.config.mode == "bridge":
             return self._bridge(rough, quality, steps, noise, text, empty_text, text_scale)
-        return self._denoise(rough, quality, steps, noise, text, empty_text, text_scale)
+        if self.config.mode == "noise":
+            return self._denoise(rough, quality, steps, noise, text, empty_text, text_scale)
+        raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
 
     def _guided(
         self, predict: Callable[[Tensor], Tensor], text: Tensor, empty_text: Tensor, scale: float
@@ -177,7 +184,13 @@ class Enhancer(nn.Module):
         strength = low + (high - low) * (quality - 1) / 99
         scheduler = copy.deepcopy(self.scheduler)
         # enough scheduler steps that the part after the start has the wanted number
-        scheduler.set_timesteps(max(steps, round(steps / strength)))
+        total = max(steps, round(steps / strength))
+        scheduler.set_timesteps(min(total, max(steps, scheduler.config.num_train_timesteps)))
+        # some schedulers draw noise of their own at every step: it too is a function of the file
+        drawn: dict[str, Any] = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            seed = int(noise.flatten()[:1].view(torch.int32))
+            drawn["generator"] = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
         times = scheduler.timesteps[-steps:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(len(scheduler.timesteps) - steps)
@@ -191,7 +204,7 @@ class Enhancer(nn.Module):
                 return output.float()
 
             prediction = self._guided(predict, text, empty_text, text_scale)
-            state = scheduler.step(prediction, time, state).prev_sample
+            state = scheduler.step(prediction, time, state, **drawn).prev_sample
         return state
 
 
@@ -208,14 +221,15 @@ def guide_by_caption(
     ``scale`` [C] is the standard deviation of what the compressor lost: directions that were not lost hardly move. The change
     has a mean square of at most ``strength`` in those units (Dhariwal & Nichol 2021, equation 10, with a bounded step).
     """
-    weight = scale[:, None, None]
-    moved = torch.zeros_like(latents)
-    for step in range(steps):
-        point = (latents + moved).detach().requires_grad_()
-        with torch.enable_grad():
+    # gradients are needed whatever mode the caller runs in, and clones are no inference tensors
+    with torch.inference_mode(False), torch.enable_grad():
+        latents, weight = latents.clone(), scale.clone()[:, None, None]
+        moved = torch.zeros_like(latents)
+        for step in range(steps):
+            point = (latents + moved).requires_grad_()
             score = taggers[step % len(taggers)](point).log_softmax(1)[:, tag].sum()
             (gradient,) = torch.autograd.grad(score, point)
-        direction = gradient * weight
-        direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)
-        moved = moved + (strength / steps) * weight * direction
-    return (latents + moved).detach()
+            direction = gradient * weight
+            direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)
+            moved = moved + (strength / steps) * weight * direction
+        return latents + moved

@@ -2,7 +2,7 @@
 
 An exact layer multiplies integer activations by integer weights in float64. Every sum stays far below 2^53, so it is the
 same number whatever the order of addition, the number of threads, the batch or the device; results return to a fixed grid
-by a rounded shift. Networks built on ``ProbabilityLayer`` run unchanged on either kind.
+by a rounded shift. Networks built on ``FloatLayer`` run unchanged on either kind.
 """
 
 from __future__ import annotations

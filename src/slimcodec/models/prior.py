@@ -7,6 +7,7 @@ The same network code runs on float layers (training) and on exact integer layer
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ MEAN_BITS = 4
 #: means are clipped so that mean plus symbol stays far inside the exact range
 MEAN_LIMIT = 2**18
 SCALES = 64
+#: positions whose parameters are computed at a time
+PIECE = 4096
 #: at the smallest scale a zero costs a millionth of a bit; a smaller one would only starve training of gradients
 SCALE_MIN, SCALE_MAX = 0.1, 256.0
 #: side of a hyper-latent position in latent positions
@@ -30,7 +33,7 @@ CONTEXT_OFFSETS = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Sizes of a ``Prior``; ``levels`` is the number of trained quality levels."""
+    """Sizes of a prior; ``levels`` is the number of trained quality levels."""
 
     channels: int = 128
     hyper_channels: int = 48
@@ -108,10 +111,9 @@ class PriorNetwork(nn.Module):
         """Mean and scale index [..., C] of the first pass from features [..., W]."""
         return self._head("anchor", features, level)
 
-    def context(self, anchors: Tensor) -> Tensor:
-        """Anchors around every other position [B, N, 12C], from decoded latents [B, h, w, C], zero outside the anchors."""
-        rest = ~anchor_mask(anchors.shape[1], anchors.shape[2], anchors.device)
-        return neighbours(anchors, CONTEXT_OFFSETS, 2, rest)
+    def context(self, anchors: Tensor, at: Tensor) -> Tensor:
+        """Anchors around the positions ``at`` [h, w]: [B, N, 12C], from latents [B, h, w, C] that are zero elsewhere."""
+        return neighbours(anchors, CONTEXT_OFFSETS, 2, at)
 
     def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         """Mean and scale index [..., C] of the second pass from features [..., W] and context [..., 12C]."""
@@ -157,7 +159,8 @@ class ExactPrior(nn.Module):
     @classmethod
     def from_tensors(cls, config: PriorConfig, tensors: dict[str, Tensor]) -> ExactPrior:
         """Builds the prior from the integer tensors that ``quantise_prior`` made; missing or extra names are errors."""
-        names = list(float_prior(config).layers)
+        with torch.device("meta"):  # only the names are wanted
+            names = list(float_prior(config).layers)
         expected = {f"{name}.{part}" for name in names for part in ("weight", "bias", "meta")} | {
             "hyper_index"
         }
@@ -181,20 +184,35 @@ class ExactPrior(nn.Module):
 
     def first_pass(self, features: Tensor, quality: int) -> tuple[Tensor, Tensor]:
         """Means in 1/16 and table indices [B, N, C] at the anchors, in raster order."""
-        height, width = features.shape[1:3]
-        at = anchor_mask(height, width, features.device)
-        return self._grid(*self.network.anchor_parameters(features[:, at], quality))
+        at = anchor_mask(features.shape[1], features.shape[2], features.device)
+        return self._in_pieces(at, lambda piece: self.network.anchor_parameters(features[:, piece], quality))
 
     def second_pass(self, features: Tensor, anchors: Tensor, quality: int) -> tuple[Tensor, Tensor]:
         """Means in 1/16 and table indices [B, N, C] at the other positions; ``anchors`` [B, h, w, C] in 1/16."""
-        height, width = features.shape[1:3]
-        at = ~anchor_mask(height, width, features.device)
-        context = self.network.context(anchors.double())
-        return self._grid(*self.network.rest_parameters(features[:, at], context, quality))
+        at = ~anchor_mask(features.shape[1], features.shape[2], features.device)
+        values = anchors.double()
+
+        def parameters(piece: Tensor) -> tuple[Tensor, Tensor]:
+            return self.network.rest_parameters(
+                features[:, piece], self.network.context(values, piece), quality
+            )
+
+        return self._in_pieces(at, parameters)
 
     @staticmethod
-    def _grid(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long(), scale.clamp(0, SCALES - 1).long()
+    def _in_pieces(
+        at: Tensor, parameters: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """``parameters`` of the chosen positions, some thousand at a time: contexts of a large picture would fill memory."""
+        places = at.flatten().nonzero().flatten()
+        means, scales = [], []
+        for some in places.split(PIECE):
+            piece = torch.zeros(at.numel(), dtype=torch.bool, device=at.device)
+            piece[some] = True
+            mean, scale = parameters(piece.reshape(at.shape))
+            means.append(mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long())
+            scales.append(scale.clamp(0, SCALES - 1).long())
+        return torch.cat(means, 1), torch.cat(scales, 1)
 
 
 def quantise_prior(network: PriorNetwork, hyper_index: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +18,17 @@ class CaptionEncoder(nn.Module):
     def __init__(self, tokenizer: Any, text_model: Any) -> None:
         super().__init__()
         self.tokenizer, self.text_model = tokenizer, text_model
-        # fast tokenizers set padding on themselves and refuse a second thread meanwhile
-        self._lock = threading.Lock()
 
     def forward(self, captions: Sequence[str | None]) -> Tensor:
         """Captions to hidden states [B, tokens, D]; None is the empty caption, on which guidance is free to drop."""
         limit = min(MAX_TOKENS, self.text_model.config.max_position_embeddings)
-        with self._lock:
-            tokens = self.tokenizer(
-                [caption or "" for caption in captions],
-                padding="max_length",
-                truncation=True,
-                max_length=limit,
-                return_tensors="pt",
-            )
+        tokens = self.tokenizer(
+            [caption or "" for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        )
         device = next(self.text_model.parameters()).device
         hidden: Tensor = self.text_model(
             tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)

@@ -62,6 +62,7 @@ def blended(function: Callable[..., Tensor], *inputs: Tensor, tile: int = TILE, 
     Neighbouring tiles are cross-faded over their overlap, so that no seam shows.
     """
     height, width = inputs[0].shape[2:]
+    overlap = min(overlap, tile // 2)
     rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
         return function(*inputs)

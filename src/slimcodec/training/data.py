@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from slimcodec.entropy.caption import tag_phrase
+from slimcodec.errors import ImageError
+from slimcodec.images import load_image
 from slimcodec.roi.annotations import mask_from_boxes, mask_from_picture
 
 logger = logging.getLogger(__name__)
@@ -67,14 +69,14 @@ class PhotoSet:
         if row not in self._photos:
             try:
                 self._photos[row] = self._decode(row)
-            except (OSError, ValueError) as error:
+            except (ImageError, OSError, ValueError) as error:
                 logger.warning("row %d is left out: %s", row, error)
                 self._photos[row] = None
         return self._photos[row]
 
     def _decode(self, row: int) -> Photo:
         record: dict[str, Any] = self._source[row]
-        picture = Image.open(io.BytesIO(record["image"]["bytes"])).convert("RGB")
+        picture = Image.fromarray(load_image(record["image"]["bytes"]))
         mask, annotated = None, True
         if (record.get("mask") or {}).get("bytes"):
             mask = mask_from_picture(Image.open(io.BytesIO(record["mask"]["bytes"])), picture.size)
@@ -90,6 +92,8 @@ class PhotoSet:
 
     def labels(self) -> list[str | None]:
         """The class name of every row."""
+        if "label" not in self._source.column_names:
+            return [None] * len(self)
         return list(self._source["label"])
 
 

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from slimcodec.codec import Codec
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
 from slimcodec.training.stages import LatentCodec
 
+#: low qualities are close together in bits: more of them
+FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
+
 
 def gaussian_tables() -> SymbolTables:
     """The symbol tables that the prior's scale indices mean in training."""
-    return SymbolTables.gaussian(scale_of_index(torch.arange(SCALES).double()).numpy())
+    return SymbolTables.gaussian(_scales())
+
+
+def _scales() -> NDArray[np.float64]:
+    return scale_of_index(torch.arange(SCALES).double()).numpy()
+
+
+def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> SymbolTables:
+    """Symbol tables fitted to the symbols of real pictures [H, W, 3] at all qualities, Gaussian where none were seen."""
+    tables = codec.bundle.coder.tables
+    counts = np.zeros(len(tables.frequencies), np.int64)
+    for picture in pictures:
+        for quality in FITTED_QUALITIES:
+            for part in codec.quantise(picture, quality).passes:
+                counts += tables.count(part.symbols, part.indices)
+    return SymbolTables.from_counts(_scales(), counts)
 
 
 def latent_codec_parts(

@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from slimcodec.errors import SlimError
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,11 +70,11 @@ def train(
 ) -> dict[str, Tensor]:
     """Trains a stage and returns the averaged (EMA) weights; the run folder gets ``<stage>.jsonl`` and ``<stage>.pt``.
 
-    Stops with ``FloatingPointError`` at a loss that is not finite for ten steps in a row; single bad steps are skipped.
+    Stops with ``SlimError`` at a loss that is not finite for ten steps in a row; single bad steps are skipped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=precision, cpu=True)
     stage.model.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         stage.parameter_groups(learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
@@ -108,7 +110,9 @@ def train(
         else:
             bad += 1
             if bad >= 10:
-                raise FloatingPointError(f"{stage.name}: the loss was not finite at ten steps up to {step}")
+                raise SlimError(
+                    f"{stage.name}: the loss was not finite at ten steps up to {step}; lower the learning rate"
+                )
         optimizer.zero_grad(set_to_none=True)
         # a short average at first, so that early weights are forgotten
         decay = min(ema_decay, (step + 1) / (step + 10))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.entropy.caption import read_vocabulary, tag_phrase
 from slimcodec.errors import SlimError
@@ -26,10 +30,10 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.data import Crops, PhotoSet
-from slimcodec.training.export import latent_codec_parts
+from slimcodec.training.export import fitted_tables, latent_codec_parts
 from slimcodec.training.loop import Stage, train
 from slimcodec.training.losses import FeatureLoss
-from slimcodec.training.recipe import Features, Optimisation, Recipe
+from slimcodec.training.recipe import Data, Features, Optimisation, Recipe
 from slimcodec.training.stages import (
     AutoencoderStage,
     CaptionerStage,
@@ -39,8 +43,12 @@ from slimcodec.training.stages import (
 )
 from slimcodec.training.targets import teacher_targets
 from slimcodec.training.teachers import Teacher
+from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
+
+#: photos to whose symbols the tables are fitted
+FITTED_PHOTOS = 120
 
 
 class Run:
@@ -135,7 +143,13 @@ class Run:
             name=self.recipe.name,
             autoencoder=self.recipe.autoencoder.network,
             compressor=self.recipe.compressor.network,
-            training={"recipe": to_plain(replace(self.recipe, data=type(self.recipe.data)(), out=""))},
+            training={
+                "slimcodec": __version__,
+                "revision": _revision(),
+                "photos": len(self._photos),
+                # where the data lay on the machine that trained says nothing to others
+                "recipe": to_plain(replace(self.recipe, data=Data(), out="")),
+            },
         )
         text: tuple[Any, dict[str, Any]] | None = None
         if self._weights("captioner").exists():
@@ -150,6 +164,8 @@ class Run:
             tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
             text = (tokenizer, encoder.text_model.config.to_dict())
             config = replace(config, enhancer=self._enhancer_config)
+        draft = Codec(Bundle(config, parts, self._vocabulary, text))
+        parts |= latent_codec_parts(codec, fitted_tables(draft, self._some_photos(FITTED_PHOTOS)))
         bundle = Bundle(config, parts, self._vocabulary, text)
         bundle.save_pretrained(self.folder / "bundle")
         logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
@@ -216,6 +232,10 @@ class Run:
             )
         return [file for files in found for file in files]
 
+    def _some_photos(self, count: int) -> Iterator[NDArray[np.uint8]]:
+        rows = np.random.default_rng(0).permutation(len(self._photos))[:count]
+        return (photo.pixels for photo in map(self._photos.__getitem__, rows.tolist()) if photo is not None)
+
     @cached_property
     def _photos(self) -> PhotoSet:
         return PhotoSet(self._files("photos"))
@@ -256,6 +276,15 @@ class Run:
 
     def _text_encoder(self) -> CaptionEncoder:
         return small_text_encoder([tag_phrase(tag) for tag in self._vocabulary])
+
+
+def _revision() -> str | None:
+    """The git revision of the source tree, or None in an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _sizes(options: Optimisation) -> tuple[int, int, int]:

@@ -180,7 +180,7 @@ def code(model: LatentCodec, latents: Tensor, quality: Tensor, rate: str) -> Cod
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)
         grid[:, anchors] = first
-        context = network.context(grid)
+        context = network.context(grid, ~anchors)
         rest, rest_bits = quantise(
             y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
         )
