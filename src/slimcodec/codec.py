@@ -334,9 +334,6 @@ def load(
     The entropy stage is exact in every one of them: files are portable between devices and types.
     """
     device = device or "cpu"
-    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
-    if not (isinstance(named, torch.dtype) and named.is_floating_point):
-        raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
     try:
         # the exact prior needs float64, which not every device has
         torch.zeros(1, dtype=torch.float64, device=device).sum().item()
@@ -345,6 +342,9 @@ def load(
         raise SlimError(
             f"device {device!r} cannot be used ({reason}); give cpu, or cuda on a machine with one"
         ) from error
+    named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
+    if not (isinstance(named, torch.dtype) and named.is_floating_point):
+        raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
     return Codec(Bundle.from_pretrained(source, device, named))
 
 
