@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.captioner import CaptionerConfig, LatentTagger
+from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.prior import PriorConfig
@@ -24,7 +24,7 @@ CHANNELS = 16
 VOCABULARY = ("cat", "egyptian cat", "espresso", "rocket", "astronaut")
 
 
-def small_bundle(seed: int = 0) -> Bundle:
+def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     """Builds the bundle; the same for a seed on one machine."""
     torch.manual_seed(seed)
     autoencoder_config = AutoencoderConfig(CHANNELS, (16, 16), (1, 1), (16, 16), (1, 1))
@@ -36,7 +36,7 @@ def small_bundle(seed: int = 0) -> Bundle:
     autoencoder.init_linear(patches)
     codec = LatentCodec(Compressor(compressor_config), autoencoder)
     codec.init_gains(autoencoder.latent_scale() * 127.5, torch.tensor([1e-4, 1e-3, 1e-2]))
-    captioner = CaptionerConfig(CHANNELS, len(VOCABULARY), 2, (16, 16), (1, 1), threshold=0.0)
+    tagger = CaptionerConfig(len(VOCABULARY), 32, threshold=0.0)
     unet: dict[str, Any] = small_unet_config(CHANNELS, 32) | {
         "block_out_channels": (16, 16),
         "norm_num_groups": 8,
@@ -46,15 +46,16 @@ def small_bundle(seed: int = 0) -> Bundle:
     parts = {
         "autoencoder": dict(autoencoder.state_dict()),
         **latent_codec_parts(codec),
-        "captioner-0": dict(LatentTagger(captioner).state_dict()),
         "enhancer": dict(Enhancer.build(enhancer_config).state_dict()),
         "text": dict(text.state_dict()),
     }
+    if captioner:
+        parts["captioner-0"] = dict(Tagger(tagger).state_dict())
     config = BundleConfig(
         name="small",
         autoencoder=autoencoder_config,
         compressor=compressor_config,
-        captioners=(captioner,),
+        captioners=(tagger,) if captioner else (),
         enhancer=enhancer_config,
     )
     tokenizer = json.loads(text.tokenizer.backend_tokenizer.to_str())

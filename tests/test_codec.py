@@ -77,8 +77,8 @@ def test_any_size_and_mode_comes_back_at_its_size(
 
 def test_extreme_pictures_survive(codec: Codec) -> None:
     flat = Image.new("RGB", (200, 120), (12, 200, 90))
-    decoded = np.asarray(codec.decode(codec.encode(flat, 60), steps=0), np.float64)
-    assert np.abs(decoded - np.asarray(flat)).max() <= 12  # no colour shift
+    error = np.asarray(codec.decode(codec.encode(flat, 60), steps=0), np.float64) - np.asarray(flat)
+    assert np.abs(error.mean((0, 1))).max() <= 6 and np.abs(error).max() <= 20  # no colour shift, no blotch
     squares = ((np.indices((128, 128)).sum(0) % 2) * 255).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     for array in (squares, noise):

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
 
 if TYPE_CHECKING:
+    from slimcodec.models.captioner import Tagger
     from slimcodec.models.latent_coder import CodedLatent
 
-#: side, in pixels, of the picture that the captioner sees
-CAPTION_SIDE = 256
+#: latent positions up to which caption guidance is applied: its gradient needs the whole picture in memory
+GUIDED_POSITIONS = 4096
 #: padded pixels that are allowed however small the limit on pixels is
 SMALL_AREA = 1 << 20
 #: most denoising steps that a caller may ask for
@@ -95,7 +96,7 @@ class Codec:
         height, width = pixels.shape[:2]
         self._check_area(width, height, max_pixels)
         latents = self._latents(pixels)
-        section = self._caption_section(caption, pixels, latents)
+        section = self._caption_section(caption, pixels)
 
         def file(quality: int) -> bytes:
             payload = self.bundle.coder.write(self._quantise(latents, quality))
@@ -106,7 +107,7 @@ class Codec:
             target_bytes = math.floor(target_bpp * width * height / 8)
         return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
         return self._quantise(self._latents(load_image(image)), quality)
@@ -115,15 +116,13 @@ class Codec:
         """Ideal bits at every latent position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
         return self.bundle.coder.bit_map(self.quantise(image, quality))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _latents(self, pixels: Pixels) -> Tensor:
         autoencoder = self.bundle.autoencoder
-        # the array's own order is channels-last, which the convolutions like best
-        x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        x = self._as_tensor(pixels)
         if x.shape[2] % self.cell or x.shape[3] % self.cell:
             # repeating the border costs fewer bits than black, and works from 1x1 up
             x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
-        x = x.to(self.bundle.device)
         return tiled(
             autoencoder.encode,
             x,
@@ -132,7 +131,7 @@ class Codec:
             cell_in=autoencoder.stride,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
         compressor = self.bundle.compressor
         level = compressor.level(torch.tensor([quality], device=latents.device))
@@ -145,22 +144,27 @@ class Codec:
         )
         return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
 
-    @torch.no_grad()
-    def _caption_section(self, caption: str | None, pixels: Pixels, latents: Tensor) -> bytes:
+    @torch.inference_mode()
+    def _caption_section(self, caption: str | None, pixels: Pixels) -> bytes:
         if caption == "auto":
-            caption = self._auto_caption(pixels, latents)
+            caption = self._auto_caption(pixels)
         if caption is None:
             return b""
         return encode_caption(caption, self.bundle.vocabulary)
 
-    def _auto_caption(self, pixels: Pixels, latents: Tensor) -> str | None:
+    def _auto_caption(self, pixels: Pixels) -> str | None:
         if not self.bundle.captioners:
             return None
-        if pixels.shape[:2] != (CAPTION_SIDE, CAPTION_SIDE):
-            # the tagger was trained on whole pictures squeezed to its square
-            square = Image.fromarray(pixels).resize((CAPTION_SIDE, CAPTION_SIDE), Image.Resampling.BILINEAR)
-            latents = self._latents(np.asarray(square))
-        return self.bundle.captioners[0].name(latents, self.bundle.vocabulary)[0]
+        tagger = self.bundle.captioners[0]
+        side = tagger.config.side
+        # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
+        square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
+        return tagger.name(self._as_tensor(np.asarray(square)), self.bundle.vocabulary)[0]
+
+    def _as_tensor(self, pixels: Pixels) -> Tensor:
+        # the array's own order is channels-last, which the convolutions like best
+        x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        return x.to(self.bundle.device)
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -175,7 +179,8 @@ class Codec:
         """The picture of a ``.slim`` file (bytes or path), RGB, exactly of the original size.
 
         ``steps``: denoising steps, 0 = no diffusion (fastest), None = the bundle's default. ``guidance``: strength of caption
-        guidance, 0 = off, None = the bundle's default; it acts only with ``steps`` > 0 and a caption from the vocabulary.
+        guidance, 0 = off, None = the bundle's default; it acts only with ``steps`` > 0, a caption from the vocabulary, and up to a
+        million pixels.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
@@ -213,7 +218,7 @@ class Codec:
             latents, container, caption.text if caption else None, caption.index if caption else None
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
         container = unpack(read_source(data))
@@ -270,13 +275,18 @@ class Codec:
             noise,
             tile=self.tile,
         )
-        if guidance and rough.tag is not None and self.bundle.captioners:
+        small = latents.shape[2] * latents.shape[3] <= GUIDED_POSITIONS
+        if guidance and small and rough.tag is not None and self.bundle.captioners:
             level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
             lost = at_level(enhancer.error_scale, level)[0]
-            latents = guide_by_caption(latents, rough.tag, self.bundle.captioners, lost, guidance)
+            scores = [partial(self._scores, tagger) for tagger in self.bundle.captioners]
+            latents = guide_by_caption(latents, rough.tag, scores, lost, guidance)
         return latents
 
-    @torch.no_grad()
+    def _scores(self, tagger: Tagger, latents: Tensor) -> Tensor:
+        return tagger(self.bundle.autoencoder.decode(latents))
+
+    @torch.inference_mode()
     def _picture(self, latents: Tensor, container: Container) -> Image.Image:
         autoencoder = self.bundle.autoencoder
 

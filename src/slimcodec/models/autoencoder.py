@@ -24,7 +24,7 @@ class AutoencoderConfig:
 
     latent_channels: int = 128
     encoder_width: tuple[int, int] = (96, 192)
-    encoder_blocks: tuple[int, int] = (1, 2)
+    encoder_blocks: tuple[int, int] = (1, 1)
     decoder_width: tuple[int, int] = (128, 192)
     decoder_blocks: tuple[int, int] = (3, 2)
 
@@ -43,11 +43,10 @@ class PatchAutoencoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(inner))
         fine, coarse = config.encoder_width
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(8),
-            nn.Conv2d(192, fine, 1),
+            # strided convolutions: a map of whole patches, cheaper than rearranging them first
+            nn.Conv2d(3, fine, 8, stride=8),
             *(ResBlock(fine) for _ in range(config.encoder_blocks[0])),
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * fine, coarse, 1),
+            nn.Conv2d(fine, coarse, 2, stride=2),
             *(ResBlock(coarse) for _ in range(config.encoder_blocks[1])),
             nn.SiLU(),
             small_conv(coarse, channels),

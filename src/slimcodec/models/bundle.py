@@ -27,7 +27,7 @@ from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
-from slimcodec.models.captioner import CaptionerConfig, LatentTagger
+from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_coder import LatentCoder
@@ -156,13 +156,13 @@ class Bundle:
         return self._part("prior", build)
 
     @property
-    def captioners(self) -> list[LatentTagger]:
+    def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions, all of them guide."""
 
-        def build() -> list[LatentTagger]:
+        def build() -> list[Tagger]:
             taggers = []
             for number, config in enumerate(self.config.captioners):
-                tagger = self._fill(f"captioner-{number}", partial(LatentTagger, config))
+                tagger = self._fill(f"captioner-{number}", partial(Tagger, config))
                 tagger.body.to(self.dtype)
                 taggers.append(tagger)
             return taggers

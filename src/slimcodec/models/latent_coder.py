@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.tables import SymbolTables
-from slimcodec.models.prior import HYPER_STRIDE, MEAN_BITS, ExactPrior, anchor_mask
+from slimcodec.models.prior import HYPER_STRIDE, MEAN_BITS, ExactPrior, anchor_mask, checkerboard
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767
@@ -53,14 +53,13 @@ class LatentCoder:
         features = self.prior.features(hyper_symbols, quality, height, width)
         y = values.permute(0, 2, 3, 1).double()
         grid = torch.zeros(y.shape, dtype=torch.int64, device=y.device)
-        at = anchor_mask(height, width, y.device)
-        for chosen in (at, ~at):
-            mean, index = self._parameters(features, grid, quality, first=chosen is at)
+        flat, flat_grid = y.flatten(1, 2), grid.view(1, -1, y.shape[3])
+        for number, at in enumerate(checkerboard(y)):
+            mean, index = self._parameters(features, grid, quality, first=number == 0)
             # ties and float noise matter only here, at the encoder: the decoder is told the symbols
-            symbols = (
-                (y[:, chosen] - mean * 2.0**-MEAN_BITS).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
-            )
-            grid[:, chosen] = (symbols << MEAN_BITS) + mean
+            residual = flat.index_select(1, at) - mean * 2.0**-MEAN_BITS
+            symbols = residual.round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+            flat_grid.index_copy_(1, at, (symbols << MEAN_BITS) + mean)
             passes.append(Pass(_flat(symbols), _flat(index).astype(np.uint8)))
         return CodedLatent(tuple(passes), _values(grid))
 
@@ -87,12 +86,12 @@ class LatentCoder:
         shape = (1, -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE), channels)
         hyper = take(self._hyper_indices(quality, shape), shape)
         features = self.prior.features(hyper, quality, height, width)
-        at = anchor_mask(height, width, device)
         grid = torch.zeros((1, height, width, self.prior.network.channels), dtype=torch.int64, device=device)
-        for chosen in (at, ~at):
-            mean, index = self._parameters(features, grid, quality, first=chosen is at)
+        flat_grid = grid.view(1, -1, grid.shape[3])
+        for number, at in enumerate(checkerboard(grid)):
+            mean, index = self._parameters(features, grid, quality, first=number == 0)
             symbols = take(_flat(index).astype(np.uint8), tuple(mean.shape))
-            grid[:, chosen] = (symbols << MEAN_BITS) + mean
+            flat_grid.index_copy_(1, at, (symbols << MEAN_BITS) + mean)
         decoder.finish()
         return CodedLatent(tuple(passes), _values(grid))
 

@@ -59,24 +59,25 @@ def anchor_mask(height: int, width: int, device: torch.device | str = "cpu") -> 
     return (rows + columns) % 2 == 0
 
 
-def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tensor | None = None) -> Tensor:
-    """Values of [B, h, w, C] at the given offsets of every position, zero outside: [B, h, w, len(offsets) * C].
+def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tensor) -> Tensor:
+    """Values of [B, h, w, C] at offsets from the positions ``at`` [N], counted in raster order, zero outside.
 
-    ``at`` [h, w] selects positions: the result then is [B, N, len(offsets) * C].
+    The result [B, N, len(offsets) * C] holds the offsets one after another, all channels of each.
     """
     batch, height, width, channels = x.shape
     columns = width + 2 * radius
     padded = F.pad(x, (0, 0, radius, radius, radius, radius)).reshape(batch, -1, channels)
-    places = torch.ones(height, width, dtype=torch.bool, device=x.device) if at is None else at
-    rows_at, columns_at = places.nonzero(as_tuple=True)
-    centres = (rows_at + radius) * columns + columns_at + radius
+    centres = (at // width + radius) * columns + at % width + radius
     steps = torch.tensor([dy * columns + dx for dy, dx in offsets], device=x.device)
     found = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
-    return (
-        found.reshape(batch, -1, len(offsets) * channels)
-        if at is not None
-        else found.reshape(batch, height, width, len(offsets) * channels)
-    )
+    return found.reshape(batch, -1, len(offsets) * channels)
+
+
+def window(x: Tensor) -> Tensor:
+    """The 3x3 window around every position of [B, h, w, C]: [B, h, w, 9C]."""
+    batch, height, width, _ = x.shape
+    every = torch.arange(height * width, device=x.device)
+    return neighbours(x, WINDOW_3X3, 1, every).reshape(batch, height, width, -1)
 
 
 WINDOW_3X3 = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -87,6 +88,18 @@ def depth_to_space(x: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, 2, 2, channels // 4).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def checkerboard(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [N] of a grid [B, h, w, C], counted in raster order: the anchors, and the rest."""
+    anchors = anchor_mask(grid.shape[1], grid.shape[2], grid.device).flatten()
+    return anchors.nonzero().flatten(), (~anchors).nonzero().flatten()
+
+
+#: the layers of a prior, by name
+LAYERS = ("hyper_in", "hyper_up1", "hyper_up2", "context") + tuple(
+    f"{head}_{part}" for head in ("anchor", "rest") for part in ("1", "2", "mean", "scale")
+)
 
 
 class PriorNetwork(nn.Module):
@@ -103,8 +116,8 @@ class PriorNetwork(nn.Module):
     def hyper_features(self, hyper: Tensor, level: Any, height: int, width: int) -> Tensor:
         """Features [B, h, w, W] from hyper-latents [B, ceil(h/4), ceil(w/4), Ch]."""
         x = self.layers["hyper_in"](hyper, level)
-        x = depth_to_space(self.layers["hyper_up1"](neighbours(x, WINDOW_3X3, 1), level))
-        x = depth_to_space(self.layers["hyper_up2"](neighbours(x, WINDOW_3X3, 1), level))
+        x = depth_to_space(self.layers["hyper_up1"](window(x), level))
+        x = depth_to_space(self.layers["hyper_up2"](window(x), level))
         return x[:, :height, :width]
 
     def anchor_parameters(self, features: Tensor, level: Any) -> tuple[Tensor, Tensor]:
@@ -112,7 +125,7 @@ class PriorNetwork(nn.Module):
         return self._head("anchor", features, level)
 
     def context(self, anchors: Tensor, at: Tensor) -> Tensor:
-        """Anchors around the positions ``at`` [h, w]: [B, N, 12C], from latents [B, h, w, C] that are zero elsewhere."""
+        """Anchors around the positions ``at`` [N]: [B, N, 12C], from latents [B, h, w, C] that are zero elsewhere."""
         return neighbours(anchors, CONTEXT_OFFSETS, 2, at)
 
     def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
@@ -159,9 +172,7 @@ class ExactPrior(nn.Module):
     @classmethod
     def from_tensors(cls, config: PriorConfig, tensors: dict[str, Tensor]) -> ExactPrior:
         """Builds the prior from the integer tensors that ``quantise_prior`` made; missing or extra names are errors."""
-        with torch.device("meta"):  # only the names are wanted
-            names = list(float_prior(config).layers)
-        expected = {f"{name}.{part}" for name in names for part in ("weight", "bias", "meta")} | {
+        expected = {f"{name}.{part}" for name in LAYERS for part in ("weight", "bias", "meta")} | {
             "hyper_index"
         }
         if set(tensors) != expected:
@@ -170,7 +181,7 @@ class ExactPrior(nn.Module):
             )
         layers: dict[str, nn.Module] = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
-            for name in names
+            for name in LAYERS
         }
         return cls(PriorNetwork(config.channels, layers), tensors["hyper_index"])
 
@@ -184,35 +195,29 @@ class ExactPrior(nn.Module):
 
     def first_pass(self, features: Tensor, quality: int) -> tuple[Tensor, Tensor]:
         """Means in 1/16 and table indices [B, N, C] at the anchors, in raster order."""
-        at = anchor_mask(features.shape[1], features.shape[2], features.device)
-        return self._in_pieces(at, lambda piece: self.network.anchor_parameters(features[:, piece], quality))
+        flat = features.flatten(1, 2)
+
+        def parameters(at: Tensor) -> tuple[Tensor, Tensor]:
+            return self.network.anchor_parameters(flat.index_select(1, at), quality)
+
+        return _in_pieces(checkerboard(features)[0], parameters)
 
     def second_pass(self, features: Tensor, anchors: Tensor, quality: int) -> tuple[Tensor, Tensor]:
         """Means in 1/16 and table indices [B, N, C] at the other positions; ``anchors`` [B, h, w, C] in 1/16."""
-        at = ~anchor_mask(features.shape[1], features.shape[2], features.device)
-        values = anchors.double()
+        flat, values = features.flatten(1, 2), anchors.double()
 
-        def parameters(piece: Tensor) -> tuple[Tensor, Tensor]:
-            return self.network.rest_parameters(
-                features[:, piece], self.network.context(values, piece), quality
-            )
+        def parameters(at: Tensor) -> tuple[Tensor, Tensor]:
+            context = self.network.context(values, at)
+            return self.network.rest_parameters(flat.index_select(1, at), context, quality)
 
-        return self._in_pieces(at, parameters)
+        return _in_pieces(checkerboard(features)[1], parameters)
 
-    @staticmethod
-    def _in_pieces(
-        at: Tensor, parameters: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """``parameters`` of the chosen positions, some thousand at a time: contexts of a large picture would fill memory."""
-        places = at.flatten().nonzero().flatten()
-        means, scales = [], []
-        for some in places.split(PIECE):
-            piece = torch.zeros(at.numel(), dtype=torch.bool, device=at.device)
-            piece[some] = True
-            mean, scale = parameters(piece.reshape(at.shape))
-            means.append(mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long())
-            scales.append(scale.clamp(0, SCALES - 1).long())
-        return torch.cat(means, 1), torch.cat(scales, 1)
+
+def _in_pieces(at: Tensor, parameters: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Means and indices at positions, some thousand at a time: the contexts of a large picture would fill memory."""
+    means, scales = zip(*map(parameters, at.split(PIECE)), strict=True)
+    mean, scale = torch.cat(means, 1), torch.cat(scales, 1)
+    return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long(), scale.clamp(0, SCALES - 1).long()
 
 
 def quantise_prior(network: PriorNetwork, hyper_index: Tensor) -> dict[str, Tensor]:

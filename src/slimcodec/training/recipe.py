@@ -86,12 +86,13 @@ class CompressorRecipe:
 
 @dataclass(frozen=True)
 class CaptionerRecipe:
-    """Stage ``captioner``."""
+    """Stage ``captioner``; pictures have the tagger's side, whatever ``optimisation.crop`` says."""
 
     optimisation: Optimisation = field(default_factory=Optimisation)
     network: CaptionerConfig = field(default_factory=CaptionerConfig)
-    final_crop: int = 256
-    thumbnail_share: float = 0.25
+    #: begin with the weights of the first teacher, which then must be a MobileNet-v2
+    start_from_teacher: bool = True
+    thumbnail_share: float = 0.15
 
 
 @dataclass(frozen=True)

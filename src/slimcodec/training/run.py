@@ -25,7 +25,7 @@ from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.captioner import LatentTagger
+from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
@@ -42,7 +42,7 @@ from slimcodec.training.stages import (
     LatentCodec,
 )
 from slimcodec.training.targets import teacher_targets
-from slimcodec.training.teachers import Teacher
+from slimcodec.training.teachers import Teacher, start_from_classifier
 from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -96,18 +96,18 @@ class Run:
         """The tagger."""
         recipe = self.recipe.captioner
         torch.manual_seed(recipe.optimisation.seed)
-        thumbnails = PhotoSet(self._files("thumbnails")) if self.recipe.data.thumbnails else None
+        soft = self._targets[0]
+        tagger = self._tagger()
+        if recipe.start_from_teacher:
+            start_from_classifier(tagger, self._teachers[0])
         stage = CaptionerStage(
-            self._load_autoencoder(),
-            self._tagger(),
+            tagger,
             self._photos,
             self._vocabulary,
-            self._targets[0],
-            thumbnails,
+            soft,
+            PhotoSet(self._files("thumbnails")) if self.recipe.data.thumbnails else None,
             batch=recipe.optimisation.batch,
-            size=recipe.optimisation.crop,
-            final_size=recipe.final_crop,
-            small_share=recipe.thumbnail_share,
+            thumbnail_share=recipe.thumbnail_share,
             seed=recipe.optimisation.seed,
         )
         self._train(stage, recipe.optimisation)
@@ -256,13 +256,8 @@ class Run:
 
         return read_vocabulary(self.recipe.data.vocabulary or EMBEDDED_BUNDLE / "vocabulary.txt")
 
-    def _tagger(self) -> LatentTagger:
-        config = replace(
-            self.recipe.captioner.network,
-            tags=len(self._vocabulary),
-            latent_channels=self.recipe.autoencoder.network.latent_channels,
-        )
-        return LatentTagger(config)
+    def _tagger(self) -> Tagger:
+        return Tagger(replace(self.recipe.captioner.network, tags=len(self._vocabulary)))
 
     @property
     def _enhancer_config(self) -> EnhancerConfig:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
 from slimcodec.models.blocks import at_level
-from slimcodec.models.captioner import LatentTagger
+from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,
     anchor_mask,
+    checkerboard,
     float_prior,
     index_of_scale,
 )
@@ -180,7 +181,7 @@ def code(model: LatentCodec, latents: Tensor, quality: Tensor, rate: str) -> Cod
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)
         grid[:, anchors] = first
-        context = network.context(grid, ~anchors)
+        context = network.context(grid, checkerboard(grid)[1])
         rest, rest_bits = quantise(
             y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
         )
@@ -283,56 +284,53 @@ class CompressorStage:
 
 
 class CaptionerStage:
-    """The tagger: cross-entropy to the labels and to the classifiers' mean probabilities, on clean and noisy latents."""
+    """The tagger: cross-entropy to the labels and to the classifiers' mean probabilities."""
 
     name = "captioner"
 
     def __init__(
         self,
-        autoencoder: PatchAutoencoder,
-        model: LatentTagger,
+        model: Tagger,
         photos: PhotoSet,
         vocabulary: Sequence[str],
         soft: Tensor,
-        small: PhotoSet | None = None,
+        thumbnails: PhotoSet | None = None,
         *,
         batch: int = 32,
-        size: int = 192,
-        final_size: int = 256,
-        final_start: float = 0.75,
-        small_share: float = 0.25,
-        noise: float = 0.6,
+        thumbnail_share: float = 0.15,
+        smallest_area: float = 0.5,
         seed: int = 0,
     ) -> None:
-        """``soft`` [rows, K] are logits of the photos over the first K tags; ``small`` holds labelled thumbnails."""
-        self.autoencoder, self.model, self.photos, self.small = autoencoder, model, photos, small
-        self.soft, self.batch, self.seed, self.noise = soft, batch, seed, noise
-        self.size, self.final_size, self.final_start = size, final_size, final_start
-        self.small_share = small_share if small is not None else 0.0
+        """``soft`` [rows, K] are logits of the photos over the first K tags; ``thumbnails`` have labels alone."""
+        self.model, self.photos, self.thumbnails, self.soft = model, photos, thumbnails, soft
+        self.batch, self.seed, self.smallest_area = batch, seed, smallest_area
+        self.thumbnail_share = thumbnail_share if thumbnails is not None else 0.0
+        # of equal tags the first one counts
         tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
-        self.labels = [
-            [tags.get(label or "", -1) for label in s.labels()] for s in (photos, small) if s is not None
-        ]
+        self.labels = {
+            id(source): [tags.get(label or "", -1) for label in source.labels()]
+            for source in (photos, thumbnails)
+            if source is not None
+        }
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters()), "lr": learning_rate}]
 
-    def _batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures [B, 3, S, S] in [-1, 1], target probabilities [B, tags], and whether a label was known [B]."""
         rng = np.random.default_rng([self.seed, step])
-        tags = self.model.config.tags
+        config = self.model.config
         pictures: list[Tensor] = []
         targets: list[Tensor] = []
         known: list[bool] = []
         while len(pictures) < self.batch:
-            thumbnail = rng.random() < self.small_share
-            source = self.small if thumbnail and self.small is not None else self.photos
+            thumbnail = self.thumbnails is not None and rng.random() < self.thumbnail_share
+            source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
             row = int(rng.integers(len(source)))
-            photo = source[row]
-            if photo is None:
+            photo, label = source[row], self.labels[id(source)][row]
+            if photo is None or (thumbnail and label < 0):
                 continue
-            label = self.labels[1 if thumbnail else 0][row]
-            target = torch.zeros(tags)
+            target = torch.zeros(config.tags)
             if not thumbnail:
                 probability = self.soft[row].softmax(0)
                 target[: len(probability)] = probability
@@ -340,25 +338,15 @@ class CaptionerStage:
                 share = 1.0 if thumbnail else 0.5
                 target *= 1 - share
                 target[label] += share
-            elif thumbnail:
-                continue
-            pictures.append(view(photo, size, rng, 0.35))
+            pictures.append(view(photo, config.side, rng, self.smallest_area))
             targets.append(target)
             known.append(label >= 0)
         return torch.stack(pictures).float() / 127.5 - 1, torch.stack(targets), torch.tensor(known)
 
     def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
-        size = self.final_size if progress >= self.final_start else self.size
-        pictures, targets, known = self._batch(step, size)
-        with torch.no_grad():
-            latents = self.autoencoder.encode(pictures)
-            # half of the latents are noisy, so that the tagger can guide on decompressed ones
-            amount = (
-                self.noise * torch.rand(len(latents), 1, 1, 1) * (torch.rand(len(latents), 1, 1, 1) < 0.5)
-            )
-            latents = latents + amount * torch.randn_like(latents)
+        pictures, targets, known = self._batch(step)
         self.model.train()
-        logits = self.model(latents)
+        logits = self.model(pictures)
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         right = (logits.argmax(1) == targets.argmax(1))[known]
         return loss, {"top1_train": float(right.float().mean()) if len(right) else 0.0}

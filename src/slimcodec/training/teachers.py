@@ -5,9 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
+from slimcodec.models.captioner import Tagger
+
+
+def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
+    """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
+
+    The teacher's constants are weight and bias of each convolution in order, the last one its classes after a background
+    class. Tags beyond them start as very unlikely. Raises ``SlimError`` where the shapes are not those of a MobileNet-v2.
+    """
+    tensors = [tensor.float() for _, tensor in teacher.module.named_buffers()]
+    convolutions = [module for module in tagger.body.modules() if isinstance(module, nn.Conv2d)]
+    wanted = [tuple(parameter.shape) for conv in convolutions for parameter in (conv.weight, conv.bias)]
+    if [tuple(tensor.shape) for tensor in tensors[:-2]] != wanted:
+        raise SlimError("the first teacher is no MobileNet-v2 of width 1: the captioner cannot start from it")
+    with torch.no_grad():
+        for conv, weight, bias in zip(convolutions, tensors[0:-2:2], tensors[1:-2:2], strict=True):
+            conv.weight.copy_(weight)
+            conv.bias.copy_(bias)  # type: ignore[union-attr]
+        classes = len(tensors[-1]) - 1
+        tagger.head.weight[:classes] = tensors[-2][1:, :, 0, 0]
+        tagger.head.bias[:classes] = tensors[-1][1:]
+        tagger.head.weight[classes:] = 0
+        tagger.head.bias[classes:] = -6
 
 
 class Teacher:
