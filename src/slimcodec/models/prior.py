@@ -64,7 +64,7 @@ def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tenso
 
     The result [B, N, len(offsets) * C] holds the offsets one after another, all channels of each.
     """
-    batch, height, width, channels = x.shape
+    batch, _, width, channels = x.shape
     columns = width + 2 * radius
     padded = F.pad(x, (0, 0, radius, radius, radius, radius)).reshape(batch, -1, channels)
     centres = (at // width + radius) * columns + at % width + radius

@@ -102,6 +102,8 @@ class EnhanceRecipe:
     optimisation: Optimisation = field(default_factory=Optimisation)
     background: float = 0.5
     caption_dropout: float = 0.15
+    #: weight of the pictures' error after one step, relative to that of no step
+    fidelity: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class Run:
             Crops(PhotoSet(self._files("photos"), maps), *_sizes(recipe.optimisation)),
             background=recipe.background,
             caption_dropout=recipe.caption_dropout,
+            fidelity=recipe.fidelity,
         )
         stage.measure_errors()
         self._train(stage, recipe.optimisation)

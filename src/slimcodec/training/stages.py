@@ -370,7 +370,9 @@ class EnhanceStage:
         *,
         background: float = 0.5,
         caption_dropout: float = 0.15,
+        fidelity: float = 1.0,
     ) -> None:
+        self.fidelity = fidelity
         self.autoencoder, self.codec = autoencoder.requires_grad_(False), codec.requires_grad_(False)
         self.model = nn.ModuleDict({"enhancer": enhancer, "text": text})
         self.enhancer, self.text, self.crops = enhancer, text, crops
@@ -418,11 +420,17 @@ class EnhanceStage:
         ]
         lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
         squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
+        # the decoder is tuned to decompressed latents: nearer to the original latent is not yet nearer to the picture
+        at_start = time == 1.0
+        enhanced = self.autoencoder.decode((rough - scale * lost)[at_start])
+        pixels = roi_weights(batch.masks, self.background)[at_start]
+        fidelity = weighted_mse(enhanced, batch.pictures[at_start], pixels)
         with torch.no_grad():
-            at_start = time == 1.0
+            before = weighted_mse(self.autoencoder.decode(rough[at_start]), batch.pictures[at_start], pixels)
             terms = {
                 "denoising": float(squared.detach().mean()),
                 "denoising_start": float(squared[at_start].mean()),
                 "unchanged_start": float((weight * wanted**2).mean((1, 2, 3))[at_start].mean()),
+                "fidelity_ratio": float((fidelity / before).mean()),
             }
-        return squared.mean(), terms
+        return squared.mean() + self.fidelity * (fidelity / before).mean(), terms

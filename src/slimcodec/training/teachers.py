@@ -19,13 +19,14 @@ def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
     """
     tensors = [tensor.float() for _, tensor in teacher.module.named_buffers()]
     convolutions = [module for module in tagger.body.modules() if isinstance(module, nn.Conv2d)]
-    wanted = [tuple(parameter.shape) for conv in convolutions for parameter in (conv.weight, conv.bias)]
-    if [tuple(tensor.shape) for tensor in tensors[:-2]] != wanted:
+    parameters = [parameter for conv in convolutions for parameter in conv.parameters()]
+    if [tuple(tensor.shape) for tensor in tensors[:-2]] != [
+        tuple(parameter.shape) for parameter in parameters
+    ]:
         raise SlimError("the first teacher is no MobileNet-v2 of width 1: the captioner cannot start from it")
     with torch.no_grad():
-        for conv, weight, bias in zip(convolutions, tensors[0:-2:2], tensors[1:-2:2], strict=True):
-            conv.weight.copy_(weight)
-            conv.bias.copy_(bias)  # type: ignore[union-attr]
+        for parameter, tensor in zip(parameters, tensors[:-2], strict=True):
+            parameter.copy_(tensor)
         classes = len(tensors[-1]) - 1
         tagger.head.weight[:classes] = tensors[-2][1:, :, 0, 0]
         tagger.head.bias[:classes] = tensors[-1][1:]
