@@ -49,6 +49,6 @@ def make(codec: Codec, folder: Path) -> None:
 
 if __name__ == "__main__":
     if not (HERE / "small").exists():
-        small_bundle().save_pretrained(HERE / "small")
+        small_bundle(captioner=False).save_pretrained(HERE / "small")
         make(slimcodec.load(HERE / "small", dtype="float32"), HERE / "small-files")
     make(slimcodec.load(), HERE / "slim-tiny")
