@@ -179,7 +179,8 @@ def main() -> None:
         by_quality[quality] = round(100 * (integer / floating - 1), 3)
     total, plain_total = (sum(facts[key] for facts in made.values()) for key in ("ideal", "gaussian"))
     report = {
-        "command": f"python benchmarks/exactness.py --data ... --count {arguments.count}",
+        "command": f"python benchmarks/exactness.py --data PHOTOS --count {arguments.count}",
+        "data": arguments.data.name if arguments.data else "scikit-image",
         "bundle": fast.bundle.bundle_id,
         "photos": len(pictures),
         "qualities": QUALITIES,
