@@ -230,9 +230,8 @@ class Codec:
                 needed,
             )
         if container.caption:
-            decode_caption(
-                container.caption, self.bundle.vocabulary
-            )  # an unknown tag is an error before any work
+            # an unknown tag is an error before any work
+            decode_caption(container.caption, self.bundle.vocabulary)
         rows, columns = self._check_area(container.width, container.height, max_pixels)
         return container, self.bundle.coder.read(container.payload, rows, columns, container.quality)
 

@@ -1,4 +1,4 @@
-"""Small convolutional blocks shared by the autoencoder, the compressor and the captioner.
+"""Small convolutional blocks shared by the autoencoder and the compressor, and what all networks ask of levels and types.
 
 None of them normalises over space, so a picture cut into overlapping tiles gives the same values as the whole.
 """

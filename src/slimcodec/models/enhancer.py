@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
 
+#: what the UNet predicts under the states of a caption [B, tokens, D]
+Prediction = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class EnhancerConfig:
@@ -124,33 +127,26 @@ class Enhancer(nn.Module):
     ) -> Tensor:
         """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
 
-        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` [B, tokens, D] are the caption's states and those of no caption; ``text_scale`` is the
-        strength of classifier-free guidance (Ho & Salimans 2022), 1 = off.
+        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` [B, tokens, D] are
+        the caption's states and those of no caption; ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans
+        2022), 1 = off.
         """
+
+        def guided(predict: Prediction) -> Tensor:
+            conditional = predict(text)
+            if text_scale == 1.0:
+                return conditional
+            unconditional = predict(empty_text)
+            return unconditional + text_scale * (conditional - unconditional)
+
         if self.config.mode == "bridge":
-            return self._bridge(rough, quality, steps, noise, text, empty_text, text_scale)
+            return self._bridge(rough, quality, steps, noise, guided)
         if self.config.mode == "noise":
-            return self._denoise(rough, quality, steps, noise, text, empty_text, text_scale)
+            return self._denoise(rough, quality, steps, noise, guided)
         raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
 
-    def _guided(
-        self, predict: Callable[[Tensor], Tensor], text: Tensor, empty_text: Tensor, scale: float
-    ) -> Tensor:
-        conditional = predict(text)
-        if scale == 1.0:
-            return conditional
-        unconditional = predict(empty_text)
-        return unconditional + scale * (conditional - unconditional)
-
     def _bridge(
-        self,
-        rough: Tensor,
-        quality: int,
-        steps: int,
-        noise: Tensor,
-        text: Tensor,
-        empty_text: Tensor,
-        text_scale: float,
+        self, rough: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
     ) -> Tensor:
         level = quality_to_level(torch.full((len(rough),), quality, device=rough.device), self.config.levels)
         scale = at_level(self.error_scale, level)[..., None, None]
@@ -164,21 +160,14 @@ class Enhancer(nn.Module):
             def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
                 return self.lost(state, rough, moment, level, condition)
 
-            lost = scale * self._guided(predict, text, empty_text, text_scale)
+            lost = scale * guided(predict)
             # the straight path through this state that ends at rough - lost
             velocity = (state - rough + lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
         return state
 
     def _denoise(
-        self,
-        rough: Tensor,
-        quality: int,
-        steps: int,
-        noise: Tensor,
-        text: Tensor,
-        empty_text: Tensor,
-        text_scale: float,
+        self, rough: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
     ) -> Tensor:
         low, high = self.config.strength
         strength = low + (high - low) * (quality - 1) / 99
@@ -203,7 +192,7 @@ class Enhancer(nn.Module):
                 output: Tensor = self.unet(seen, time, condition.to(dtype)).sample
                 return output.float()
 
-            prediction = self._guided(predict, text, empty_text, text_scale)
+            prediction = guided(predict)
             state = scheduler.step(prediction, time, state, **drawn).prev_sample
         return state
 

@@ -82,7 +82,7 @@ class Run:
         stage = CompressorStage(
             self._load_autoencoder(),
             Compressor(recipe.network),
-            Crops(PhotoSet(self._files("photos"), maps), *_sizes(recipe.optimisation)),
+            self._crops(recipe.optimisation, maps),
             lambdas=recipe.lambdas,
             background=recipe.background,
             features=features,
@@ -124,7 +124,7 @@ class Run:
             codec,
             Enhancer.build(self._enhancer_config),
             self._text_encoder(),
-            Crops(PhotoSet(self._files("photos"), maps), *_sizes(recipe.optimisation)),
+            self._crops(recipe.optimisation, maps),
             background=recipe.background,
             caption_dropout=recipe.caption_dropout,
             fidelity=recipe.fidelity,
@@ -210,8 +210,9 @@ class Run:
         codec.load_state_dict(self._load("compressor"))
         return codec.requires_grad_(False)
 
-    def _crops(self, options: Optimisation) -> Crops:
-        return Crops(self._photos, *_sizes(options))
+    def _crops(self, options: Optimisation, maps: NDArray[np.float32] | None = None) -> Crops:
+        photos = self._photos if maps is None else PhotoSet(self._files("photos"), maps)
+        return Crops(photos, options.crop, options.batch, options.seed)
 
     def _features(self, features: Features) -> tuple[FeatureLoss | None, dict[str, float]]:
         loss = FeatureLoss(self._teachers, features.weights) if self._teachers else None
@@ -281,10 +282,6 @@ def _revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _sizes(options: Optimisation) -> tuple[int, int, int]:
-    return options.crop, options.batch, options.seed
 
 
 def stages(run: Run) -> dict[str, Callable[[], object]]:
