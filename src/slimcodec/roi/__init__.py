@@ -1,1 +1,1 @@
-"""Region-of-interest masks for training: from annotations and from class-activation maps."""
+"""Region-of-interest masks for training: from annotations, class-activation maps and segmentation models."""
