@@ -1,4 +1,4 @@
-"""Frozen classifiers that training learns from: TorchScript files that return logits and feature maps."""
+"""Frozen classifiers that training learns from: TorchScript files, or image classifiers of transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
+from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
+from slimcodec.training.classifiers import FeatureClassifier
+
+ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
+TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
 
 
 def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
@@ -35,13 +40,33 @@ def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
 
 
 class Teacher:
-    """A TorchScript classifier: pictures [B, 3, S, S] in [0, 1] to (logits [B, K], feature map, ..., last feature map)."""
+    """A frozen classifier: pictures [B, 3, S, S] in [0, 1] to (logits [B, K], feature map, ..., last feature map).
 
-    def __init__(self, path: str | Path, device: str = "cpu") -> None:
-        try:
-            self.module = torch.jit.load(str(path), map_location=device).eval()
-        except (ValueError, RuntimeError) as error:
-            raise SlimError(f"{path}: not a TorchScript file that this PyTorch can read ({error})") from error
+    ``path`` is a TorchScript file with these outputs, or the folder of a transformers image classifier. ``side`` is the
+    classifier's own input size S (224 for TorchScript; others work too), ``labels`` are its class names or (), and ``name`` and
+    ``sha256`` tell it apart.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu", name: str = "") -> None:
+        path = Path(path)
+        self.name = name or path.stem
+        self.module: nn.Module
+        self.side, self.labels = DEFAULT_SIDE, tuple[str, ...]()
+        if path.is_dir():
+            classifier = FeatureClassifier(path)
+            self.side, self.labels = classifier.preprocessing.side, classifier.labels
+            self.module = classifier.to(device)
+        else:
+            try:
+                self.module = torch.jit.load(str(path), map_location=device)
+            except (ValueError, RuntimeError) as error:
+                message = f"{path}: not a TorchScript file that this PyTorch can read ({error}); {ACCEPTED}"
+                raise SlimError(message) from error
+        self.module.eval()
+        # a script has no requires_grad_() of its own
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        self.sha256 = weights_sha256(path)
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
         # the optimising executor fuses whole subgraphs, after which gradients at inner feature maps are lost
@@ -49,3 +74,21 @@ class Teacher:
         with plain, torch.autocast(pictures.device.type, enabled=False):
             outputs: tuple[Tensor, ...] = self.module(pictures.float())
         return outputs
+
+
+def load_teacher(source: str | Path, device: str = "cpu") -> Teacher:
+    """The teacher of a TorchScript file, a transformers image-classification folder, or a hub id.
+
+    Raises ``SlimError`` where there is none or it cannot be read.
+    """
+    path = Path(source)
+    if path.is_file():
+        return Teacher(path, device)
+    if path.suffix in TORCHSCRIPT_SUFFIXES:
+        raise SlimError(f"{source}: no such file; {ACCEPTED}")
+    try:
+        folder = pretrained_folder(source)
+    except SlimError as error:
+        raise SlimError(f"{error} ({ACCEPTED})") from error
+    # a hub snapshot's folder is called by its revision
+    return Teacher(folder, device, name=path.name)

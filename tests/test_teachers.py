@@ -1,0 +1,229 @@
+"""Teachers from transformers: real classes with random weights, loaded from folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photos import NAMES, photo
+from torch import Tensor, nn
+
+from slimcodec import SlimError
+from slimcodec.models.pretrained import Preprocessing, read_preprocessing
+from slimcodec.roi.cam import class_activation
+from slimcodec.training.classifiers import last_of_each_stride
+from slimcodec.training.losses import FeatureLoss
+from slimcodec.training.teachers import load_teacher
+
+LABELS = {0: "tabby", 1: "goldfish", 2: "espresso", 3: "rocket", 4: "canoe"}
+PREPROCESSING = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+
+
+def classifier(kind: str, folder: Path, **settings: Any) -> Any:
+    """A tiny image classifier with random weights, saved with its preprocessing; 96 pixels a side."""
+    import transformers
+
+    common: dict[str, Any] = {
+        "id2label": LABELS,
+        "label2id": {name: number for number, name in LABELS.items()},
+    }
+    tokens = {
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 96,
+    }
+    own: dict[str, dict[str, Any]] = {
+        "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1]},
+        "ConvNext": {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]},
+        "MobileNetV2": {"depth_multiplier": 0.25},
+        "ViT": tokens | {"patch_size": 16},
+        "Dinov2": tokens | {"patch_size": 14, "image_size": 98},
+        "Swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "image_size": 96},
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**own[kind], **common)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    with torch.no_grad():
+        # the small initial weights would make every picture look alike
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    model.save_pretrained(folder)
+    content = {"size": {"height": 96, "width": 96}} | PREPROCESSING | settings
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return model
+
+
+def pictures(side: int) -> Tensor:
+    """Four photos, [4, 3, side, side] in [0, 1]."""
+    arrays = [np.array(photo(name, side, side)).transpose(2, 0, 1) for name in NAMES]
+    return torch.from_numpy(np.stack(arrays)).float() / 255
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Pictures as the classifiers above were saved to see them."""
+    mean, std = (torch.tensor(PREPROCESSING[key])[:, None, None] for key in ("image_mean", "image_std"))
+    return (x - mean) / std
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "ConvNext", "MobileNetV2"])
+def test_a_convolutional_teacher_gives_logits_and_a_map_a_stride(kind: str, tmp_path: Path) -> None:
+    model = classifier(kind, tmp_path)
+    teacher = load_teacher(str(tmp_path))
+    assert teacher.side == 96 and teacher.labels == tuple(LABELS.values())
+    assert teacher.name == tmp_path.name and len(teacher.sha256) == 64
+    x = pictures(96)
+    logits, *maps = teacher(x)
+    assert [tuple(features.shape[2:]) for features in maps] == [(24, 24), (12, 12), (6, 6), (3, 3)]
+    with torch.no_grad():
+        expected = model(normalised(x), output_hidden_states=True)
+    assert torch.allclose(logits, expected.logits, atol=1e-4)
+    assert torch.allclose(maps[-1], expected.hidden_states[-1], atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
+    # another size than its own, and an autocast around it that must not reach inside
+    with torch.autocast("cpu", torch.bfloat16):
+        other = teacher(pictures(128).bfloat16())
+    assert all(output.dtype == torch.float32 for output in other) and other[1].shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize(("kind", "patch"), [("ViT", 16), ("Dinov2", 14)])
+def test_a_transformer_teacher_gives_its_tokens_as_a_grid(kind: str, patch: int, tmp_path: Path) -> None:
+    model = classifier(kind, tmp_path)
+    teacher = load_teacher(str(tmp_path))
+    for side in (96, 160):
+        x = pictures(side)
+        logits, *maps = teacher(x)
+        (grid,) = maps
+        assert grid.shape == (4, 24, side // patch, side // patch)
+        options = {"interpolate_pos_encoding": True} if kind == "ViT" else {}
+        with torch.no_grad():
+            expected = model(normalised(x), output_hidden_states=True, **options)
+        assert torch.allclose(logits, expected.logits, atol=1e-4)
+        tokens = expected.hidden_states[-2][:, 1:]
+        assert torch.allclose(grid.permute(0, 2, 3, 1).flatten(1, 2), tokens, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "ViT"])
+def test_activation_maps_and_feature_loss_work_with_a_transformers_teacher(kind: str, tmp_path: Path) -> None:
+    classifier(kind, tmp_path)
+    teacher = load_teacher(str(tmp_path))
+    x = pictures(96)
+    logits, heat = class_activation(teacher, x.clone())
+    cells = 3 if kind == "ResNet" else 6
+    assert logits.shape == (4, 5) and heat.shape == (4, cells, cells)
+    assert float(heat.min()) >= 0 and float(heat.max()) == 1
+    assert float(heat.flatten(1).std(1).max()) > 0.05
+
+    loss = FeatureLoss([teacher], [1.0, 1.0, 0.3])
+    wanted = x * 2 - 1
+    decoded = (wanted + 0.1 * torch.randn_like(wanted)).requires_grad_()
+    assert float(loss(wanted, wanted).abs().max()) == 0
+    values = loss(decoded, wanted)
+    (gradient,) = torch.autograd.grad(values.sum(), decoded)
+    assert values.shape == (4,) and float(values.detach().min()) > 0
+    assert float(gradient.abs().amax((1, 2, 3)).min()) > 0 and bool(gradient.isfinite().all())
+
+
+def test_the_gradient_at_a_transformers_map_is_that_at_its_tokens(tmp_path: Path) -> None:
+    model = classifier("ViT", tmp_path)
+    teacher = load_teacher(str(tmp_path))
+    logits, grid = teacher(pictures(96).requires_grad_())
+    (ours,) = torch.autograd.grad(logits[:, 2].sum(), grid)
+    outputs = model(normalised(pictures(96)), output_hidden_states=True)
+    (tokens,) = torch.autograd.grad(outputs.logits[:, 2].sum(), outputs.hidden_states[-2])
+    assert float(ours.abs().max()) > 0
+    assert torch.allclose(ours.permute(0, 2, 3, 1).flatten(1, 2), tokens[:, 1:], atol=1e-5)
+
+
+def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
+    class Script(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.convolution(x)
+            return features.mean((2, 3)), features
+
+    script = Script().eval()
+    file = tmp_path / "judge.pt"
+    torch.jit.save(torch.jit.script(script), str(file))
+    teacher = load_teacher(file)
+    assert (teacher.side, teacher.labels, teacher.name) == (224, (), "judge") and len(teacher.sha256) == 64
+    x = pictures(64)
+    assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
+    assert class_activation(teacher, x.clone())[1].shape == (4, 31, 31)
+    file.write_bytes(b"no script")
+    with pytest.raises(SlimError, match="judge.pt: not a TorchScript file.*image-classification folder"):
+        load_teacher(file)
+
+
+def test_what_is_no_teacher_is_an_error_that_says_what_is_accepted(tmp_path: Path) -> None:
+    for missing in ("nothing", "folder/nothing.pt", str(tmp_path / "nothing")):
+        with pytest.raises(SlimError, match="TorchScript file, a transformers image-classification folder"):
+            load_teacher(missing)
+    with pytest.raises(SlimError, match="config.json.*TorchScript file, a transformers"):
+        load_teacher(tmp_path)
+    classifier("Swin", tmp_path / "swin")
+    with pytest.raises(SlimError, match="plain vision transformer"):
+        load_teacher(tmp_path / "swin")
+
+
+def test_a_model_without_a_classifier_is_not_filled_with_random_weights(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    ResNetModel(config).save_pretrained(tmp_path)
+    with pytest.raises(SlimError, match="no weights for classifier"):
+        load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, Preprocessing(192)),
+        ({"size": 160, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
+        (
+            {
+                "size": {"shortest_edge": 256},
+                "do_center_crop": True,
+                "crop_size": {"height": 224, "width": 224},
+            },
+            224,
+        ),
+        ({"size": {"shortest_edge": 256}, "do_center_crop": False, "crop_size": 224}, 256),
+        ({"do_normalize": False, "do_flip_channel_order": True}, ((0.0,) * 3, (1.0,) * 3)),
+    ],
+)
+def test_preprocessing_is_read_as_image_processors_write_it(
+    settings: dict[str, Any], wanted: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"image_size": 192}')
+    if settings:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = read_preprocessing(tmp_path)
+    if isinstance(wanted, int):
+        assert found.side == wanted
+    elif isinstance(wanted, tuple):
+        assert (found.mean, found.std) == wanted
+    else:
+        assert found == wanted
+    # newer releases of transformers write it into the processor's file
+    (tmp_path / "preprocessor_config.json").unlink(missing_ok=True)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert read_preprocessing(tmp_path) == found
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": "large"}}))
+    with pytest.raises(SlimError, match="processor_config.json: not the settings"):
+        read_preprocessing(tmp_path)
+
+
+def test_only_the_last_map_of_a_stride_is_kept() -> None:
+    sides = [112, 56, 56, 28, 28, 14, 7]
+    maps = tuple(torch.full((1, 2, side, side), float(number)) for number, side in enumerate(sides))
+    assert [float(features[0, 0, 0, 0]) for features in last_of_each_stride(maps, 224)] == [2, 4, 5, 6]
