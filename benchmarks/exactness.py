@@ -121,7 +121,7 @@ def numpy_reference(codec: Codec, folder: Path, made: dict[str, dict[str, Any]])
 def float_bits(pictures: list[Image.Image]) -> dict[str, float]:
     """Ideal bits of every photo and quality under the float twin of the prior."""
     from slimcodec.training.export import restore_latent_codec
-    from slimcodec.training.stages import code
+    from slimcodec.training.latent_codec import code
 
     codec = slimcodec.load(dtype="float32")
     model = restore_latent_codec(codec.bundle)

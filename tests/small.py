@@ -14,11 +14,11 @@ from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoenco
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
-from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
+from slimcodec.models.enhancer import Enhancer, EnhancerConfig, UNetSize, small_unet_config
 from slimcodec.models.prior import PriorConfig
 from slimcodec.models.text import small_text_encoder
 from slimcodec.training.export import latent_codec_parts
-from slimcodec.training.stages import LatentCodec
+from slimcodec.training.latent_codec import LatentCodec
 
 CHANNELS = 16
 VOCABULARY = ("cat", "egyptian cat", "espresso", "rocket", "astronaut")
@@ -37,7 +37,7 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     codec = LatentCodec(Compressor(compressor_config), autoencoder)
     codec.init_gains(autoencoder.latent_scale() * 127.5, torch.tensor([1e-4, 1e-3, 1e-2]))
     tagger = CaptionerConfig(len(VOCABULARY), 32, threshold=0.0)
-    unet: dict[str, Any] = small_unet_config(CHANNELS, 32) | {
+    unet: dict[str, Any] = small_unet_config(CHANNELS, UNetSize(text_width=32)) | {
         "block_out_channels": (16, 16),
         "norm_num_groups": 8,
     }

@@ -16,6 +16,7 @@ from slimcodec import SlimError
 from slimcodec.models.pretrained import Preprocessing, read_preprocessing
 from slimcodec.roi.cam import class_activation
 from slimcodec.training.classifiers import last_of_each_stride
+from slimcodec.training.draws import Draws
 from slimcodec.training.losses import FeatureLoss
 from slimcodec.training.teachers import load_teacher
 
@@ -120,11 +121,11 @@ def test_activation_maps_and_feature_loss_work_with_a_transformers_teacher(kind:
     assert float(heat.min()) >= 0 and float(heat.max()) == 1
     assert float(heat.flatten(1).std(1).max()) > 0.05
 
-    loss = FeatureLoss([teacher], [1.0, 1.0, 0.3])
+    loss, draws = FeatureLoss([teacher], [1.0, 1.0, 0.3], logits=0.1), Draws(0, 0, range(4), 4)
     wanted = x * 2 - 1
     decoded = (wanted + 0.1 * torch.randn_like(wanted)).requires_grad_()
-    assert float(loss(wanted, wanted).abs().max()) == 0
-    values = loss(decoded, wanted)
+    assert float(loss(wanted, wanted, draws).abs().max()) < 1e-6
+    values = loss(decoded, wanted, draws)
     (gradient,) = torch.autograd.grad(values.sum(), decoded)
     assert values.shape == (4,) and float(values.detach().min()) > 0
     assert float(gradient.abs().amax((1, 2, 3)).min()) > 0 and bool(gradient.isfinite().all())

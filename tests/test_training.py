@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,12 +19,21 @@ from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
 from slimcodec.roi.annotations import mask_from_boxes
 from slimcodec.roi.cam import class_activation
-from slimcodec.training.data import Photo, crop
+from slimcodec.training.data import crop, words
+from slimcodec.training.draws import Draws, Share, part_mean
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
-from slimcodec.training.loop import train
-from slimcodec.training.losses import FeatureLoss, roi_weights, symbol_bits, weighted_mse
-from slimcodec.training.recipe import load_recipe
-from slimcodec.training.run import Run, stages
+from slimcodec.training.losses import (
+    FEATURE_UNIT,
+    FeatureLoss,
+    Features,
+    Fidelity,
+    region_errors,
+    roi_weights,
+    symbol_bits,
+    weighted_mse,
+)
+from slimcodec.training.photos import Photo
+from slimcodec.training.recipe import RECIPES, load_recipe
 from slimcodec.training.teachers import start_from_classifier
 
 
@@ -86,7 +92,7 @@ def test_training_rate_is_that_of_the_tables() -> None:
 
 
 def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
-    from slimcodec.training.stages import code
+    from slimcodec.training.latent_codec import code
 
     codec = slimcodec.load(dtype="float32")
     twin, tables = restore_latent_codec(codec.bundle), gaussian_tables()
@@ -120,8 +126,72 @@ def test_feature_loss_is_zero_only_for_equal_pictures() -> None:
     torch.manual_seed(0)
     loss = FeatureLoss([Classifier().requires_grad_(False)], [1.0, 0.5])
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
-    assert float(loss(a, a).abs().max()) == 0
-    assert float(loss(a, b).min()) > 0.01
+    draws = Draws(0, 0, range(2), 2)
+    assert float(loss(a, a, draws).abs().max()) == 0
+    assert float(loss(a, b, draws).min()) > 0.01
+    answers = FeatureLoss([Classifier().requires_grad_(False)], [], logits=1.0)
+    assert float(answers(a, a, draws).abs().max()) < 1e-6
+    assert float(answers(a, b, draws).min()) > 0
+
+
+def test_fidelity_joins_features_for_a_share_of_the_batch_from_a_point_on() -> None:
+    torch.manual_seed(0)
+    features = FeatureLoss([Classifier().requires_grad_(False)], [1.0, 0.5])
+    options = Features(start=0.5, share=0.5, weight=2.0, squared_error=0.25)
+    fidelity = Fidelity(0.5, features, options)
+    pictures = torch.rand(4, 3, 64, 64) * 2 - 1
+    decoded, masks = pictures + 0.1, torch.zeros(4, 1, 64, 64)
+    draws = Draws(0, 7, range(4), 4)
+    early, terms = fidelity(decoded, pictures, masks, draws, 0.4)
+    # all of it is background: half the squared error counts
+    assert torch.allclose(early, torch.full((4,), 0.5 * (12.75**2)), rtol=1e-4) and not terms
+    late, terms = fidelity(decoded, pictures, masks, draws, 0.6)
+    chosen = draws.every(0.5)
+    assert int(chosen.sum()) == 2 and torch.allclose(late[~chosen], early[~chosen])
+    wanted = 0.25 * early[chosen].mean() + 2.0 * FEATURE_UNIT * terms["feature"]
+    assert torch.allclose(late[chosen].mean(), wanted, rtol=1e-4)
+
+
+def test_errors_are_told_apart_by_region() -> None:
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2] = 1
+    error = torch.where(masks.bool(), 2.0, 4.0).expand(1, 3, 4, 4) / 127.5
+    found = region_errors(error, torch.zeros_like(error), masks)
+    assert float(found["mse_roi"]) == pytest.approx(4) and float(found["mse_background"]) == pytest.approx(16)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
+    whole = Draws(3, 11, range(8), 8)
+    parts = [Draws(3, 11, Share(index, count).numbers(8), 8) for index in range(count)]
+    assert torch.equal(whole.uniform(2, 3), torch.cat([part.uniform(2, 3) for part in parts]))
+    assert torch.equal(whole.normal(5), torch.cat([part.normal(5) for part in parts]))
+    assert torch.equal(whole.integers(1, 101), torch.cat([part.integers(1, 101) for part in parts]))
+    assert len({part.common(0, 10**9) for part in (whole, *parts)}) == 1
+    for share in (0.1, 1 / 3, 0.5, 1.0):
+        chosen = [part.every(share) for part in parts]
+        assert torch.equal(whole.every(share), torch.cat(chosen))
+        values = torch.arange(8.0)
+        means = [
+            part_mean(values[8 // count * n : 8 // count * (n + 1)][mask], mask, share, 8)
+            for n, mask in enumerate(chosen)
+        ]
+        assert float(torch.stack(means).mean()) == pytest.approx(float(values[whole.every(share)].mean()))
+    # a part of a share keeps its own numbers
+    picked = torch.tensor([True, False] * 4)
+    assert torch.equal(
+        Draws(3, 11, range(8), 8).of(picked).uniform(4), Draws(3, 11, range(8), 8).uniform(4)[picked]
+    )
+    assert not torch.equal(Draws(3, 12, range(8), 8).uniform(4), Draws(3, 11, range(8), 8).uniform(4))
+
+
+def test_words_are_sentences_then_the_label() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    assert words(Photo(pixels, None, False, "tench", ["a fish"]), rng) == "a fish"
+    assert words(Photo(pixels, None, False, "otter", []), rng) == "a photo of an otter"
+    assert words(Photo(pixels, None, False, "otter", []), rng, ["an image: {label}"]) == "an image: otter"
+    assert words(Photo(pixels, None, False, None, []), rng) is None
 
 
 def test_activation_maps_point_at_what_the_classifier_sees() -> None:
@@ -140,58 +210,6 @@ def test_activation_maps_point_at_what_the_classifier_sees() -> None:
     assert float(heat[0, :4].max()) == 0
 
 
-class Line:
-    """The smallest stage: fit a line, with noise that depends on the step."""
-
-    name = "line"
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Linear(3, 1)
-        self.fail_at: int | None = None
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return [{"params": list(self.model.parameters()), "lr": learning_rate}]
-
-    def loss(self, step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
-        if step == self.fail_at:
-            raise KeyboardInterrupt
-        x = torch.randn(16, 3)
-        loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
-        return loss, {"progress": progress}
-
-
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "steps": 40,
-        "learning_rate": 0.05,
-        "warmup": 5,
-        "precision": "no",
-        "log_every": 10,
-    }
-    unbroken = train(Line(), tmp_path / "a", checkpoint_every=10, **options)
-    broken = Line()
-    broken.fail_at = 27
-    with pytest.raises(KeyboardInterrupt):
-        train(broken, tmp_path / "b", checkpoint_every=10, **options)
-    resumed = train(Line(), tmp_path / "b", checkpoint_every=10, resume=True, **options)
-    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
-    logs = [
-        [json.loads(line) for line in (tmp_path / run / "line.jsonl").read_text().splitlines()]
-        for run in "ab"
-    ]
-    assert [entry["loss"] for entry in logs[0]][-2:] == [entry["loss"] for entry in logs[1]][-2:]
-    assert logs[0][-1]["loss"] < logs[0][0]["loss"] / 2
-
-
-def test_a_loss_that_stays_infinite_stops_the_run(tmp_path: Path) -> None:
-    stage = Line()
-    with torch.no_grad():
-        stage.model.weight.fill_(float("nan"))
-    with pytest.raises(SlimError, match="line.*learning rate"):
-        train(stage, tmp_path, steps=50, learning_rate=0.1, precision="no")
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -200,6 +218,11 @@ def test_a_loss_that_stays_infinite_stops_the_run(tmp_path: Path) -> None:
         ("autoencoder.optimisation.steps=1.5", "steps.*int"),
         ("steps", "key=value"),
         ("name.first=1", "name is a value"),
+        ("compressor.network.latent_channels=64", "latent_channels is 64.*make them equal"),
+        ("precision=fp8", "precision is 'fp8'; give bf16 or no"),
+        ("roi.source=segmentation", "roi.segmenter is not set"),
+        ("enhance.optimisation.crop=100", "crop is 100; give a multiple of 16"),
+        ("diffusion.unet.width=100", "width must be a multiple"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_the_key(setting: str, message: str) -> None:
@@ -210,65 +233,11 @@ def test_a_wrong_setting_is_an_error_that_names_the_key(setting: str, message: s
         load_recipe("nothing")
 
 
-SMOKE = """
-name = "smoke"
-precision = "no"
-[autoencoder.network]
-latent_channels = 16
-encoder_width = [16, 16]
-encoder_blocks = [1, 1]
-decoder_width = [16, 16]
-decoder_blocks = [1, 1]
-[compressor.network]
-latent_channels = 16
-width = 16
-hyper_width = 16
-[compressor.network.prior]
-channels = 16
-hyper_channels = 8
-width = 16
-head_width = 16
-levels = 3
-[captioner]
-start_from_teacher = false
-[captioner.network]
-side = 32
-"""
-
-
-def test_every_stage_runs_and_ends_in_a_bundle_that_codes(tmp_path: Path) -> None:
-    import datasets
-
-    rows: list[dict[str, Any]] = [
-        {"image": {"bytes": b"not a picture", "path": None}, "label": "tench", "boxes": []}
-    ]
-    for number in range(8):
-        buffer = io.BytesIO()
-        photo(NAMES[number % 4], 96 + number, 80).save(buffer, "PNG")
-        boxes = [[10.0, 10.0, 50.0, 60.0]] if number % 2 else []
-        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": "tench", "boxes": boxes})
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "photos.parquet")
-    teacher = Classifier().eval()
-    torch.jit.save(torch.jit.script(teacher), str(tmp_path / "teacher.pt"))
-    (tmp_path / "smoke.toml").write_text(SMOKE)
-    settings = [
-        f"out={tmp_path / 'run'}",
-        f'data.photos=["{tmp_path}/photos.parquet"]',
-        f'data.teachers=["{tmp_path}/teacher.pt"]',
-    ]
-    for stage in ("autoencoder", "compressor", "captioner", "enhance"):
-        settings += [
-            f"{stage}.optimisation.{key}={value}" for key, value in (("steps", 4), ("batch", 3), ("crop", 64))
-        ]
-    run = Run(load_recipe(tmp_path / "smoke.toml", settings))
-    for run_stage in stages(run).values():
-        run_stage()
-
-    codec = slimcodec.load(tmp_path / "run" / "bundle", dtype="float32")
-    data = codec.encode(photo("coffee", 90, 70), 60, caption="tench")
-    for steps in (0, 1):
-        assert codec.decode(data, steps=steps).size == (90, 70)
-    assert codec.bundle.config.training["recipe"]["compressor"]["network"]["width"] == 16
+def test_built_in_recipes_load_and_data_is_short_for_the_photos() -> None:
+    for path in RECIPES.glob("*.toml"):
+        assert load_recipe(path.stem, ["data=photos/"]).data.photos == ("photos/",)
+    recipe = load_recipe("smoke", ["teachers.models=a.pt", 'data.photos=["x", "y"]'])
+    assert recipe.teachers.models == ("a.pt",) and recipe.data.photos == ("x", "y")
 
 
 def test_the_captioner_can_start_from_a_mobilenet() -> None:

@@ -1,4 +1,4 @@
-"""``slim train``: the stages of a recipe."""
+"""``slim train``: the stages of a recipe, and a look at what it would learn from."""
 
 from __future__ import annotations
 
@@ -7,47 +7,67 @@ from typing import Annotated
 
 import typer
 
-from slimcodec.cli.messages import USAGE, complain, describe
+from slimcodec.cli.messages import USAGE, complain, failing, say
 
-STAGES = ("autoencoder", "compressor", "captioner", "enhance", "bundle")
+STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance", "bundle")
+PREVIEW = "preview"
 
 
 def train(
-    stage: Annotated[str, typer.Argument(metavar="STAGE|all", help=f"One of {', '.join(STAGES)}, or all.")],
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE|all|preview", help=f"One of {', '.join(STAGES)}; all; or preview.")
+    ],
     config: Annotated[
         str, typer.Option("--config", "-c", metavar="RECIPE", help="Built-in recipe or .toml file.")
     ] = "tiny-cpu",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint; finished stages are kept.")
+    ] = False,
 ) -> None:
     """Train a bundle of your own, stage by stage.
 
-    Every stage writes its weights, checkpoints and a JSON-lines log into the
-    run folder (out); the last one packs <out>/bundle, which slim encode
-    --model and slimcodec.load take. Needs the train extra.
+    Every stage writes its weights, checkpoints, samples and a JSON-lines log
+    into the run folder (out); the last one packs OUT/bundle, which slim encode
+    --model and slimcodec.load take. preview draws a sheet of photos with their
+    masks and captions and trains nothing. Needs the train extra.
+
+    Recipes: smoke (minutes, needs no data), tiny-cpu (hours of one core),
+    tiny-gpu (half an hour of a GPU), hub-lora (a pretrained diffusion model).
 
     Examples:
-      slim train all -c tiny-cpu --set 'data.photos=["photos/*.parquet"]'
-      slim train compressor --set out=runs/mine --set compressor.background=0.3
+      slim train all -c smoke
+      slim train preview --set data=photos/ --set out=runs/mine
+      slim train all -c tiny-cpu --set data=photos/ --set out=runs/mine
+      slim train compressor --set out=runs/mine --set compressor.background=0.3 --resume
     """
-    if stage not in (*STAGES, "all"):
-        complain(f"{stage}: no such stage; take one of {', '.join(STAGES)}, or all")
+    if stage not in (*STAGES, "all", PREVIEW):
+        complain(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}")
         raise typer.Exit(USAGE)
     try:
+        from slimcodec.training.preview import preview
         from slimcodec.training.recipe import load_recipe
         from slimcodec.training.run import Run, stages
     except ModuleNotFoundError as error:
         complain(f"training needs {error.name}: install it with pip install 'slimcodec[train]'")
         raise typer.Exit(USAGE) from None
-    from slimcodec.errors import SlimError
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        steps = stages(Run(load_recipe(config, settings or ()), resume))
+    logging.basicConfig(format="%(message)s")
+    with failing():
+        chosen = tuple(settings or ())
+        run = Run(load_recipe(config, chosen), resume, config, chosen)
+        # one voice, whatever the number of processes
+        loud = run.accelerator.is_main_process
+        logging.getLogger("slimcodec").setLevel(logging.INFO if loud else logging.ERROR)
+        if loud:
+            run.card()
+        if stage == PREVIEW:
+            say(str(preview(run)))
+            return
         for name in STAGES if stage == "all" else (stage,):
-            steps[name]()
-    except (SlimError, OSError, ModuleNotFoundError) as error:
-        complain(describe(error))
-        raise typer.Exit(1) from None
+            if resume and name != "bundle" and run.finished(name):
+                logging.getLogger("slimcodec").info("%s is finished", name)
+                continue
+            stages(run)[name]()

@@ -47,20 +47,31 @@ def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
     return torch.from_numpy(values)
 
 
-def small_unet_config(latent_channels: int = 128, text_width: int = 128) -> dict[str, Any]:
+@dataclass(frozen=True)
+class UNetSize:
+    """Sizes of our own UNet: channels at the two resolutions, groups of its normalisation, width of the caption's states."""
+
+    width: int = 128
+    coarse_width: int = 144
+    groups: int = 16
+    text_width: int = 128
+
+
+def small_unet_config(latent_channels: int = 128, size: UNetSize | None = None) -> dict[str, Any]:
     """Configuration of slim-tiny's UNet: two resolutions, attention at the coarse one, the caption pooled and attended."""
+    size = size or UNetSize()
     return {
         "sample_size": 16,
         "in_channels": 2 * latent_channels,
         "out_channels": latent_channels,
-        "block_out_channels": (128, 144),
+        "block_out_channels": (size.width, size.coarse_width),
         "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "DownBlock2D"),
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": text_width,
+        "cross_attention_dim": size.text_width,
         "attention_head_dim": 16,
-        "norm_num_groups": 16,
+        "norm_num_groups": size.groups,
         "resnet_time_scale_shift": "scale_shift",
         "time_cond_proj_dim": 16,
         "addition_embed_type": "text",

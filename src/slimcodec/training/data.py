@@ -1,12 +1,10 @@
-"""Photos with masks and captions, and crops of them that are a pure function of the step."""
+"""Batches of crops and views of photos, each a pure function of the seed, the step, and the picture's number in the batch."""
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,87 +12,58 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.entropy.caption import tag_phrase
-from slimcodec.errors import ImageError
-from slimcodec.images import load_image
-from slimcodec.roi.annotations import mask_from_boxes, mask_from_picture
+from slimcodec.errors import SlimError
+from slimcodec.training.captions import label_captions
+from slimcodec.training.draws import WHOLE, Share
+from slimcodec.training.photos import Photo, Pool
 
-logger = logging.getLogger(__name__)
+#: tries before a set of photos counts as broken
+MANY = 1000
 
 
-@dataclass
-class Photo:
-    """A decoded photo [H, W, 3] uint8 with its annotation; ``mask`` is [h, w] in [0, 1] over the whole photo, or None."""
+class Photos(Protocol):
+    """Photos from which a step draws: a ``PhotoSet`` or a ``PhotoStream``."""
 
-    pixels: NDArray[np.uint8]
-    mask: NDArray[np.float32] | None
-    annotated: bool
-    label: str | None
-    captions: list[str]
+    def pool(self, step: int) -> Pool | Sequence[Photo | None]:
+        """What the batch of a step is drawn from."""
+        ...
 
 
 @dataclass
 class Batch:
-    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1], row numbers [B], captions."""
+    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1], captions, and the pictures' numbers in the step."""
 
     pictures: Tensor
     masks: Tensor
-    rows: NDArray[np.int64]
     captions: list[str | None]
+    numbers: Sequence[int]
 
-
-class PhotoSet:
-    """Rows of a ``datasets`` source, decoded once and kept in memory.
-
-    Columns: ``image`` is needed; ``mask``, ``boxes``, ``label`` and ``captions`` are used where they are. ``maps`` may hold
-    a class-activation map [rows, h, w] for photos without annotation.
-    """
-
-    def __init__(self, files: Sequence[str], maps: NDArray[np.float32] | None = None) -> None:
-        import datasets
-
-        source = datasets.load_dataset("parquet", data_files=list(files), split="train")
-        for column in ("image", "mask"):
-            if column in source.column_names:
-                source = source.cast_column(column, datasets.Image(decode=False))
-        self._source = source
-        self._maps = maps
-        self._photos: dict[int, Photo | None] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, row: int) -> Photo | None:
-        """The photo of a row, or None where its bytes cannot be decoded (said once, with the row)."""
-        if row not in self._photos:
-            try:
-                self._photos[row] = self._decode(row)
-            except (ImageError, OSError, ValueError) as error:
-                logger.warning("row %d is left out: %s", row, error)
-                self._photos[row] = None
-        return self._photos[row]
-
-    def _decode(self, row: int) -> Photo:
-        record: dict[str, Any] = self._source[row]
-        picture = Image.fromarray(load_image(record["image"]["bytes"]))
-        mask, annotated = None, True
-        if (record.get("mask") or {}).get("bytes"):
-            mask = mask_from_picture(Image.open(io.BytesIO(record["mask"]["bytes"])), picture.size)
-        elif record.get("boxes"):
-            mask = mask_from_boxes(record["boxes"], picture.size)
-        else:
-            annotated = False
-            if self._maps is not None:
-                mask = self._maps[row]
-        return Photo(
-            np.asarray(picture), mask, annotated, record.get("label"), list(record.get("captions") or [])
+    def of(self, chosen: Tensor) -> Batch:
+        """The pictures that are ``chosen`` (booleans [B])."""
+        picked = [place for place, wanted in enumerate(chosen.tolist()) if wanted]
+        captions = [self.captions[place] for place in picked]
+        return Batch(
+            self.pictures[chosen], self.masks[chosen], captions, [self.numbers[place] for place in picked]
         )
 
-    def labels(self) -> list[str | None]:
-        """The class name of every row."""
-        if "label" not in self._source.column_names:
-            return [None] * len(self)
-        return list(self._source["label"])
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        return replace(self, pictures=self.pictures.to(device), masks=self.masks.to(device))
+
+
+def generator(seed: int, step: int, number: int) -> np.random.Generator:
+    """The random numbers of a picture of a step."""
+    return np.random.default_rng([seed, step, number])
+
+
+def draw(photos: Photos, step: int, rng: np.random.Generator) -> Photo:
+    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded."""
+    pool = photos.pool(step)
+    for _ in range(MANY):
+        photo = pool[int(rng.integers(len(pool)))]
+        if photo is not None:
+            return photo
+    raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
 
 
 def crop(
@@ -103,7 +72,7 @@ def crop(
     """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S] from the same place.
 
     The crop covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, resized to ``size``; a photo
-    that is too small is enlarged until the crop fits.
+    that is too small is enlarged until the crop fits. A photo without mask has one of ones.
     """
     height, width = photo.pixels.shape[:2]
     side = min(round(size / rng.uniform(*scale)), height, width)
@@ -112,7 +81,7 @@ def crop(
     if side != size:
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
     if photo.mask is None:
-        mask = np.ones((size, size), np.float32)
+        mask: NDArray[Any] = np.ones((size, size), np.float32)
     else:
         # the mask may be coarser than the photo (class-activation maps): crop it in its own pixels
         rows, columns = photo.mask.shape
@@ -129,33 +98,39 @@ def crop(
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(mask.copy())
 
 
+def words(photo: Photo, rng: np.random.Generator, templates: Sequence[str] = ()) -> str | None:
+    """A caption of a photo at random: one of its sentences, else a template with its label, else None."""
+    choices = photo.captions or (label_captions(photo.label, templates) if photo.label else [])
+    return choices[int(rng.integers(len(choices)))] if choices else None
+
+
 class Crops:
-    """Batches by step number: the same (seed, step) always gives the same batch, which makes resuming exact."""
+    """Random crops by step and share, with masks and captions."""
 
     def __init__(
-        self, photos: PhotoSet, size: int, batch: int, seed: int, scale: tuple[float, float] = (0.8, 1.2)
+        self,
+        photos: Photos,
+        size: int,
+        batch: int,
+        seed: int,
+        scale: tuple[float, float] = (0.8, 1.2),
+        templates: Sequence[str] = (),
     ) -> None:
-        self.photos, self.size, self.batch, self.seed, self.scale = photos, size, batch, seed, scale
+        self.photos, self.size, self.batch, self.seed = photos, size, batch, seed
+        self.scale, self.templates = scale, tuple(templates)
 
-    def __call__(self, step: int) -> Batch:
-        rng = np.random.default_rng([self.seed, step])
-        pictures: list[Tensor] = []
-        masks: list[Tensor] = []
-        rows: list[int] = []
-        captions: list[str | None] = []
-        while len(rows) < self.batch:
-            row = int(rng.integers(len(self.photos)))
-            photo = self.photos[row]
-            if photo is None:
-                continue
+    def __call__(self, step: int, share: Share = WHOLE) -> Batch:
+        numbers = share.numbers(self.batch)
+        pictures, masks, captions = [], [], []
+        for number in numbers:
+            rng = generator(self.seed, step, number)
+            photo = draw(self.photos, step, rng)
             picture, mask = crop(photo, self.size, rng, self.scale)
             pictures.append(picture)
             masks.append(mask)
-            rows.append(row)
-            choices = photo.captions or ([tag_phrase(photo.label)] if photo.label else [])
-            captions.append(choices[int(rng.integers(len(choices)))] if choices else None)
+            captions.append(words(photo, rng, self.templates))
         scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Batch(scaled, torch.stack(masks)[:, None].float(), np.array(rows), captions)
+        return Batch(scaled, torch.stack(masks)[:, None].float(), captions, numbers)
 
 
 def view(photo: Photo, size: int, rng: np.random.Generator, smallest_area: float) -> Tensor:
@@ -173,3 +148,71 @@ def view(photo: Photo, size: int, rng: np.random.Generator, smallest_area: float
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+@dataclass
+class Views:
+    """Views for classification: pictures [B, 3, S, S] in [-1, 1], probabilities [B, tags], whether a label was known [B]."""
+
+    pictures: Tensor
+    targets: Tensor
+    known: Tensor
+    numbers: range
+
+    def to(self, device: torch.device) -> Views:
+        """The views with their tensors on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("pictures", "targets", "known")}
+        return replace(self, **moved)
+
+
+class LabelledViews:
+    """Random views by step and share with what they show: half the classifiers' opinion of the photo, half its label.
+
+    ``thumbnails`` have labels alone, and make up ``thumbnail_share`` of the pictures. A photo without label and opinion is
+    passed over.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        vocabulary: Sequence[str],
+        thumbnails: Photos | None = None,
+        *,
+        size: int,
+        batch: int,
+        seed: int,
+        thumbnail_share: float = 0.15,
+        smallest_area: float = 0.5,
+    ) -> None:
+        self.photos, self.thumbnails = photos, thumbnails
+        self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
+        self.thumbnail_share = thumbnail_share if thumbnails is not None else 0.0
+        # of equal tags the first one counts
+        self.tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
+        self.count = len(vocabulary)
+
+    def __call__(self, step: int, share: Share = WHOLE) -> Views:
+        numbers = share.numbers(self.batch)
+        parts = [self._one(step, generator(self.seed, step, number)) for number in numbers]
+        pictures, targets, known = zip(*parts, strict=True)
+        scaled = torch.stack(pictures).float() / 127.5 - 1
+        return Views(scaled, torch.stack(targets), torch.tensor(known), numbers)
+
+    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool]:
+        for _ in range(MANY):
+            thumbnail = self.thumbnails is not None and rng.random() < self.thumbnail_share
+            source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
+            photo = draw(source, step, rng)
+            tag = self.tags.get(photo.label or "", -1)
+            if photo.logits is None and tag < 0:
+                continue
+            target = torch.zeros(self.count)
+            if photo.logits is not None:
+                probability = photo.logits.softmax(0)
+                target[: len(probability)] = probability * (0.5 if tag >= 0 else 1.0)
+            if tag >= 0:
+                target[tag] += 0.5 if photo.logits is not None else 1.0
+            return view(photo, self.size, rng, self.smallest_area), target, tag >= 0
+        raise SlimError(
+            "the photos have neither labels from the vocabulary nor classifiers' opinions: give teachers.models, or labels"
+        )

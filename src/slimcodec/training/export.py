@@ -15,7 +15,7 @@ from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
-from slimcodec.training.stages import LatentCodec
+from slimcodec.training.latent_codec import LatentCodec
 
 #: low qualities are close together in bits: more of them
 FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from slimcodec.models.prior import scale_of_index
+from slimcodec.training.draws import Draws
 
 LOG2 = math.log(2.0)
 
@@ -38,36 +40,101 @@ def weighted_mse(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
     return ((decoded - pictures) ** 2 * weights).mean((1, 2, 3)) * 127.5**2
 
 
-class FeatureLoss:
-    """Distance of shallow features of frozen classifiers between decoded and original pictures.
+@dataclass(frozen=True)
+class Features:
+    """What frozen classifiers add to fidelity: how much, from which share of the stage on, on which share of the batch."""
 
-    One teacher is drawn per call; the pictures are scaled and shifted at random before it, so that a pattern that is private
-    to a network or a pixel grid does not pay. Each stride's squared distance is divided by the features' energy.
+    #: weight of the feature maps by depth, the shallowest (stride 4) first
+    weights: tuple[float, ...] = (1.0, 1.0, 0.3)
+    #: weight of the divergence of the classifiers' answers; its gradient is nearly private to a network
+    logits: float = 0.0
+    start: float = 0.5
+    #: weight of the features' distance, and what is left of that of the squared error beside it
+    weight: float = 0.3
+    squared_error: float = 0.4
+    share: float = 0.5
+
+
+#: squared error, in units of 0..255 squared, that typically goes with a distance of features of 1
+FEATURE_UNIT = 300.0
+
+
+class FeatureLoss:
+    """Distance of features of frozen classifiers between decoded and original pictures.
+
+    One teacher is drawn per step; the pictures are scaled by one of ``scales`` and shifted by up to ``shift`` pixels before it, so
+    that a pattern that is private to a network or a pixel grid does not pay. Each depth's squared distance is divided by the
+    features' energy.
     """
 
     def __init__(
         self,
         teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]],
         weights: Sequence[float],
+        logits: float = 0.0,
         scales: Sequence[float] = (0.875, 1.0, 1.25),
+        shift: int = 8,
     ) -> None:
-        self.teachers, self.weights, self.scales = list(teachers), list(weights), list(scales)
+        self.teachers, self.weights, self.logits = list(teachers), list(weights), logits
+        self.scales, self.shift = list(scales), shift
 
-    def __call__(self, decoded: Tensor, pictures: Tensor) -> Tensor:
-        """Loss per picture [B]."""
-        teacher = self.teachers[int(torch.randint(len(self.teachers), ()))]
-        side = int(decoded.shape[-1] * self.scales[int(torch.randint(len(self.scales), ()))]) // 32 * 32
-        shift = torch.randint(-8, 9, (2,)).tolist()
+    def __call__(self, decoded: Tensor, pictures: Tensor, draws: Draws) -> Tensor:
+        """Loss per picture [B] of pictures in [-1, 1]."""
+        teacher = self.teachers[draws.common(0, len(self.teachers))]
+        scale = self.scales[draws.common(0, len(self.scales))]
+        side = max(32, int(decoded.shape[-1] * scale) // 32 * 32)
+        shift = [draws.common(-self.shift, self.shift + 1) for _ in range(2)]
 
         def view(x: Tensor) -> Tensor:
             x = torch.roll((x + 1) / 2, shift, (2, 3))
             return F.interpolate(x, side, mode="bilinear", antialias=True) if side != x.shape[-1] else x
 
         with torch.no_grad():
-            wanted = teacher(view(pictures))[1:]
-        seen = teacher(view(decoded))[1:]
+            answer, *wanted = teacher(view(pictures))
+        guess, *seen = teacher(view(decoded))
         total = decoded.new_zeros(len(decoded))
         for weight, ours, theirs in zip(self.weights, seen, wanted, strict=False):
             energy = theirs.square().mean((1, 2, 3)) + 1e-6
             total = total + weight * (ours - theirs).square().mean((1, 2, 3)) / energy
+        if self.logits:
+            divergence = F.kl_div(
+                guess.log_softmax(1), answer.log_softmax(1), reduction="none", log_target=True
+            )
+            total = total + self.logits * divergence.sum(1)
         return total
+
+
+class Fidelity:
+    """RoI-weighted squared error, joined by features of frozen classifiers: F in docs/training.md."""
+
+    def __init__(
+        self, background: float = 1.0, loss: FeatureLoss | None = None, options: Features | None = None
+    ) -> None:
+        self.background, self.loss, self.options = background, loss, options or Features()
+
+    def __call__(
+        self, decoded: Tensor, pictures: Tensor, masks: Tensor, draws: Draws, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W]."""
+        fidelity = weighted_mse(decoded, pictures, roi_weights(masks, self.background))
+        terms: dict[str, Tensor] = {}
+        if self.loss is not None and self.options.weight and progress >= self.options.start:
+            chosen = draws.every(self.options.share).nonzero()[:, 0]
+            if len(chosen):
+                feature = self.loss(decoded[chosen], pictures[chosen], draws)
+                terms["feature"] = feature.detach().mean()
+                mixed = self.options.squared_error * fidelity[chosen]
+                mixed = mixed + self.options.weight * FEATURE_UNIT * feature
+                fidelity = fidelity.index_put((chosen,), mixed)
+        return fidelity, terms
+
+
+@torch.no_grad()
+def region_errors(decoded: Tensor, pictures: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Squared error in the region of interest and outside, apart, in units of 0..255 squared, over a batch."""
+    squared = ((decoded - pictures) ** 2).mean(1, keepdim=True) * 127.5**2
+    outside = 1 - masks
+    return {
+        "mse_roi": (squared * masks).sum() / masks.sum().clamp(min=1),
+        "mse_background": (squared * outside).sum() / outside.sum().clamp(min=1),
+    }

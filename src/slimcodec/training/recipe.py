@@ -10,9 +10,12 @@ from typing import Any
 
 from slimcodec.config import from_plain
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import AutoencoderConfig
+from slimcodec.models.autoencoder import PATCH, AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig
 from slimcodec.models.compressor import CompressorConfig
+from slimcodec.models.enhancer import UNetSize
+from slimcodec.training.loop import Optimisation, Reports
+from slimcodec.training.losses import Features
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,41 +23,52 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
+#: settings that are lists of texts, of which one may be given bare
+LISTS = ("data.photos", "data.thumbnails", "data.templates", "teachers.models", "roi.classes")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where photos, labelled thumbnails, the tags and the frozen classifiers are (globs are allowed)."""
+    """Where photos and labelled thumbnails are: parquet globs, image folders, hub ids, or ``generated:N``."""
 
     photos: tuple[str, ...] = ()
     thumbnails: tuple[str, ...] = ()
-    teachers: tuple[str, ...] = ()
-    #: a text file of tags, a line each; the first ones in the order of the classifiers' classes
+    split: str = "train"
+    #: read hub or local data in order, holding a window of photos, in place of all at random
+    streaming: bool = False
+    window: int = 2048
+    #: a COCO JSON file or a folder of VOC XML files that belong to the pictures of a folder
+    annotations: str = ""
+    #: a text file of tags, a line each, the first ones in the order of the classifiers' classes; default: the embedded one
     vocabulary: str = ""
+    #: what a label becomes in captions, with {label} or {a_label} in it; default: "a photo of a cat"
+    templates: tuple[str, ...] = ()
+    #: names photos that have no words by their region of interest: a bundle, or an image-to-text model's folder or hub id
+    captioner: str = ""
+    #: most memory for decoded photos, GiB, in each process
+    memory: float = 4.0
+    #: processes that prepare batches beside each trainer
+    workers: int = 0
 
 
 @dataclass(frozen=True)
-class Optimisation:
-    """Steps and rates that every stage has."""
+class Roi:
+    """Masks of photos without annotation: by class activation (Grad-CAM) of the first teacher, by segmentation, or none."""
 
-    steps: int = 1000
-    batch: int = 16
-    crop: int = 128
-    learning_rate: float = 7e-4
-    warmup: int = 150
-    ema_decay: float = 0.998
-    seed: int = 0
+    source: str = "activation"
+    #: folder or hub id of a transformers segmentation model, and the classes that are of interest (default: all objects)
+    segmenter: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Features:
-    """Shallow features of frozen classifiers as a loss: weights by stride, from which share of the stage on, how much."""
+class Teachers:
+    """Frozen classifiers: TorchScript files (globs) or transformers folders and hub ids; one is drawn for each step."""
 
-    weights: tuple[float, ...] = (1.0, 1.0, 0.3)
-    start: float = 0.5
-    weight: float = 0.3
-    #: part of the batch that the classifiers see; they cost as much as the codec
-    share: float = 0.5
+    models: tuple[str, ...] = ()
+    #: pictures are scaled by one of these and shifted by up to so many pixels before a teacher sees them
+    scales: tuple[float, ...] = (0.875, 1.0, 1.25)
+    shift: int = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,15 @@ class AutoencoderRecipe:
     optimisation: Optimisation = field(default_factory=Optimisation)
     features: Features = field(default_factory=Features)
     network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """Stage ``diffusion``."""
+
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    caption_dropout: float = 0.15
+    unet: UNetSize = field(default_factory=UNetSize)
 
 
 @dataclass(frozen=True)
@@ -77,8 +100,6 @@ class CompressorRecipe:
     lambdas: tuple[float, float] = (6e-5, 2e-2)
     #: fidelity weight outside the region of interest
     background: float = 0.5
-    #: use class-activation maps where a photo has no annotation
-    activation_maps: bool = True
     #: share of the stage after which scales are trained on rounded symbols
     mixed_start: float = 0.4
     train_decoder: bool = True
@@ -97,13 +118,22 @@ class CaptionerRecipe:
 
 @dataclass(frozen=True)
 class EnhanceRecipe:
-    """Stage ``enhance``."""
+    """Stage ``enhance``: see docs/training.md for the loss."""
 
     optimisation: Optimisation = field(default_factory=Optimisation)
+    #: task loss of frozen classifiers on enhanced pictures, off at weight 0
+    features: Features = field(default_factory=lambda: Features(start=0.0, weight=0.0))
     background: float = 0.5
     caption_dropout: float = 0.15
+    #: weight of the denoising of latents
+    denoising: float = 1.0
     #: weight of the pictures' error after one step, relative to that of no step
     fidelity: float = 1.0
+    #: weight of the compressor's own loss; 0 leaves the compressor as it is
+    rate: float = 0.0
+    #: rank of the low-rank matrices that are trained in the UNet's place; 0 trains all of it
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
@@ -112,16 +142,60 @@ class Recipe:
 
     name: str = "slim-tiny"
     out: str = "runs/slim-tiny"
+    #: "bf16" or "no" (float32)
     precision: str = "bf16"
+    #: "auto" takes a GPU where there is one, "cpu" never does
+    device: str = "auto"
     data: Data = field(default_factory=Data)
+    roi: Roi = field(default_factory=Roi)
+    teachers: Teachers = field(default_factory=Teachers)
+    reports: Reports = field(default_factory=Reports)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
+    diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
     compressor: CompressorRecipe = field(default_factory=CompressorRecipe)
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     enhance: EnhanceRecipe = field(default_factory=EnhanceRecipe)
 
+    def check(self) -> None:
+        """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
+        latent = self.autoencoder.network.latent_channels
+        network = self.compressor.network
+        if network.latent_channels != latent:
+            raise SlimError(
+                f"compressor.network.latent_channels is {network.latent_channels}, but "
+                f"autoencoder.network.latent_channels is {latent}: make them equal"
+            )
+        unet = self.diffusion.unet
+        for key in ("width", "coarse_width"):
+            if getattr(unet, key) % unet.groups or getattr(unet, key) % 16:
+                raise SlimError(f"diffusion.unet.{key} must be a multiple of 16 and of diffusion.unet.groups")
+        choices = {
+            "precision": (self.precision, ("bf16", "no")),
+            "device": (self.device, ("auto", "cpu")),
+            "roi.source": (self.roi.source, ("activation", "segmentation", "none")),
+        }
+        for key, (value, known) in choices.items():
+            if value not in known:
+                raise SlimError(f"{key} is {value!r}; give {' or '.join(known)}")
+        if self.roi.source == "segmentation" and not self.roi.segmenter:
+            raise SlimError("roi.segmenter is not set: give the folder or hub id of a segmentation model")
+        for stage in STAGES:
+            options: Optimisation = getattr(self, stage).optimisation
+            if options.steps < 1 or options.batch < 1 or options.accumulate < 1:
+                raise SlimError(f"{stage}.optimisation: steps, batch and accumulate are at least 1")
+            if options.crop % PATCH:
+                raise SlimError(f"{stage}.optimisation.crop is {options.crop}; give a multiple of {PATCH}")
+
+
+#: the stages that train, in the order in which they build on each other
+STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance")
+
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe by the name of a built-in one or by path, and applies settings ``a.b=value`` (TOML values or text)."""
+    """Reads a recipe by the name of a built-in one or by path, and applies settings ``a.b=value`` (TOML values or text).
+
+    ``data=PATH`` is short for ``data.photos=PATH``, and one text stands for a list of one.
+    """
     path = Path(source)
     if not path.suffix and not path.exists():
         path = RECIPES / f"{source}.toml"
@@ -136,14 +210,21 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
         key, found, text = setting.partition("=")
         if not found:
             raise SlimError(f"--set {setting}: write key=value, for example --set compressor.background=0.3")
-        *parents, last = key.strip().split(".")
+        key, value = key.strip(), _parse(text.strip())
+        if key == "data":
+            key = "data.photos"
+        if key in LISTS and isinstance(value, str):
+            value = [value]
+        *parents, last = key.split(".")
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise SlimError(f"--set {setting}: {parent} is a value, not a section")
-        place[last] = _parse(text.strip())
-    return from_plain(Recipe, values, str(source))
+        place[last] = value
+    recipe = from_plain(Recipe, values, str(source))
+    recipe.check()
+    return recipe
 
 
 def _parse(text: str) -> Any:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
+import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
-from slimcodec.entropy.caption import read_vocabulary, tag_phrase
+from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import PatchAutoencoder
@@ -29,20 +30,24 @@ from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
-from slimcodec.training.data import Crops, PhotoSet
+from slimcodec.training.card import card_lines, data_card
+from slimcodec.training.data import LabelledViews, Photos
 from slimcodec.training.export import fitted_tables, latent_codec_parts
-from slimcodec.training.loop import Stage, train
-from slimcodec.training.losses import FeatureLoss
-from slimcodec.training.recipe import Data, Features, Optimisation, Recipe
+from slimcodec.training.latent_codec import LatentCodec
+from slimcodec.training.loop import Optimisation, Stage, train
+from slimcodec.training.lora import add_lora, merge_lora
+from slimcodec.training.losses import FeatureLoss, Features, Fidelity
+from slimcodec.training.materials import Materials
+from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.stages import (
     AutoencoderStage,
     CaptionerStage,
     CompressorStage,
+    DiffusionStage,
     EnhanceStage,
-    LatentCodec,
 )
-from slimcodec.training.targets import teacher_targets
-from slimcodec.training.teachers import Teacher, start_from_classifier
+from slimcodec.training.stages.compressor import RateFidelity
+from slimcodec.training.teachers import start_from_classifier
 from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -54,80 +59,114 @@ FITTED_PHOTOS = 120
 class Run:
     """A recipe, its run folder, and the parts that its stages share."""
 
-    def __init__(self, recipe: Recipe, resume: bool = False) -> None:
-        self.recipe, self.resume = recipe, resume
+    def __init__(
+        self, recipe: Recipe, resume: bool = False, source: str = "RECIPE", settings: tuple[str, ...] = ()
+    ) -> None:
+        """``source`` and ``settings``: the recipe's name and the ``key=value`` changes that made it, for the record."""
+        recipe.check()
+        self.recipe, self.resume, self.source, self.settings = recipe, resume, source, settings
         self.folder = Path(recipe.out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / "recipe.json", json.dumps(to_plain(recipe), indent=2).encode())
+        self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=recipe.device == "cpu")
+        if (
+            "MASTER_PORT" in os.environ
+            and "WORLD_SIZE" not in os.environ
+            and self.accelerator.num_processes == 1
+        ):
+            logger.warning(
+                "one process is running: `accelerate launch --cpu` starts several through MPI only; see docs/training.md"
+            )
+        self.materials = Materials(recipe, self.folder, self.accelerator)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.folder / "recipe.json", json.dumps(to_plain(recipe), indent=2).encode())
+        self.accelerator.wait_for_everyone()
 
     # ---- stages ------------------------------------------------------------------------------------------------
 
     def autoencoder(self) -> None:
         """The latent space."""
         recipe = self.recipe.autoencoder
-        torch.manual_seed(recipe.optimisation.seed)
-        features, options = self._features(recipe.features)
+        self._begin(recipe.optimisation)
         stage = AutoencoderStage(
-            PatchAutoencoder(recipe.network), self._crops(recipe.optimisation), features, **options
+            PatchAutoencoder(recipe.network),
+            self.materials.crops(recipe.optimisation),
+            self._fidelity(1.0, recipe.features),
         )
         stage.init_linear()
+        self._train(stage, recipe.optimisation)
+
+    def diffusion(self) -> None:
+        """A text-conditioned UNet on the latent space."""
+        recipe = self.recipe.diffusion
+        self._begin(recipe.optimisation)
+        stage = DiffusionStage(
+            self._load_autoencoder(),
+            Enhancer.build(self._enhancer_config),
+            self._text_encoder(),
+            self.materials.crops(recipe.optimisation),
+            caption_dropout=recipe.caption_dropout,
+        )
         self._train(stage, recipe.optimisation)
 
     def compressor(self) -> None:
         """The latent compressor and its prior: stage 1 of SLIM."""
         recipe = self.recipe.compressor
-        torch.manual_seed(recipe.optimisation.seed)
-        maps = self._targets[1] if recipe.activation_maps and self._teachers else None
-        features, options = self._features(recipe.features)
+        self._begin(recipe.optimisation)
         stage = CompressorStage(
             self._load_autoencoder(),
             Compressor(recipe.network),
-            self._crops(recipe.optimisation, maps),
-            lambdas=recipe.lambdas,
-            background=recipe.background,
-            features=features,
-            mixed_start=recipe.mixed_start,
+            self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks),
+            self._objective(),
             train_decoder=recipe.train_decoder,
-            **options,
         )
         self._train(stage, recipe.optimisation)
 
     def captioner(self) -> None:
         """The tagger."""
         recipe = self.recipe.captioner
-        torch.manual_seed(recipe.optimisation.seed)
-        soft = self._targets[0]
+        self._begin(recipe.optimisation)
         tagger = self._tagger()
         if recipe.start_from_teacher:
-            start_from_classifier(tagger, self._teachers[0])
-        stage = CaptionerStage(
-            tagger,
-            self._photos,
-            self._vocabulary,
-            soft,
-            PhotoSet(self._files("thumbnails")) if self.recipe.data.thumbnails else None,
+            if not self.materials.teachers:
+                raise SlimError(
+                    "captioner.start_from_teacher needs a teacher: set teachers.models, or it to false"
+                )
+            start_from_classifier(tagger, self.materials.teachers[0])
+        views = LabelledViews(
+            self.materials.photos(recipe.optimisation, opinions=bool(self.materials.teachers)),
+            self.materials.vocabulary,
+            self.materials.thumbnails,
+            size=tagger.config.side,
             batch=recipe.optimisation.batch,
-            thumbnail_share=recipe.thumbnail_share,
             seed=recipe.optimisation.seed,
+            thumbnail_share=recipe.thumbnail_share,
         )
-        self._train(stage, recipe.optimisation)
+        self._train(CaptionerStage(tagger, views, self.materials.vocabulary), recipe.optimisation)
 
     def enhance(self) -> None:
         """The diffusion enhancer: stage 2 of SLIM."""
         recipe = self.recipe.enhance
-        torch.manual_seed(recipe.optimisation.seed)
+        self._begin(recipe.optimisation)
         autoencoder = self._load_autoencoder()
-        codec = self._load_codec(autoencoder)
-        maps = self._targets[1] if self._teachers else None
+        codec = self._load_codec(autoencoder, "compressor")
+        enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
+        if self._weights("diffusion").exists():
+            fill(enhancer, text, self._load("diffusion"))
+        if recipe.lora_rank:
+            add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
+            text.requires_grad_(False)
         stage = EnhanceStage(
             autoencoder,
             codec,
-            Enhancer.build(self._enhancer_config),
-            self._text_encoder(),
-            self._crops(recipe.optimisation, maps),
-            background=recipe.background,
+            enhancer,
+            text,
+            self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks),
+            self._fidelity(recipe.background, recipe.features),
+            objective=self._objective(warm=True) if recipe.rate else None,
             caption_dropout=recipe.caption_dropout,
-            fidelity=recipe.fidelity,
+            denoising_weight=recipe.denoising,
+            fidelity_weight=recipe.fidelity,
+            rate_weight=recipe.rate,
         )
         stage.measure_errors()
         self._train(stage, recipe.optimisation)
@@ -144,54 +183,78 @@ class Run:
             name=self.recipe.name,
             autoencoder=self.recipe.autoencoder.network,
             compressor=self.recipe.compressor.network,
-            training={
-                "slimcodec": __version__,
-                "revision": _revision(),
-                "photos": len(self._photos),
-                # where the data lay on the machine that trained says nothing to others
-                "recipe": to_plain(replace(self.recipe, data=Data(), out="")),
-            },
+            training=self._history(),
         )
         text: tuple[Any, dict[str, Any]] | None = None
         if self._weights("captioner").exists():
-            parts["captioner-0"] = load_file(self._weights("captioner"))
+            parts["captioner-0"] = self._load("captioner")
             config = replace(config, captioners=(self._tagger().config,))
         if self._weights("enhance").exists():
-            state = load_file(self._weights("enhance"))
-            for part in ("enhancer", "text"):
-                prefix = f"{part}."
-                parts[part] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            encoder = self._text_encoder()
+            enhancer, encoder = self._load_enhancer()
+            parts["enhancer"], parts["text"] = dict(enhancer.state_dict()), dict(encoder.state_dict())
             tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
             text = (tokenizer, encoder.text_model.config.to_dict())
             config = replace(config, enhancer=self._enhancer_config)
-        draft = Codec(Bundle(config, parts, self._vocabulary, text))
+        vocabulary = self.materials.vocabulary
+        draft = Codec(Bundle(config, parts, vocabulary, text))
         parts |= latent_codec_parts(codec, fitted_tables(draft, self._some_photos(FITTED_PHOTOS)))
-        bundle = Bundle(config, parts, self._vocabulary, text)
-        bundle.save_pretrained(self.folder / "bundle")
-        logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
+        bundle = Bundle(config, parts, vocabulary, text)
+        if self.accelerator.is_main_process:
+            bundle.save_pretrained(self.folder / "bundle")
+            logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
+        self.accelerator.wait_for_everyone()
         return bundle
 
     # ---- shared parts ------------------------------------------------------------------------------------------
 
+    def card(self) -> dict[str, Any]:
+        """The data card, printed and kept in the run folder."""
+        photos: Photos = self.materials.photos(self.recipe.compressor.optimisation, opinions=False)
+        card = data_card(photos)
+        for line in card_lines(card):
+            logger.info(line)
+        atomic_write(self.folder / "data_card.json", json.dumps(card, indent=2).encode())
+        return card
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage's weights are there, made by as many steps as the recipe wants."""
+        if not self._weights(stage).exists():
+            return False
+        steps: int = getattr(self.recipe, stage).optimisation.steps
+        return self._about(stage).get("steps") == str(steps)
+
+    def _begin(self, options: Optimisation) -> None:
+        torch.manual_seed(options.seed)
+
     def _train(self, stage: Stage, options: Optimisation) -> None:
+        about = {
+            "stage": stage.name,
+            "steps": str(options.steps),
+            "slimcodec": __version__,
+            "revision": _revision() or "unknown",
+            "processes": str(self.accelerator.num_processes),
+        }
         weights = train(
             stage,
             self.folder,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            warmup=options.warmup,
-            ema_decay=options.ema_decay,
-            seed=options.seed,
-            precision=self.recipe.precision,
+            options,
+            self.recipe.reports,
+            self.accelerator,
+            workers=self.recipe.data.workers,
             resume=self.resume,
+            about=about,
         )
-        atomic_write(
-            self._weights(stage.name), save({name: value.contiguous() for name, value in weights.items()})
-        )
+        if self.accelerator.is_main_process:
+            tensors = {name: value.cpu().contiguous() for name, value in weights.items()}
+            atomic_write(self._weights(stage.name), save(tensors, about))
+        self.accelerator.wait_for_everyone()
 
     def _weights(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"
+
+    def _about(self, stage: str) -> dict[str, str]:
+        with safe_open(self._weights(stage), "pt") as file:
+            return dict(file.metadata() or {})
 
     def _load(self, stage: str) -> dict[str, Tensor]:
         path = self._weights(stage)
@@ -204,62 +267,53 @@ class Run:
         autoencoder.load_state_dict(self._load("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: PatchAutoencoder) -> LatentCodec:
+    def _load_codec(self, autoencoder: PatchAutoencoder, stage: str | None = None) -> LatentCodec:
+        """The latent codec as a stage left it: by default ``enhance`` where that tuned it, else ``compressor``."""
         # its state holds the autoencoder's decoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
         codec.load_state_dict(self._load("compressor"))
+        if stage is None and self._weights("enhance").exists():
+            tuned = part_of(self._load("enhance"), "codec")
+            if tuned:
+                codec.load_state_dict(tuned)
         return codec.requires_grad_(False)
 
-    def _crops(self, options: Optimisation, maps: NDArray[np.float32] | None = None) -> Crops:
-        photos = self._photos if maps is None else PhotoSet(self._files("photos"), maps)
-        return Crops(photos, options.crop, options.batch, options.seed)
+    def _load_enhancer(self) -> tuple[Enhancer, CaptionEncoder]:
+        enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
+        if self.recipe.enhance.lora_rank:
+            add_lora(enhancer, self.recipe.enhance.lora_rank, self.recipe.enhance.lora_targets)
+        fill(enhancer, text, self._load("enhance"))
+        if self.recipe.enhance.lora_rank:
+            merge_lora(enhancer)
+        return enhancer, text
 
-    def _features(self, features: Features) -> tuple[FeatureLoss | None, dict[str, float]]:
-        loss = FeatureLoss(self._teachers, features.weights) if self._teachers else None
-        return loss, {
-            "feature_weight": features.weight,
-            "feature_start": features.start,
-            "feature_share": features.share,
-        }
+    @property
+    def _masks_by_networks(self) -> bool:
+        source = self.recipe.roi.source
+        return source == "segmentation" or (source == "activation" and bool(self.materials.teachers))
 
-    def _files(self, kind: str) -> list[str]:
-        patterns: Sequence[str] = getattr(self.recipe.data, kind)
-        found = [sorted(glob.glob(str(Path(pattern).expanduser()))) for pattern in patterns]
-        for pattern, files in zip(patterns, found, strict=True):
-            if not files:
-                raise SlimError(f"data.{kind}: {pattern} matches no file")
-        if not found:
-            raise SlimError(
-                f"data.{kind} is not set; say where it is, for example --set 'data.{kind}=[\"photos/*.parquet\"]'"
+    def _fidelity(self, background: float, features: Features) -> Fidelity:
+        loss = None
+        if self.materials.teachers and features.weight:
+            teachers = self.recipe.teachers
+            loss = FeatureLoss(
+                self.materials.teachers, features.weights, features.logits, teachers.scales, teachers.shift
             )
-        return [file for files in found for file in files]
+        return Fidelity(background, loss, features)
+
+    def _objective(self, warm: bool = False) -> RateFidelity:
+        recipe = self.recipe.compressor
+        features = replace(recipe.features, start=0.0) if warm else recipe.features
+        fidelity = self._fidelity(recipe.background, features)
+        return RateFidelity(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
     def _some_photos(self, count: int) -> Iterator[NDArray[np.uint8]]:
-        rows = np.random.default_rng(0).permutation(len(self._photos))[:count]
-        return (photo.pixels for photo in map(self._photos.__getitem__, rows.tolist()) if photo is not None)
-
-    @cached_property
-    def _photos(self) -> PhotoSet:
-        return PhotoSet(self._files("photos"))
-
-    @cached_property
-    def _teachers(self) -> list[Teacher]:
-        return [Teacher(path) for path in self._files("teachers")] if self.recipe.data.teachers else []
-
-    @cached_property
-    def _targets(self) -> Any:
-        if not self._teachers and not (self.folder / "targets.pt").exists():
-            raise SlimError("data.teachers is not set: this stage learns from frozen classifiers")
-        return teacher_targets(self._photos, self._teachers, self.folder / "targets.pt")
-
-    @cached_property
-    def _vocabulary(self) -> tuple[str, ...]:
-        from slimcodec.container import EMBEDDED_BUNDLE
-
-        return read_vocabulary(self.recipe.data.vocabulary or EMBEDDED_BUNDLE / "vocabulary.txt")
+        pool: Any = self.materials.photos(self.recipe.compressor.optimisation, opinions=False).pool(0)
+        rows = np.random.default_rng(0).permutation(len(pool))[:count]
+        return (photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None)
 
     def _tagger(self) -> Tagger:
-        return Tagger(replace(self.recipe.captioner.network, tags=len(self._vocabulary)))
+        return Tagger(replace(self.recipe.captioner.network, tags=len(self.materials.vocabulary)))
 
     @property
     def _enhancer_config(self) -> EnhancerConfig:
@@ -267,29 +321,71 @@ class Run:
         return EnhancerConfig(
             latent_channels=channels,
             levels=self.recipe.compressor.network.prior.levels,
-            unet=small_unet_config(channels),
+            unet=small_unet_config(channels, self.recipe.diffusion.unet),
             scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"},
         )
 
     def _text_encoder(self) -> CaptionEncoder:
-        return small_text_encoder([tag_phrase(tag) for tag in self._vocabulary])
+        phrases = [tag_phrase(tag) for tag in self.materials.vocabulary]
+        return small_text_encoder(phrases, width=self.recipe.diffusion.unet.text_width)
+
+    def _history(self) -> dict[str, Any]:
+        """What made the bundle, and the commands that make it again."""
+        recipe = replace(self.recipe, data=replace(self.recipe.data, photos=(), thumbnails=()), out="")
+        recipe = replace(recipe, teachers=replace(recipe.teachers, models=()))
+        private = tuple(
+            f"{key}=" for key in ("out", "data", "data.photos", "data.thumbnails", "teachers.models")
+        )
+        kept = [setting for setting in self.settings if not setting.startswith(private)]
+        command = ["slim train all", f"--config {self.source}", "--set data=PHOTOS"]
+        if self.recipe.data.thumbnails:
+            command.append("--set data.thumbnails=THUMBNAILS")
+        if self.recipe.teachers.models:
+            command.append("--set teachers.models=CLASSIFIERS")
+        stages = {stage: self._about(stage) for stage in STAGES if self._weights(stage).exists()}
+        revision = _revision()
+        return {
+            "slimcodec": __version__,
+            "revision": revision,
+            "commands": [
+                f"git checkout {revision or 'v' + __version__}",
+                " ".join(command + [f"--set {setting}" for setting in kept]),
+            ],
+            "stages": stages,
+            "teachers": [teacher.sha256 for teacher in self.materials.teachers],
+            # where the data lay on the machine that trained says nothing to others
+            "recipe": to_plain(recipe),
+        }
+
+
+def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of a stage's state that belong to one of its parts."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def fill(enhancer: Enhancer, text: CaptionEncoder, state: dict[str, Tensor]) -> None:
+    """Loads a UNet and its text encoder from the state of stage ``diffusion`` or ``enhance``."""
+    enhancer.load_state_dict(part_of(state, "enhancer"))
+    text.load_state_dict(part_of(state, "text"))
 
 
 def _revision() -> str | None:
-    """The git revision of the source tree, or None in an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The git revision of the source tree, "-changed" added where it was edited, or None in an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        edited = subprocess.run(
+            [*command, "status", "--porcelain", "--untracked-files=no", "--", ".."],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return found.stdout.strip() + ("-changed" if edited.stdout.strip() else "")
 
 
 def stages(run: Run) -> dict[str, Callable[[], object]]:
     """The stages in the order in which they build on each other, and ``bundle`` that packs them."""
-    return {
-        "autoencoder": run.autoencoder,
-        "compressor": run.compressor,
-        "captioner": run.captioner,
-        "enhance": run.enhance,
-        "bundle": run.bundle,
-    }
+    return {name: getattr(run, name) for name in (*STAGES, "bundle")}

@@ -1,0 +1,142 @@
+"""What a run writes while it trains: a JSON-lines log, curves for TensorBoard, a progress bar, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from slimcodec.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomic(state: Any, path: Path) -> None:
+    """Writes a checkpoint under a temporary name and renames it, so that a kill leaves the old one whole."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+class Journal:
+    """The log of a stage, in the main process alone; lines beyond the step at which a run goes on are dropped."""
+
+    def __init__(self, folder: Path, stage: str, steps: int, first: int, writes: bool) -> None:
+        self._folder, self._stage, self._steps, self._first, self._writes = (
+            folder,
+            stage,
+            steps,
+            first,
+            writes,
+        )
+        self._path = folder / f"{stage}.jsonl"
+        self._bar: Any = None
+        self._board: Any = None
+        self._pictures, self._waited = 0, 0.0
+
+    def __enter__(self) -> Journal:  # noqa: PYI034  typing.Self needs Python 3.11
+        if not self._writes:
+            return self
+        lines = self._path.read_text().splitlines() if self._first and self._path.exists() else []
+        kept = [line for line in map(_parsed, lines) if line is not None and line["step"] <= self._first]
+        self._before = kept[-1]["seconds"] if kept else 0.0
+        atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._log = self._path.open("a")
+        self._bar = _progress_bar()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._stage, total=self._steps, completed=self._first, shown="")
+        self._board = _tensorboard(self._folder / "tensorboard" / self._stage, self._first)
+        self._begun = self._last = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._writes:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+        self._log.close()
+
+    def tick(self, step: int, pictures: int, waited: float) -> None:
+        """Counts a step of ``pictures`` that waited so many seconds for its batch."""
+        self._pictures += pictures
+        self._waited += waited
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, means: dict[str, float]) -> None:
+        """Writes the mean terms of the steps since the last line, with throughput and share of time spent on data."""
+        pictures, waited = self._pictures, self._waited
+        self._pictures, self._waited = 0, 0.0
+        if not self._writes:
+            return
+        now = time.monotonic()
+        spent, self._last = max(now - self._last, 1e-9), now
+        line: dict[str, float] = {name: round(value, 6) for name, value in means.items()}
+        line |= {
+            "images_per_second": round(pictures / spent, 2),
+            "data_share": round(waited / spent, 4),
+            "step": step,
+            "seconds": round(self._before + now - self._begun, 1),
+        }
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+        if self._board is not None:
+            for name, value in line.items():
+                self._board.add_scalar(name, value, step)
+        if self._bar is not None:
+            self._bar.update(self._task, shown=f"loss {means.get('loss', float('nan')):.4g}")
+        else:
+            left = (now - self._begun) / (step - self._first) * (self._steps - step) / 60
+            logger.info("%s %s, about %.0f min left", self._stage, json.dumps(line), left)
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """Shows a sheet of samples on TensorBoard."""
+        if self._board is not None:
+            self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(line)
+        return found
+    except ValueError:  # the last line of a killed run may be half a line
+        return None
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def _tensorboard(folder: Path, first: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("no curves for TensorBoard: it is not installed (pip install tensorboard)")
+        return None
+    return SummaryWriter(str(folder), purge_step=first)

@@ -1,0 +1,140 @@
+"""The latent compressor with the float twin of its exact prior: what training optimises, and how its bits are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.blocks import at_level
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.prior import (
+    SCALES,
+    PriorNetwork,
+    anchor_mask,
+    checkerboard,
+    float_prior,
+    index_of_scale,
+)
+from slimcodec.training.draws import Draws
+from slimcodec.training.losses import symbol_bits
+
+
+class LatentCodec(nn.Module):
+    """What the compressor stage trains: compressor, float prior and hyper scales, and the autoencoder's decoder."""
+
+    def __init__(self, compressor: Compressor, autoencoder: PatchAutoencoder) -> None:
+        super().__init__()
+        config = compressor.config.prior
+        self.compressor = compressor
+        self.prior: PriorNetwork = float_prior(config)
+        self.hyper_scale = nn.Parameter(torch.zeros(config.levels, config.hyper_channels))
+        self.decoder = autoencoder.decoder
+        self.synthesis = autoencoder.synthesis
+
+    @property
+    def hyper_index(self) -> Tensor:
+        """Table index of the hyper-latents' scale [levels, Ch]; the factor makes steps of the optimiser felt."""
+        return 12 + 32 * self.hyper_scale
+
+    @torch.no_grad()
+    def init_gains(self, latent_scale: Tensor, lambdas: Tensor) -> None:
+        """Starts as a transform codec: gains from the step size that each lambda wants, scales from the latents' energy.
+
+        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels].
+        """
+        step = 5.1 / lambdas.sqrt()
+        gain = (latent_scale[None] / step[:, None]).log()
+        self.compressor.log_gain.copy_(gain)
+        self.compressor.log_inverse_gain.copy_(-gain)
+        middle = gain.mean(0).exp().clamp(min=1.0)
+        layers: Any = self.prior.layers
+        layers["context"].in_scale.copy_((1 / middle).repeat(len(layers["context"].in_scale) // len(middle)))
+        for head in ("anchor", "rest"):
+            layers[f"{head}_mean"].out_scale.copy_(middle)
+            layers[f"{head}_scale"].out_scale.fill_(8.0)
+            # prediction leaves about a third of a coefficient's deviation
+            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * 0.3 + 0.1) / 8.0)
+
+
+@dataclass
+class Coded:
+    """A pass through the compressor in training."""
+
+    latents: Tensor
+    bits: Tensor
+    hyper_bits: Tensor
+
+
+def straight_round(x: Tensor) -> Tensor:
+    """Rounding whose gradient is one (straight-through)."""
+    return x + (x.round() - x).detach()
+
+
+def rate_bits(residual: Tensor, index: Tensor, rate: str, noise: Tensor | None = None) -> Tensor:
+    """Bits of residuals before rounding, elementwise, by the rate model ``rate``.
+
+    ``noise``, uniform in [-1/2, 1/2), is needed by all models but ``rounded``.
+
+    ``noise``: symbols with uniform noise in place of rounding (Balle et al. 2017), smooth, but it overstates low rates.
+    ``rounded``: what the file costs; it has no gradient for what rounds to zero, so it is for measuring. ``mixed``: the value
+    of ``rounded``, whose gradient trains the scales, while values and means follow the gradient of ``noise``.
+    """
+    if noise is None:
+        return symbol_bits(residual.detach().round(), index)
+    if rate == "noise":
+        return symbol_bits(residual + noise, index)
+    true = symbol_bits(residual.detach().round(), index)
+    smooth = symbol_bits(residual + noise, index.detach())
+    return true + smooth - smooth.detach()
+
+
+def code(
+    model: LatentCodec, latents: Tensor, quality: Tensor, rate: str, draws: Draws | None = None
+) -> Coded:
+    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B] (see ``rate_bits``).
+
+    ``draws`` gives the noise of the rate, for all models but ``rounded``.
+
+    The synthesis and the context see rounded symbols (straight-through).
+    """
+    if (rate == "rounded") != (draws is None):
+        raise ValueError(f"rate {rate!r} goes {'without' if rate == 'rounded' else 'with'} draws")
+
+    def noise(x: Tensor) -> Tensor | None:
+        return None if draws is None else draws.uniform(*x.shape[1:]) - 0.5
+
+    compressor, network = model.compressor, model.prior
+    level = compressor.level(quality)
+    values = compressor.analyse(latents, level)
+    hyper = compressor.hyper_analyse(values, level)
+    with torch.autocast(latents.device.type, enabled=False):
+        values, hyper = values.float(), hyper.float()
+        hyper_index = at_level(model.hyper_index, level).clamp(0, SCALES - 1)[..., None, None]
+        hyper_bits = rate_bits(hyper, hyper_index, rate, noise(hyper)).sum((1, 2, 3))
+
+        # channels last from here on
+        y = values.permute(0, 2, 3, 1)
+        height, width = y.shape[1:3]
+        features = network.hyper_features(straight_round(hyper).permute(0, 2, 3, 1), level, height, width)
+        anchors = anchor_mask(height, width, y.device)
+
+        def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            residual = y - mean
+            bits = rate_bits(residual, index.clamp(0, SCALES - 1), rate, noise(residual))
+            return straight_round(residual) + mean, bits.sum((1, 2))
+
+        first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
+        grid = torch.zeros_like(y)
+        grid[:, anchors] = first
+        context = network.context(grid, checkerboard(grid)[1])
+        rest, rest_bits = quantise(
+            y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
+        )
+        grid = grid.clone()
+        grid[:, ~anchors] = rest
+    decoded = compressor.synthesise(grid.permute(0, 3, 1, 2), level)
+    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits)

@@ -1,0 +1,126 @@
+"""What a recipe's data section names, opened when it is first needed: photos, classifiers, their opinions, the vocabulary."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.entropy.caption import read_vocabulary
+from slimcodec.errors import SlimError
+from slimcodec.roi.layouts import read_annotations
+from slimcodec.training.captions import RoiCaptioner
+from slimcodec.training.data import Crops, Photos
+from slimcodec.training.loop import Optimisation
+from slimcodec.training.photos import Drawn, Photo, PhotoSet, PhotoStream, attach
+from slimcodec.training.recipe import Recipe
+from slimcodec.training.sources import open_sources
+from slimcodec.training.targets import KeptTargets, Opinions
+from slimcodec.training.teachers import Teacher, load_teacher
+
+
+class Materials:
+    """The photos and networks of a recipe; ``folder`` keeps what is computed once."""
+
+    def __init__(self, recipe: Recipe, folder: Path, accelerator: Accelerator) -> None:
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The tags."""
+        return read_vocabulary(self.recipe.data.vocabulary or EMBEDDED_BUNDLE / "vocabulary.txt")
+
+    @cached_property
+    def teachers(self) -> list[Teacher]:
+        """The frozen classifiers, on the run's device."""
+        found: list[str] = []
+        for pattern in self.recipe.teachers.models:
+            files = sorted(glob.glob(str(Path(pattern).expanduser())))
+            found += files or [pattern]
+        return [load_teacher(source, str(self.accelerator.device)) for source in found]
+
+    @cached_property
+    def photo_set(self) -> PhotoSet:
+        """All photos, by row; not for streamed data."""
+        data = self.recipe.data
+        if data.streaming:
+            raise SlimError("this needs photos by number: set data.streaming=false")
+        sources = open_sources(data.photos, "data.photos", data.split)
+        return PhotoSet(sources, self._annotations, int(data.memory * 2**30))
+
+    @cached_property
+    def thumbnails(self) -> PhotoSet | None:
+        """Small labelled pictures for the captioner, or None."""
+        data = self.recipe.data
+        if not data.thumbnails:
+            return None
+        sources = open_sources(data.thumbnails, "data.thumbnails", data.split)
+        return PhotoSet(sources, memory=int(data.memory * 2**30))
+
+    def photos(self, options: Optimisation, opinions: bool) -> Photos:
+        """The photos for a stage, with what frozen networks say of them if the stage wants to know."""
+        data = self.recipe.data
+        asked = self._opinions if opinions else None
+        if data.streaming:
+            sources = open_sources(data.photos, "data.photos", data.split, streaming=True)
+            if len(sources) > 1:
+                raise SlimError("data.photos: one source can be streamed at a time")
+            steps = max(1, data.window // options.batch)
+            stream = PhotoStream(sources[0], steps, data.window, options.seed, self._annotations)
+            stream.targets = asked
+            return stream
+        photos = self.photo_set
+        if asked is not None:
+            photos.use(self._kept)
+        return photos
+
+    def crops(self, options: Optimisation, opinions: bool = False) -> Crops:
+        """Crops for a stage; with ``opinions`` photos without annotation have the masks of networks."""
+        photos = self.photos(options, opinions)
+        return Crops(photos, options.crop, options.batch, options.seed, templates=self.recipe.data.templates)
+
+    @cached_property
+    def _annotations(self) -> Mapping[str, Drawn]:
+        path = self.recipe.data.annotations
+        return read_annotations(path) if path else {}
+
+    @cached_property
+    def _opinions(self) -> Opinions | None:
+        recipe, device = self.recipe, self.accelerator.device
+        segmenter: Any = None
+        if recipe.roi.source == "segmentation":
+            from slimcodec.roi.segmentation import Segmenter
+
+            segmenter = Segmenter(recipe.roi.segmenter, recipe.roi.classes, str(device))
+        captioner = RoiCaptioner(recipe.data.captioner, str(device)) if recipe.data.captioner else None
+        if not self.teachers and segmenter is None and captioner is None:
+            return None
+        activation = recipe.roi.source == "activation"
+        return Opinions(self.teachers, segmenter, captioner, activation=activation, device=device)
+
+    @cached_property
+    def _kept(self) -> KeptTargets:
+        opinions = self._opinions
+        assert opinions is not None
+
+        def track(rows: range) -> Any:
+            from rich.progress import track
+
+            return track(rows, "asking frozen networks") if self.accelerator.is_main_process else rows
+
+        # the others read what the first process has written
+        with self.accelerator.main_process_first():
+            return KeptTargets(self.photo_set, opinions, self.folder / "targets.pt", track)
+
+    def with_opinion(self, row: int, photo: Photo) -> Photo:
+        """A copy of a photo with what frozen networks say of it, asked on the spot."""
+        copied = replace(photo)
+        if self._opinions is not None:
+            attach(copied, self._opinions(row, photo))
+        return copied

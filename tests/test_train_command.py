@@ -1,0 +1,134 @@
+"""``slim train`` as a user runs it: every stage on drawn pictures, killed in the middle of each, ends in the same bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from photos import photo
+from PIL import Image
+from safetensors.torch import load_file
+
+import slimcodec
+from slimcodec.training.recipe import STAGES, load_recipe
+
+#: one thread: sums of several threads may differ in their last bits
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "slimcodec.cli", "train", *map(str, arguments)]
+
+
+def run(*arguments: object) -> str:
+    done = subprocess.run(
+        command(*arguments), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run of the recipe ``smoke``."""
+    folder = tmp_path_factory.mktemp("smoke")
+    said = run("all", "-c", "smoke", "--set", f"out={folder}")
+    assert "photos          64" in said and "coverage" in said
+    return folder
+
+
+def test_the_smoke_recipe_makes_a_bundle_that_codes(smoke: Path) -> None:
+    codec = slimcodec.load(smoke / "bundle", dtype="float32")
+    data = codec.encode(photo("coffee", 90, 70), 60, caption="balloon")
+    assert slimcodec.inspect(data).bundle_id == codec.bundle.bundle_id
+    for steps in (0, 1):
+        assert codec.decode(data, steps=steps).size == (90, 70)
+    training = codec.bundle.config.training
+    assert training["recipe"]["name"] == "smoke" and set(training["stages"]) == set(STAGES)
+    assert training["commands"][-1].startswith("slim train all --config smoke --set data=PHOTOS")
+
+
+def test_a_run_folder_shows_what_was_done(smoke: Path) -> None:
+    for stage in STAGES:
+        lines = [json.loads(line) for line in (smoke / f"{stage}.jsonl").read_text().splitlines()]
+        steps = getattr(load_recipe("smoke"), stage).optimisation.steps
+        assert lines[-1]["step"] == steps and {
+            "loss",
+            "gradient_norm",
+            "images_per_second",
+            "data_share",
+        } <= set(lines[0])
+        sheets = sorted((smoke / "samples").glob(f"{stage}-*.png"))
+        assert sheets and Image.open(sheets[-1]).width > 100
+        assert list((smoke / "tensorboard" / stage).iterdir())
+    terms = json.loads((smoke / "compressor.jsonl").read_text().splitlines()[0])
+    assert {"bpp", "mse_roi", "mse_background", "fidelity"} <= set(terms)
+    assert json.loads((smoke / "data_card.json").read_text())["with_annotated_mask"] == 64
+
+
+def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_weights(smoke: Path, tmp_path: Path) -> None:
+    arguments = ("all", "-c", "smoke", "--set", f"out={tmp_path}", "--resume")
+    for stage in STAGES:
+        log = tmp_path / f"{stage}.jsonl"
+        with subprocess.Popen(
+            command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            limit = time.monotonic() + 120
+            while not (log.exists() and log.read_text().count("\n") >= 3):
+                assert process.poll() is None and time.monotonic() < limit, stage
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+        assert not (tmp_path / f"{stage}.safetensors").exists(), "killed too late to prove anything"
+    said = run(*arguments)
+    assert "enhance goes on at step" in said
+    for stage in STAGES:
+        ours, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (smoke, tmp_path))
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+    assert slimcodec.load(tmp_path / "bundle").bundle.sha256 == slimcodec.load(smoke / "bundle").bundle.sha256
+
+
+def test_preview_shows_photos_with_masks_and_trains_nothing(tmp_path: Path) -> None:
+    said = run("preview", "-c", "smoke", "--set", f"out={tmp_path}")
+    assert str(tmp_path / "preview.png") in said
+    assert Image.open(tmp_path / "preview.png").size[0] > 900
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_adapting_the_unet_by_low_rank_changes_nothing_else(tmp_path: Path, smoke: Path) -> None:
+    for name in ("autoencoder", "compressor", "captioner", "diffusion"):
+        (tmp_path / f"{name}.safetensors").write_bytes((smoke / f"{name}.safetensors").read_bytes())
+    settings = [f"out={tmp_path}", "enhance.lora_rank=2", "enhance.rate=1.0", "enhance.optimisation.steps=4"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    run("enhance", "-c", "smoke", *options)
+    said = run("bundle", "-c", "smoke", *options)
+    assert "bundle" in said
+    codec = slimcodec.load(tmp_path / "bundle", dtype="float32")
+    assert codec.decode(codec.encode(photo("coffee", 64, 64), 40), steps=1).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compressor", "-c", "smoke"), "run `slim train autoencoder`"),
+        (("all", "-c", "smoke", "--set", "data=nowhere/*.parquet"), "matches no file"),
+        (("all", "-c", "tiny-cpu"), "data.photos is not set"),
+        (("colour",), "no such stage"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = subprocess.run(
+        command(*arguments, "--set", f"out={tmp_path / 'run'}"),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
