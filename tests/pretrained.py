@@ -1,0 +1,149 @@
+"""Tiny pretrained models with random weights, saved as diffusers and transformers save the real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+#: the shapes of Stable Diffusion 1.x, 2.x, Turbo, LCM, SDXL
+FAMILIES = ("sd1", "sd2", "turbo", "lcm", "sdxl")
+TEXT_WIDTH = 16
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer of single letters and a few words."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+    merges = [("c", "a"), ("ca", "t</w>"), ("p", "h"), ("o", "f</w>")]
+    vocabulary += ["".join(pair) for pair in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+    )
+    made: Any = CLIPTokenizer
+    return made.from_pretrained(folder, model_max_length=20)
+
+
+def text_model(size: int, kind: Any = CLIPTextModel, width: int = TEXT_WIDTH) -> Any:
+    """A CLIP text model of two layers for a vocabulary of ``size``."""
+    return kind(
+        CLIPTextConfig(
+            vocab_size=size,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=20,
+            projection_dim=12,
+            bos_token_id=size - 2,
+            eos_token_id=size - 1,
+            pad_token_id=size - 1,
+        )
+    )
+
+
+def autoencoder(scale: float = 0.18215) -> Any:
+    """An AutoencoderKL at 1/8 of the resolution with four channels."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+        scaling_factor=scale,
+    )
+
+
+def tiny_autoencoder() -> Any:
+    """An AutoencoderTiny at 1/8 of the resolution with four channels."""
+    channels = (8, 8, 8, 8)
+    return AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+
+
+def unet(text_width: int, **settings: Any) -> Any:
+    """A UNet2DConditionModel shaped like Stable Diffusion's, two resolutions deep."""
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": text_width,
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+        }
+        | settings
+    )
+
+
+def pipeline(family: str, folder: Path) -> Any:
+    """A pipeline of a family, its tokenizer's files below ``folder``."""
+    torch.manual_seed(FAMILIES.index(family))
+    words = tokenizer(folder / "words")
+    if family == "sdxl":
+        return StableDiffusionXLPipeline(
+            vae=autoencoder(0.13025),
+            text_encoder=text_model(len(words)),
+            text_encoder_2=text_model(len(words), CLIPTextModelWithProjection),
+            tokenizer=words,
+            tokenizer_2=words,
+            unet=unet(
+                2 * TEXT_WIDTH,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=12 + 6 * 8,
+                use_linear_projection=True,
+            ),
+            scheduler=EulerAncestralDiscreteScheduler(**NOISE, timestep_spacing="trailing"),
+        )
+    schedulers: dict[str, Any] = {
+        "sd1": PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1),
+        "sd2": DDIMScheduler(**NOISE, prediction_type="v_prediction", steps_offset=1, clip_sample=False),
+        "turbo": EulerDiscreteScheduler(**NOISE, timestep_spacing="trailing"),
+        "lcm": LCMScheduler(**NOISE),
+    }
+    settings: dict[str, Any] = {"sd2": {"use_linear_projection": True}, "lcm": {"time_cond_proj_dim": 8}}
+    return StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=text_model(len(words)),
+        tokenizer=words,
+        unet=unet(TEXT_WIDTH, **settings.get(family, {})),
+        scheduler=schedulers[family],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save_pipeline(family: str, folder: Path) -> Path:
+    """Saves a pipeline of a family to ``folder / family`` and returns that folder."""
+    pipeline(family, folder / f"{family}-words").save_pretrained(folder / family)
+    return folder / family

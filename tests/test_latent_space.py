@@ -1,0 +1,61 @@
+"""The latent space of pretrained autoencoders behind the codec's own interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pretrained import autoencoder, tiny_autoencoder
+
+from slimcodec.models.latent_space import PretrainedAutoencoder
+
+
+def made(kind: str) -> PretrainedAutoencoder:
+    torch.manual_seed(0)
+    vae: Any = tiny_autoencoder() if kind == "tiny" else autoencoder()
+    return PretrainedAutoencoder(vae.eval().requires_grad_(False))
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_pictures_become_scaled_latents_and_return(kind: str) -> None:
+    space = made(kind)
+    assert space.stride == 8 and space.latent_channels == 4
+    pictures = torch.rand(2, 3, 64, 48) * 2 - 1
+    latents = space.encode(pictures)
+    assert latents.shape == (2, 4, 8, 6) and latents.dtype == torch.float32
+    assert torch.equal(latents, space.encode(pictures))
+    assert space.decode(latents).shape == pictures.shape
+    if kind == "kl":
+        plain = space.vae.encode(pictures).latent_dist.mode()
+        assert torch.allclose(latents, plain * 0.18215)
+        assert torch.allclose(space.decode(latents), space.vae.decode(plain).sample, atol=1e-4)
+
+
+def test_a_shift_is_undone_by_decoding() -> None:
+    space = made("kl")
+    latents = torch.randn(1, 4, 4, 4)
+    plain = space.decode(latents)
+    space.shift = 0.5
+    assert torch.allclose(space.decode(latents - 0.5 * space.scale), plain, atol=1e-4)
+
+
+def test_large_pictures_are_divided() -> None:
+    space = made("kl")
+    seen: list[int] = []
+    space.vae.encoder.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].shape[2]))
+    latents = space.encode(torch.rand(1, 3, 64, 640) * 2 - 1)
+    assert latents.shape == (1, 4, 8, 80) and len(seen) > 1
+    assert space.decode(latents).shape == (1, 3, 64, 640)
+
+
+def test_the_scale_of_a_channel_is_its_energy_in_the_picture() -> None:
+    space = made("kl")
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        wide = latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return torch.stack([3 * wide[:, 0], wide[:, 1], 0 * wide[:, 2] + wide[:, 3]], 1)
+
+    space.decode = decode  # type: ignore[method-assign]
+    scale = space.latent_scale(torch.randn(2, 4, 4, 4))
+    assert torch.allclose(scale, torch.tensor([24.0, 8.0, 1e-4, 8.0]), rtol=1e-3)
