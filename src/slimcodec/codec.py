@@ -21,7 +21,6 @@ from slimcodec.container import Container, Source, pack, read_source, unpack
 from slimcodec.entropy.caption import decode_caption, encode_caption
 from slimcodec.errors import ImageError, ModelMismatchError, SlimError
 from slimcodec.images import ImageLike, load_image
-from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
@@ -238,7 +237,7 @@ class Codec:
     @property
     def cell(self) -> int:
         """Pixels a side of a coded position: 16 for slim-tiny."""
-        return PatchAutoencoder.stride * self.bundle.config.compressor.patch
+        return self.bundle.stride * self.bundle.config.compressor.patch
 
     def _check_area(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
         """Rows and columns of coded positions of a picture, or ``ImageError`` where they would be too many."""
@@ -254,16 +253,13 @@ class Codec:
         return rows, columns
 
     def _enhance(self, rough: Rough, steps: int, guidance: float) -> Tensor:
-        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
-        from slimcodec.models.text import encode_captions
+        from slimcodec.models.enhancer import Enhancer, guide_by_caption, seeded_noise
 
-        enhancer = self.bundle.enhancer
-        assert enhancer is not None
+        enhancer: Any = self.bundle.enhancer
         quality = rough.container.quality
         scale = self.bundle.config.text_scale
-        with self.bundle.lock:
-            text = encode_captions(self.bundle.caption_encoder, [rough.caption])
-            empty = encode_captions(self.bundle.caption_encoder, [None]) if scale != 1.0 else text
+        text = self.bundle.encode_captions([rough.caption])
+        empty = self.bundle.encode_captions([None]) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
         noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(
             rough.latents.device
@@ -272,8 +268,11 @@ class Codec:
             lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
             rough.latents,
             noise,
-            tile=self.tile,
+            tile=getattr(enhancer, "tile", self.tile),
         )
+        if not isinstance(enhancer, Enhancer):
+            # how far guidance may go is known of our own latent space alone
+            return latents
         small = latents.shape[2] * latents.shape[3] <= GUIDED_POSITIONS
         if guidance and small and rough.tag is not None and self.bundle.captioners:
             level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
@@ -335,9 +334,14 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 def load(
-    source: str | Path | None = None, device: str | None = None, dtype: torch.dtype | str | None = None
+    source: str | Path | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    base: str | Path | None = None,
 ) -> Codec:
     """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
+
+    ``base``: a folder in which the pretrained model that a bundle names is looked for first (also: variable SLIMCODEC_BASE).
 
     ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
     The entropy stage is exact in every one of them: files are portable between devices and types.
@@ -354,7 +358,7 @@ def load(
     named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
     if not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
-    return Codec(Bundle.from_pretrained(source, device, named))
+    return Codec(Bundle.from_pretrained(source, device, named, base))
 
 
 @lru_cache(maxsize=1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,10 +31,17 @@ from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_coder import LatentCoder
+from slimcodec.models.latent_space import LatentSpace
+from slimcodec.models.ldm import LdmConfig
+from slimcodec.models.pretrained import hub_folder, is_hub_id
 from slimcodec.models.prior import SCALES, ExactPrior
+from slimcodec.models.references import FoundPart, PartReference, find_part
+from slimcodec.models.storage import from_storage, to_storage
 
 if TYPE_CHECKING:
+    from slimcodec.models.denoiser import Denoiser
     from slimcodec.models.enhancer import Enhancer
+    from slimcodec.models.prompt import PromptEncoder
     from slimcodec.models.text import CaptionEncoder
 
 FORMAT = 1
@@ -57,9 +64,11 @@ NOT_IN_ID = (
     "compressor.hyper_width",
     "captioners.threshold",
     "captioners.dropout",
+    # where a pretrained part comes from: what it is, its hash says
+    *(f"ldm.parts.{entry.name}" for entry in fields(PartReference) if entry.name not in ("name", "sha256")),
 )
-#: matrices with fewer values stay in floating point
-SMALLEST_INT8 = 2048
+#: settings that are written only where they are set: bundles of older releases are without them
+OPTIONAL = ("ldm",)
 T = TypeVar("T")
 
 
@@ -79,6 +88,18 @@ class BundleConfig:
     text_scale: float = 1.0
     #: the recipe, data and revision that made the weights; not part of the id
     training: dict[str, Any] = field(default_factory=dict)
+    #: the pretrained model whose latent space, UNet and text encoder stand in for ours
+    ldm: LdmConfig | None = None
+
+    def described(self) -> dict[str, Any]:
+        """The configuration as it is written to a file."""
+        plain = to_plain(self)
+        for name in OPTIONAL:
+            if plain[name] is None:
+                del plain[name]
+        if self.ldm is not None:
+            del plain["autoencoder"]
+        return plain
 
 
 class Bundle:
@@ -97,13 +118,18 @@ class Bundle:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         described: dict[str, Any] | None = None,
+        *,
+        folder: Path | None = None,
+        base: str | Path | None = None,
     ) -> None:
         """``tensors`` maps a part's name to its state, in floating point or as stored; ``text`` is a tokenizer's JSON and a
         text model's configuration; ``described`` is ``config`` as it was read from a file, by default as it would be written.
+        ``folder``, in which the bundle lies, and ``base`` are where pretrained parts are looked for first (see ``find_part``).
         """
         self.config, self.vocabulary, self.text = config, vocabulary, text
-        self.described = to_plain(config) if described is None else described
-        self.stored = {part: _to_storage(state) for part, state in tensors.items()}
+        self.described = config.described() if described is None else described
+        self.folder, self.base = folder, base
+        self.stored = {part: to_storage(state) for part, state in tensors.items()}
         self.device, self.dtype = torch.device(device), dtype
         #: guards the building of parts, and the tokenizer, which serves one thread at a time
         self.lock = threading.RLock()
@@ -117,10 +143,14 @@ class Bundle:
     # ---- parts -------------------------------------------------------------------------------------------------
 
     @property
-    def autoencoder(self) -> PatchAutoencoder:
-        """The latent space; its branches are in ``dtype``, its linear path in float32."""
+    def autoencoder(self) -> LatentSpace:
+        """The latent space: ours, its branches in ``dtype`` and its linear path in float32, or the pretrained model's."""
 
-        def build() -> PatchAutoencoder:
+        def build() -> LatentSpace:
+            if self.config.ldm is not None:
+                from slimcodec.models.ldm import load_autoencoder
+
+                return load_autoencoder(self.found("vae"), self.dtype).to(self.device)
             module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
             module.encoder.to(self.dtype)
             module.decoder.to(self.dtype)
@@ -170,22 +200,74 @@ class Bundle:
         return self._part("captioners", build)
 
     @property
-    def enhancer(self) -> Enhancer | None:
+    def stride(self) -> int:
+        """Pixels a side of a latent position; no weights are loaded for it."""
+        return PatchAutoencoder.stride if self.config.ldm is None else self.config.ldm.stride
+
+    def references(self) -> tuple[PartReference, ...]:
+        """The pretrained parts that the bundle names."""
+        return () if self.config.ldm is None else self.config.ldm.parts
+
+    def found(self, name: str) -> FoundPart:
+        """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
+        reference = self.config.ldm.part(name) if self.config.ldm is not None else None
+        if reference is None:
+            raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
+        return find_part(reference, self.folder, self.base)
+
+    @property
+    def enhancer(self) -> Enhancer | Denoiser | None:
         """The diffusion UNet with its scheduler, or None in a bundle without one; imports diffusers."""
         config = self.config.enhancer
         if config is None:
             return None
 
-        def build() -> Enhancer:
+        def build() -> Enhancer | Denoiser:
             from slimcodec.models.enhancer import Enhancer
+
+            if self.config.ldm is not None:
+                return self._denoiser(config)
 
             return self._fill("enhancer", lambda: Enhancer.build(config), meta=False)
 
         return self._part("enhancer", build)
 
+    def _denoiser(self, config: EnhancerConfig) -> Denoiser:
+        from slimcodec.models import ldm
+        from slimcodec.models.denoiser import Denoiser
+        from slimcodec.models.low_rank import merge
+
+        unet = ldm.load_unet(self.found("unet"), self.dtype)
+        if "lora" in self.stored:
+            merge(unet, from_storage(self.stored["lora"]))
+        unet.to(self.device, memory_format=torch.channels_last)
+        return Denoiser(config, unet, ldm.load_scheduler(self.found("scheduler")), self.stride)
+
+    def encode_captions(self, captions: Sequence[str | None]) -> Any:
+        """Captions, None among them for no caption, as the enhancer takes them: a tensor, or a ``Prompt``."""
+        with self.lock, torch.no_grad():
+            return self.caption_encoder(captions)
+
     @property
-    def caption_encoder(self) -> CaptionEncoder:
+    def caption_encoder(self) -> CaptionEncoder | PromptEncoder:
         """Tokenizer and text model; imports transformers."""
+
+        def build_prompts() -> PromptEncoder:
+            from slimcodec.models import ldm
+            from slimcodec.models.prompt import PromptEncoder
+
+            config = self.config.ldm
+            assert config is not None
+            numbers = [number for number in ("", "_2") if config.part(f"text_encoder{number}")]
+            tokenizers = [ldm.load_tokenizer(self.found(f"tokenizer{number}")) for number in numbers]
+            models = [
+                ldm.load_text_model(self.found(f"text_encoder{number}"), self.dtype, projected=number == "_2")
+                for number in numbers
+            ]
+            return PromptEncoder(tokenizers, models, config.zero_empty_caption).to(self.device)
+
+        if self.config.ldm is not None:
+            return self._part("text", build_prompts)
 
         def build() -> CaptionEncoder:
             from tokenizers import Tokenizer
@@ -227,7 +309,7 @@ class Bundle:
         # building on the meta device skips initial values that would be overwritten
         with torch.device("meta" if meta else "cpu"):
             module: Any = build()
-        module.load_state_dict(_from_storage(self.stored[part]), strict=True, assign=meta)
+        module.load_state_dict(from_storage(self.stored[part]), strict=True, assign=meta)
         # channels-last convolutions are faster on processors and on GPUs
         module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
         filled: T = module
@@ -295,9 +377,15 @@ class Bundle:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        source: str | Path | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base: str | Path | None = None,
     ) -> Bundle:
         """Loads a bundle: the embedded one (None or "slim-tiny"), a folder, or a Hugging Face hub id.
+
+        ``base`` is a folder in which the pretrained parts that the bundle names are looked for first.
 
         Loading is strict: a missing, extra or altered tensor is an error (``ModelMismatchError`` where the hash differs).
         """
@@ -319,7 +407,7 @@ class Bundle:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise SlimError(f"{folder}: the bundle is damaged ({error!r}); get it again") from error
         config = from_plain(BundleConfig, described, f"{folder / 'config.json'}")
-        bundle = cls(config, tensors, vocabulary, text, device, dtype, described)
+        bundle = cls(config, tensors, vocabulary, text, device, dtype, described, folder=folder, base=base)
         for name in ("sha256", "weights_sha256"):
             if getattr(bundle, name) != hashes[name]:
                 raise ModelMismatchError(
@@ -340,48 +428,6 @@ def _locate(source: str | Path | None) -> Path:
         return EMBEDDED_BUNDLE
     if Path(source).is_dir():
         return Path(source)
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if not is_hub_id(source):
         raise SlimError(f"{source}: no such bundle; give {EMBEDDED}, a folder, or a hub id like owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.safetensors", "*.json", "vocabulary.txt"]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except Exception as error:  # the hub client's errors have no common base
-        raise SlimError(f"{source}: no such folder, and the hub did not give it ({error})") from error
-
-
-def _rows(x: Tensor) -> tuple[int, ...]:
-    return (x.shape[0],) + (1,) * (x.dim() - 1)
-
-
-def _to_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Large weights as int8 with a scale per row; what already is stored so stays as it is.
-
-    The autoencoder's linear path, gains and other tables are no ``.weight`` and keep their precision.
-    """
-    stored: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        # scales are vectors and int8 is no float, so stored tensors pass unchanged
-        weight = name.endswith(".weight") and value.is_floating_point() and value.dim() >= 2
-        if not weight or value.numel() < SMALLEST_INT8:
-            stored[name] = value
-            continue
-        scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        stored[f"{name}:int8"] = (value.float() / scale.reshape(_rows(value))).round().to(torch.int8)
-        stored[f"{name}:scale"] = scale
-    return stored
-
-
-def _from_storage(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, value in stored.items():
-        if name.endswith(":scale"):
-            continue
-        if name.endswith(":int8"):
-            base = name.removesuffix(":int8")
-            tensors[base] = value.float() * stored[f"{base}:scale"].reshape(_rows(value))
-        else:
-            tensors[name] = value
-    return tensors
+    return hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])

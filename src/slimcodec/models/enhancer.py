@@ -1,15 +1,13 @@
-"""Enhancement of a decompressed latent by a text-conditioned diffusion UNet, in a few denoising steps.
+"""Enhancement of a decompressed latent by a text-conditioned diffusion UNet of ours, in a few denoising steps.
 
-Two modes. ``bridge`` (trained by us): a straight path leads from the decompressed latent, plus a little noise of the size of
-what was lost, to the original; the UNet sees the decompressed latent beside the state and predicts the path's end, from
-which the velocity follows (flow matching, Lipman et al. 2023, between coupled ends). ``noise`` (any pretrained latent diffusion model): the decompressed
-latent is noised to a step of the scheduler and denoised from there (SDEdit, Meng et al. 2022).
+A straight path leads from the decompressed latent, plus a little noise of the size of what was lost, to the original; the UNet
+sees the decompressed latent beside the state and predicts the path's end, from which the velocity follows (flow matching,
+Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.denoiser``.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +27,9 @@ Prediction = Callable[[Tensor], Tensor]
 class EnhancerConfig:
     """How the UNet is used; its own configuration travels with its weights.
 
-    ``strength`` (mode ``noise``): share of the scheduler's steps that are run, at quality 1 and at quality 100.
+    ``mode``: "bridge" with a UNet of ours, "noise" or "trained" with a pretrained one. ``noise``: how much joins the decompressed
+    latent at the start. ``strength`` (pretrained UNets): share of the scheduler's steps that are run, at quality 1 and at
+    quality 100.
     """
 
     mode: str = "bridge"
@@ -150,11 +150,9 @@ class Enhancer(nn.Module):
             unconditional = predict(empty_text)
             return unconditional + text_scale * (conditional - unconditional)
 
-        if self.config.mode == "bridge":
-            return self._bridge(rough, quality, steps, noise, guided)
-        if self.config.mode == "noise":
-            return self._denoise(rough, quality, steps, noise, guided)
-        raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
+        if self.config.mode != "bridge":
+            raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
+        return self._bridge(rough, quality, steps, noise, guided)
 
     def _bridge(
         self, rough: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
@@ -175,36 +173,6 @@ class Enhancer(nn.Module):
             # the straight path through this state that ends at rough - lost
             velocity = (state - rough + lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
-        return state
-
-    def _denoise(
-        self, rough: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
-    ) -> Tensor:
-        low, high = self.config.strength
-        strength = low + (high - low) * (quality - 1) / 99
-        scheduler = copy.deepcopy(self.scheduler)
-        # enough scheduler steps that the part after the start has the wanted number
-        total = max(steps, round(steps / strength))
-        scheduler.set_timesteps(min(total, max(steps, scheduler.config.num_train_timesteps)))
-        # some schedulers draw noise of their own at every step: it too is a function of the file
-        drawn: dict[str, Any] = {}
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            seed = int(noise.flatten()[:1].view(torch.int32))
-            drawn["generator"] = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
-        times = scheduler.timesteps[-steps:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(len(scheduler.timesteps) - steps)
-        state = scheduler.add_noise(rough, noise, times[:1].expand(len(rough)))
-        dtype = dtype_of(self.unet)
-        for time in times:
-            seen = scheduler.scale_model_input(state, time).to(dtype)
-
-            def predict(condition: Tensor, seen: Tensor = seen, time: Tensor = time) -> Tensor:
-                output: Tensor = self.unet(seen, time, condition.to(dtype)).sample
-                return output.float()
-
-            prediction = guided(predict)
-            state = scheduler.step(prediction, time, state, **drawn).prev_sample
         return state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,41 @@ def pretrained_folder(source: str | Path) -> Path:
     """
     folder = Path(source)
     if not folder.is_dir():
-        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        if not is_hub_id(source):
             raise SlimError(
                 f"{source}: no such model; give a folder that save_pretrained wrote, or a hub id like owner/name"
             )
-        from huggingface_hub import snapshot_download
-
-        try:
-            patterns = ["*.safetensors", "*.json", "*.txt", "*.model"]
-            folder = Path(snapshot_download(str(source), allow_patterns=patterns, ignore_patterns=["*/*"]))
-        except Exception as error:  # the hub client's errors have no common base
-            raise SlimError(f"{source}: no such folder, and the hub did not give it ({error})") from error
+        folder = hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"])
     if not (folder / "config.json").is_file():
         raise SlimError(f"{source}: has no config.json; give a folder that save_pretrained wrote")
     return folder
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source reads like ``owner/name`` and not like a path."""
+    return str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
+
+
+def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
+    """A snapshot of a Hugging Face hub id with the files that match ``patterns``, at a commit ("" = the newest).
+
+    Raises ``SlimError`` where the hub does not give it and the cache does not have it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision or None,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(without),
+            )
+        )
+    except Exception as error:  # the hub client's errors have no common base
+        at = f" at revision {revision}" if revision else ""
+        reason = " ".join(str(error).split())
+        raise SlimError(f"{source}{at}: no such folder, and the hub did not give it ({reason})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def tiled(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
-    margin: int,
+    margin: int | None,
     cell_in: int = 1,
     cell_out: int = 1,
     tile: int = TILE,
@@ -23,8 +23,11 @@ def tiled(
     """``function(x)`` for a convolutional function, computed on overlapping tiles.
 
     ``x`` is [B, C, rows * cell_in, columns * cell_in]; the function turns a cell of ``cell_in`` into one of ``cell_out``
-    and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call.
+    and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call. Without a margin the
+    function is left to divide its input itself.
     """
+    if margin is None:
+        return function(x)
     rows, columns = x.shape[2] // cell_in, x.shape[3] // cell_in
     if rows <= tile + 2 * margin and columns <= tile + 2 * margin:
         return function(x)

@@ -1,0 +1,166 @@
+"""Enhancement by a pretrained diffusion UNet, with or without training of ours.
+
+With a = sqrt(cumulative alpha) and s = sqrt(1 - a^2) at step T of the model's own schedule, and n standard normal noise seeded
+by the file, denoising starts from ``z_T = a z^ + nu s n``, z^ the decompressed latent:
+
+- ``noise`` (zero-shot, no training): nu = 1, SDEdit (Meng et al. 2022). The noise drowns what compression did, and the model
+  paints it anew.
+- ``trained``: nu is small or 0. The error of compression itself is the noise: z_T = a z + s e with
+  ``e = a (z^ - z) / s + nu n``, and the UNet has been taught (LoRA, stage ``enhance``) to predict it.
+
+T is a share of the schedule that falls with the quality (``EnhancerConfig.strength``). From there on the model's own scheduler
+goes its few steps, by its own prediction type.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimcodec.errors import SlimError
+from slimcodec.models.blocks import dtype_of
+from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.prompt import Prompt
+
+MODES = ("noise", "trained")
+
+
+class Denoiser(nn.Module):
+    """A pretrained UNet and its scheduler applied to decompressed latents."""
+
+    def __init__(self, config: EnhancerConfig, unet: Any, scheduler: Any, stride: int = 8) -> None:
+        """``stride``: pixels a side of a latent position, for models that are told the picture's size."""
+        super().__init__()
+        if config.mode not in MODES:
+            raise SlimError(
+                f"enhancer.mode is {config.mode!r}; give {' or '.join(MODES)} with a pretrained model"
+            )
+        self.config, self.unet, self.scheduler, self.stride = config, unet, scheduler, stride
+
+    @property
+    def tile(self) -> int:
+        """Side, in latent positions, of the pictures that the UNet was trained on."""
+        size = self.unet.config.sample_size or 64
+        return int(max(size) if isinstance(size, (list, tuple)) else size)
+
+    @property
+    def noise_share(self) -> float:
+        """How much noise joins the decompressed latent at the start, relative to the schedule's."""
+        return 1.0 if self.config.mode == "noise" else self.config.noise
+
+    def start(self, quality: Tensor) -> Tensor:
+        """The step T of the schedule (whole numbers [B]) at which denoising begins for qualities [B]."""
+        count = self.scheduler.config.num_train_timesteps
+        return (self.strength(quality) * count).round().long().clamp(1, count) - 1
+
+    def strength(self, quality: Tensor) -> Tensor:
+        """T as a share of the schedule, linear in the quality."""
+        low, high = self.config.strength
+        return low + (high - low) * (quality.float() - 1) / 99
+
+    def factors(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """a and s at steps [B], each [B, 1, 1, 1]."""
+        alphas = self.scheduler.alphas_cumprod.to(times.device)[times].float().reshape(-1, 1, 1, 1)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def predict(self, seen: Tensor, times: Tensor, prompt: Prompt, text_scale: float = 1.0) -> Tensor:
+        """The UNet's output in float32 for its input [B, C, h, w] at steps [B] or a single one."""
+        dtype = dtype_of(self.unet)
+        conditions: dict[str, Any] = {}
+        if prompt.pooled is not None:
+            height, width = seen.shape[2] * self.stride, seen.shape[3] * self.stride
+            # original size, no crop, target size: what SDXL is told of a whole picture
+            ids = seen.new_tensor([height, width, 0, 0, height, width]).expand(len(seen), 6)
+            pooled = prompt.pooled.to(dtype)
+            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(dtype)}
+        if self.unet.config.time_cond_proj_dim is not None:
+            scale = guidance_embedding(text_scale, self.unet.config.time_cond_proj_dim)
+            conditions["timestep_cond"] = scale.to(seen.device, dtype).expand(len(seen), -1)
+        output: Tensor = self.unet(seen.to(dtype), times, prompt.states.to(dtype), **conditions).sample
+        return output.float()
+
+    @torch.no_grad()
+    def forward(
+        self,
+        rough: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        text: Prompt,
+        empty_text: Prompt,
+        text_scale: float = 1.0,
+    ) -> Tensor:
+        """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
+
+        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` are the caption and no
+        caption; ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans 2022), 1 = off. Models that were
+        distilled with guidance (LCM) take it as a condition.
+        """
+        scheduler, times = self.times(quality, steps, rough.device)
+        drawn: dict[str, Any] = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            # some schedulers draw noise of their own at every step: it too is a function of the file
+            seed = int(noise.flatten()[:1].cpu().view(torch.int32))
+            drawn["generator"] = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
+        state = scheduler.add_noise(rough, self.noise_share * noise, times[:1].expand(len(rough)))
+        told = self.unet.config.time_cond_proj_dim is not None
+        for time in times:
+            seen = scheduler.scale_model_input(state, time)
+            prediction = self.predict(seen, time, text, text_scale)
+            if text_scale != 1.0 and not told:
+                without = self.predict(seen, time, empty_text)
+                prediction = without + text_scale * (prediction - without)
+            state = scheduler.step(prediction, time, state, **drawn).prev_sample
+        return state
+
+    def times(self, quality: int, steps: int, device: torch.device) -> tuple[Any, Tensor]:
+        """A copy of the scheduler that is about to take its last ``steps`` steps, from about T on, and those steps."""
+        strength = float(self.strength(torch.tensor([quality])))
+        # schedulers count their steps: a copy of its own lets a codec serve several threads
+        scheduler = copy.deepcopy(self.scheduler)
+        most = int(scheduler.config.get("original_inference_steps") or scheduler.config.num_train_timesteps)
+        if steps > most:
+            raise SlimError(f"steps is {steps}; this model's scheduler has at most {most}")
+        scheduler.set_timesteps(min(max(steps, round(steps / max(strength, 1e-3))), most), device=device)
+        times: Tensor = scheduler.timesteps[-steps:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(len(scheduler.timesteps) - steps)
+        return scheduler, times
+
+
+def guidance_embedding(text_scale: float, width: int) -> Tensor:
+    """The sinusoidal code [1, width] by which LCM is told the strength of guidance (Luo et al. 2023)."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (text_scale - 1.0) * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+
+
+# ---- what the UNet predicts --------------------------------------------------------------------------------------
+
+
+def wanted(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """What a model of prediction type ``kind`` should say of ``a * clean + s * error``."""
+    if kind == "epsilon":
+        return error
+    if kind == "v_prediction":
+        return a * error - s * clean
+    if kind == "sample":
+        return clean
+    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
+
+
+def clean_latent(kind: str, prediction: Tensor, state: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``wanted``."""
+    if kind == "epsilon":
+        return (state - s * prediction) / a
+    if kind == "v_prediction":
+        return a * state - s * prediction
+    if kind == "sample":
+        return prediction
+    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")

@@ -1,0 +1,206 @@
+"""Pretrained latent diffusion models of diffusers: which parts they have, and how each is loaded.
+
+Every family that predicts noise, velocity or the clean latent on a schedule of cumulative alphas is served by its own
+configurations: Stable Diffusion 1.x and 2.x, Turbo, LCM, SDXL. Nothing here is particular to one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimcodec.errors import SlimError
+from slimcodec.models.latent_space import KNOWN, PretrainedAutoencoder, stride_of
+from slimcodec.models.pretrained import is_hub_id, read_json
+from slimcodec.models.references import FoundPart, PartReference, part_from_hub, refer, revision_of
+
+#: parts of a pipeline that decoding needs; the second text encoder is SDXL's
+REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
+OPTIONAL = ("tokenizer_2", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class LdmConfig:
+    """The pretrained latent diffusion model that a bundle stands on."""
+
+    parts: tuple[PartReference, ...]
+    #: pixels a side of a latent position
+    stride: int = 8
+    #: whether no caption is a state of zeros (SDXL) or the encoded empty text
+    zero_empty_caption: bool = False
+
+    def part(self, name: str) -> PartReference | None:
+        """The reference to a part, None where the model has none of that name."""
+        return next((part for part in self.parts if part.name == name), None)
+
+
+@dataclass(frozen=True)
+class LdmFacts:
+    """What a bundle has to know of a model before its weights are loaded."""
+
+    config: LdmConfig
+    latent_channels: int
+    class_names: dict[str, str]
+
+
+def refer_ldm(
+    source: str, autoencoder: str = "", text_encoder: str = "", alternatives: Sequence[str] = ()
+) -> LdmFacts:
+    """References to the parts of a pipeline's folder or hub id, each hashed as it is now.
+
+    ``autoencoder`` takes the place of the pipeline's VAE (an AutoencoderTiny, for speed), ``text_encoder`` that of its first
+    text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
+    for what is not a pipeline, or not one that this release can run.
+    """
+    index = read_json(_folder(source, "") / "model_index.json")
+    parts, folders = [], {}
+    replaced = {"vae": autoencoder, "text_encoder": text_encoder}
+    for name in (*REQUIRED, *OPTIONAL):
+        home, subfolder, others = source, name, tuple(alternatives)
+        if replaced.get(name):
+            home, subfolder, others = replaced[name], "", ()
+        elif not (index.get(name) or [None])[0]:
+            if name in REQUIRED:
+                raise SlimError(
+                    f"{source}: its model_index.json names no {name}; give a Stable Diffusion pipeline (1.x, 2.x, Turbo, LCM, SDXL)"
+                )
+            continue
+        folder = _folder(home, subfolder)
+        folders[name] = folder
+        # a path is written down so that it means the same from any working folder
+        named = (
+            home if is_hub_id(home) and not Path(home).is_dir() else str(Path(home).expanduser().resolve())
+        )
+        top = folder.parent if subfolder else folder
+        parts.append(refer(name, folder, named, subfolder, revision_of(top), others))
+    vae = read_json(folders["vae"] / "config.json")
+    unet = read_json(folders["unet"] / "config.json")
+    names = {"vae": str(vae.get("_class_name")), "unet": str(unet.get("_class_name"))}
+    _check(source, vae, unet)
+    zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
+    config = LdmConfig(tuple(parts), stride_of(vae), zeros)
+    return LdmFacts(config, int(vae["latent_channels"]), names)
+
+
+def _folder(source: str, subfolder: str) -> Path:
+    local = Path(source).expanduser()
+    if local.is_dir():
+        return local / subfolder
+    if not is_hub_id(source):
+        raise SlimError(f"{source}: no such model; give a pipeline's folder or a hub id like owner/name")
+    return part_from_hub(source, "", subfolder) / subfolder
+
+
+def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
+    if vae.get("_class_name") not in KNOWN:
+        raise SlimError(
+            f"{source}: its autoencoder is {vae.get('_class_name')}; known are {', '.join(KNOWN)}"
+        )
+    if unet.get("_class_name") != "UNet2DConditionModel":
+        raise SlimError(f"{source}: its network is {unet.get('_class_name')}; known is UNet2DConditionModel")
+    # what diffusers takes where a configuration says nothing
+    channels = vae.setdefault("latent_channels", 4)
+    if unet.get("in_channels", 4) != channels:
+        raise SlimError(
+            f"{source}: its UNet takes {unet.get('in_channels')} channels and its latents have {channels}: a model for inpainting "
+            "or upscaling; give one that makes pictures from text"
+        )
+    if unet.get("addition_embed_type") not in (None, "text_time") or unet.get("class_embed_type"):
+        raise SlimError(f"{source}: its UNet wants conditions that this release does not give")
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------
+
+
+def load_autoencoder(found: FoundPart, dtype: torch.dtype) -> PretrainedAutoencoder:
+    """The latent space, frozen; in ``dtype``, or in float32 where half precision would overflow."""
+    import diffusers
+
+    kind = read_json(found.folder / "config.json").get("_class_name")
+    vae = _load(getattr(diffusers, str(kind)), found, dtype)
+    space = PretrainedAutoencoder(vae)
+    if space.full_precision and dtype == torch.float16:
+        space.float()
+    return space.requires_grad_(False).eval()
+
+
+def load_unet(found: FoundPart, dtype: torch.dtype) -> Any:
+    """The UNet, frozen, in ``dtype``."""
+    from diffusers import UNet2DConditionModel
+
+    return _load(UNet2DConditionModel, found, dtype).requires_grad_(False).eval()
+
+
+def load_scheduler(found: FoundPart) -> Any:
+    """The scheduler, made fit for a few steps from any point of its schedule.
+
+    Steps are spaced so that the first one lies at the start that is asked for and the last one ends at the clean latent
+    ("trailing", Lin et al. 2023). PNDM needs warm-up steps that are not there; DDIM (Song et al. 2021) follows the same
+    equation. Raises ``SlimError`` for one that has no cumulative alphas.
+    """
+    import diffusers
+
+    settings = read_json(found.folder / "scheduler_config.json")
+    name = str(settings.get("_class_name"))
+    settings = {key: value for key, value in settings.items() if not key.startswith("_")}
+    kind = getattr(diffusers, name, None)
+    if name == "PNDMScheduler":
+        # PNDM has no such setting and clips nothing; DDIM's default is for pictures
+        kind, settings = diffusers.DDIMScheduler, settings | {"clip_sample": False}
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise SlimError(f"{found.folder}: {name!r} is not a scheduler of diffusers")
+    scheduler = kind.from_config(settings)
+    if "timestep_spacing" in scheduler.config:
+        scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise SlimError(
+            f"{found.folder}: {name} has no cumulative alphas; give a model of the Stable Diffusion kind"
+        )
+    return scheduler
+
+
+def load_text_model(found: FoundPart, dtype: torch.dtype, *, projected: bool) -> Any:
+    """A CLIP text encoder, frozen; ``projected``: with the projection of its pooled state, as SDXL's second one."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return (
+        _load(CLIPTextModelWithProjection if projected else CLIPTextModel, found, dtype)
+        .requires_grad_(False)
+        .eval()
+    )
+
+
+def load_tokenizer(found: FoundPart) -> Any:
+    """A CLIP tokenizer."""
+    from transformers import CLIPTokenizer
+
+    made: Any = CLIPTokenizer
+    try:
+        return made.from_pretrained(found.folder, local_files_only=True)
+    except Exception as error:  # transformers' errors have no common base
+        raise SlimError(f"{found.folder}: its tokenizer cannot be loaded ({error})") from error
+
+
+def _load(kind: Any, found: FoundPart, dtype: torch.dtype) -> Any:
+    name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
+    try:
+        model, report = kind.from_pretrained(
+            found.folder,
+            variant=found.variant or None,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{name: dtype},
+        )
+    except Exception as error:  # the libraries' errors have no common base
+        raise SlimError(
+            f"{found.folder}: {kind.__name__} cannot be loaded ({' '.join(str(error).split())})"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise SlimError(f"{found.folder}: no weights for {missing}, so it is not a whole {kind.__name__}")
+    return model

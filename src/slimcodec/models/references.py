@@ -1,0 +1,322 @@
+"""References to pretrained parts: where they come from, what they must be, and how to find them on a machine.
+
+A part is a folder as diffusers and transformers save it. It is known by a hash of what it computes, not of its files: of its
+tensors, and of its configuration without notes such as the release that wrote it. So a mirror serves as well as the first
+home, and any copy is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.models.pretrained import hub_folder, is_hub_id, read_json
+
+#: folders, separated as in PATH, in which pretrained parts are looked for first
+BASE_VARIABLE = "SLIMCODEC_BASE"
+#: where a packed bundle keeps its parts
+PACKED = "parts"
+CONFIGS = ("config.json", "scheduler_config.json")
+#: what a tokenizer or an image processor is made of
+OTHER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+#: tensors that only the encoder of an autoencoder runs
+ENCODER_TENSORS = ("encoder.", "quant_conv.")
+#: notes in a configuration that change nothing
+NOTES = ("transformers_version", "torch_dtype", "dtype", "architectures")
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class PartReference:
+    """A pretrained part that a bundle names and does not hold.
+
+    ``sha256`` is over all that decoding depends on, ``encoder_sha256`` over what only encoding does (see ``fingerprint``).
+    """
+
+    name: str
+    sha256: str
+    #: hub id, or the folder that it was taken from
+    source: str
+    subfolder: str = ""
+    #: commit at the hub
+    revision: str = ""
+    encoder_sha256: str = ""
+    megabytes: float = 0.0
+    licence: str = ""
+    #: other hub ids or folders with the same part
+    alternatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FoundPart:
+    """A part on this machine, checked: its folder and the variant of its weights ("" or fp16)."""
+
+    folder: Path
+    variant: str
+    #: "packed", "base", "folder" or "hub"
+    place: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hashes of a part's folder (see ``PartReference``) and the size of its files in bytes."""
+
+    sha256: str
+    encoder_sha256: str
+    size: int
+
+
+# ---- hashes ----------------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder's weights by variant, the plain one first: {"": [...], "fp16": [...]}; {} without weights."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"] or "", []).append(path)
+    found.pop("non_ema", None)
+    return dict(sorted(found.items()))
+
+
+def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
+    """Hashes of a part: its configuration, the tensors of a variant of its weights, and the files of a tokenizer.
+
+    Memory stays at a few megabytes. Raises ``SlimError`` where a file is damaged, or weights are there in pickled form only.
+    """
+    settings: dict[str, Any] = {
+        name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()
+    }
+    ours = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    encoder = hashlib.sha256()
+    size = 0
+    for name in OTHER_FILES:
+        if (path := folder / name).exists():
+            ours.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            size += path.stat().st_size
+    encoder_only = ENCODER_TENSORS if _kind(settings).startswith("Autoencoder") else ()
+    files = weight_files(folder)
+    if not files and any(folder.glob("*.bin")):
+        raise SlimError(
+            f"{folder}: its weights are pickled (.bin), which can run code; convert them to safetensors"
+        )
+    tensors = sorted(entry for path in files.get(variant, []) for entry in _tensors(path))
+    split = False
+    for name, described, path, start, length in tensors:
+        chosen = encoder if name.startswith(encoder_only) and encoder_only else ours
+        split = split or chosen is encoder
+        chosen.update(f"{name} {described}\n".encode())
+        with open(path, "rb") as file:
+            file.seek(start)
+            for offset in range(0, length, BLOCK):
+                chosen.update(file.read(min(BLOCK, length - offset)))
+        size += length
+    return Fingerprint(ours.hexdigest(), encoder.hexdigest() if split else "", size)
+
+
+def _kind(settings: dict[str, Any]) -> str:
+    return str(settings.get("config.json", {}).get("_class_name", ""))
+
+
+def _clean(config: Any) -> Any:
+    """A configuration without notes: what begins with an underscore, but for the name of the class, and some more."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _clean(value)
+        for key, value in config.items()
+        if key == "_class_name" or not (key.startswith("_") or key in NOTES)
+    }
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str, Path, int, int]]:
+    """Name, type and shape, file, first byte and length of every tensor of a safetensors file."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("it is cut short")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            if 8 + length + end > path.stat().st_size:
+                raise ValueError("it is cut short")
+            yield name, f"{entry['dtype']} {entry['shape']}", path, 8 + length + start, end - start
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
+
+
+# ---- finding ---------------------------------------------------------------------------------------------------
+
+
+def find_part(
+    reference: PartReference, bundle: Path | None = None, base: str | Path | None = None
+) -> FoundPart:
+    """The part on this machine, by the first place that has it as it must be.
+
+    Looked at in turn: ``base`` (an argument of the user's, or the variable SLIMCODEC_BASE, several folders as in PATH), what is
+    packed in the folder ``bundle``, the source, the alternatives. A ``base`` that has an altered part is an error at once, of
+    the other places it is one where none has the right part: ``ModelMismatchError`` that names the part, the hash and how to get
+    it.
+    """
+    given = (
+        [str(base)]
+        if base is not None
+        else [p for p in os.environ.get(BASE_VARIABLE, "").split(os.pathsep) if p]
+    )
+    reasons: list[str] = []
+    for place in given:
+        for folder in _candidates(Path(place).expanduser(), reference):
+            if (variant := _matching(folder, reference, reasons)) is not None:
+                return FoundPart(folder, variant, "base")
+    if reasons:
+        raise _missing(reference, reasons)
+    if base is not None:
+        reasons.append(f"{base} has no such part")
+    packed = bundle / PACKED / reference.name if bundle is not None else None
+    if packed and _has_part(packed) and (variant := _matching(packed, reference, reasons)) is not None:
+        return FoundPart(packed, variant, "packed")
+    for source in (reference.source, *reference.alternatives):
+        local = Path(source).expanduser()
+        if local.is_dir():
+            kind, folders = "folder", list(_candidates(local, reference))
+            if not folders:
+                reasons.append(f"{source} has no such part")
+        elif is_hub_id(source):
+            kind = "hub"
+            # the commit belongs to the first source, a mirror has its own
+            revision = reference.revision if source == reference.source else ""
+            try:
+                folders = list(_candidates(part_from_hub(source, revision, reference.subfolder), reference))
+            except SlimError as error:
+                reasons.append(str(error))
+                continue
+        else:
+            reasons.append(f"no folder {source}")
+            continue
+        for folder in folders:
+            if (variant := _matching(folder, reference, reasons)) is not None:
+                return FoundPart(folder, variant, kind)
+    raise _missing(reference, reasons)
+
+
+def part_from_hub(source: str, revision: str, subfolder: str) -> Path:
+    """The snapshot of a hub repository with one of its subfolders (or its top) on this machine; ``SlimError`` if it fails."""
+    prefix = f"{subfolder}/" if subfolder else ""
+    patterns = [
+        "README.md",
+        *(f"{prefix}*.{kind}" for kind in ("safetensors", "json", "txt", "model", "jinja")),
+    ]
+    return hub_folder(source, revision, patterns, [] if subfolder else ["*/*"])
+
+
+def _candidates(root: Path, reference: PartReference) -> Iterator[Path]:
+    for name in dict.fromkeys((reference.subfolder, reference.name, "")):
+        if _has_part(folder := root / name):
+            yield folder
+            return
+
+
+def _has_part(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (*CONFIGS, "tokenizer_config.json"))
+
+
+def _matching(folder: Path, reference: PartReference, reasons: list[str]) -> str | None:
+    """The variant of a folder's weights that is the referenced part; None, and a reason more, where none is."""
+    for variant in weight_files(folder) or {"": []}:
+        try:
+            seen = fingerprint(folder, variant)
+        except SlimError as error:
+            reasons.append(str(error))
+            continue
+        if (seen.sha256, seen.encoder_sha256) == (reference.sha256, reference.encoder_sha256):
+            return variant
+        which = seen.sha256 if seen.sha256 != reference.sha256 else seen.encoder_sha256
+        reasons.append(f"{folder} is another or an altered one, its sha256 is {which[:16]}")
+    return None
+
+
+def how_to_get(reference: PartReference) -> str:
+    """The command that brings a part to this machine, or what else helps."""
+    command = ""
+    hubs = [source for source in (reference.source, *reference.alternatives) if is_hub_id(source)]
+    if hubs:
+        files = f"{reference.subfolder}/*" if reference.subfolder else "*"
+        commit = (
+            f" --revision {reference.revision}" if reference.revision and hubs[0] == reference.source else ""
+        )
+        command = f"run `hf download {hubs[0]}{commit} --include '{files}'`, or "
+    return f"{command}name a folder that has it in the variable {BASE_VARIABLE}"
+
+
+def _missing(reference: PartReference, reasons: Sequence[str]) -> ModelMismatchError:
+    origin = reference.source + (f" at revision {reference.revision}" if reference.revision else "")
+    seen = "; ".join(dict.fromkeys(reasons))
+    return ModelMismatchError(
+        f"the bundle needs the pretrained part {reference.name} of {origin}, expected sha256 {reference.sha256}, and it "
+        f"is not there: {seen}. To get it, {how_to_get(reference)}"
+    )
+
+
+# ---- making ----------------------------------------------------------------------------------------------------
+
+
+def refer(
+    name: str, folder: Path, source: str, subfolder: str, revision: str, alternatives: Sequence[str] = ()
+) -> PartReference:
+    """The reference to a part that lies in ``folder``; of several variants of its weights the plain one."""
+    if not _has_part(folder):
+        raise SlimError(
+            f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
+        )
+    variants = list(weight_files(folder)) or [""]
+    seen = fingerprint(folder, variants[0])
+    return PartReference(
+        name,
+        seen.sha256,
+        source,
+        subfolder,
+        revision,
+        seen.encoder_sha256,
+        round(seen.size / 1e6, 3),
+        licence_of(folder.parent if subfolder else folder),
+        tuple(alternatives),
+    )
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model card (README.md) in a folder names, "" where none does."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    found = re.search(
+        r"^license:\s*([\w.-]+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    return found[1] if found else ""
+
+
+def revision_of(folder: Path) -> str:
+    """The commit of a snapshot in the hub's cache, "" for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else ""
