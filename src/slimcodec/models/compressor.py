@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 
+#: the gate starts at 0.95, near open, where a sigmoid still learns
+GATE = 3.0
+
 
 @dataclass(frozen=True)
 class CompressorConfig:
@@ -59,7 +62,8 @@ class Compressor(nn.Module):
         channels = config.prior.channels
         inner = config.latent_channels * config.patch**2
         levels, width = config.prior.levels, config.width
-        same = inner == channels
+        # patches have a transform of their own, latents that are coded one by one had theirs already
+        same = inner == channels and config.patch == 1
         self.enter: nn.Module = nn.Identity() if same else nn.Conv2d(inner, channels, 1)
         self.leave: nn.Module = nn.Identity() if same else nn.Conv2d(channels, inner, 1)
         self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
@@ -94,8 +98,7 @@ class Compressor(nn.Module):
         """Latents [B, C, h, w] to values y [B, channels, h/patch, w/patch], float32, that are rounded to symbols."""
         x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
         residual, gate = self.analysis(x, level).float().chunk(2, dim=1)
-        # the gate starts at 0.95, near open, where a sigmoid still learns
-        kept = (x.float() + residual) * torch.sigmoid(gate + 3.0)
+        kept = (x.float() + residual) * torch.sigmoid(gate + GATE)
         return kept * at_level(self.log_gain, level).exp()[..., None, None]
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:

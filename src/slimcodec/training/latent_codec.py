@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
-from slimcodec.models.compressor import Compressor
+from slimcodec.models.compressor import GATE, Compressor
+from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,
@@ -24,16 +27,28 @@ from slimcodec.training.losses import symbol_bits
 
 
 class LatentCodec(nn.Module):
-    """What the compressor stage trains: compressor, float prior and hyper scales, and the autoencoder's decoder."""
+    """What the compressor stage trains: compressor, float prior and hyper scales, and our own autoencoder's decoder.
 
-    def __init__(self, compressor: Compressor, autoencoder: PatchAutoencoder) -> None:
+    A pretrained autoencoder is no part of it.
+    """
+
+    def __init__(self, compressor: Compressor, autoencoder: LatentSpace) -> None:
         super().__init__()
         config = compressor.config.prior
         self.compressor = compressor
         self.prior: PriorNetwork = float_prior(config)
         self.hyper_scale = nn.Parameter(torch.zeros(config.levels, config.hyper_channels))
-        self.decoder = autoencoder.decoder
-        self.synthesis = autoencoder.synthesis
+        if isinstance(autoencoder, PatchAutoencoder):
+            self.decoder: nn.Module | None = autoencoder.decoder
+            self.synthesis: nn.Parameter | None = autoencoder.synthesis
+        else:
+            self.decoder = self.synthesis = None
+
+    def tune_decoder(self, wanted: bool) -> None:
+        """Whether the autoencoder's decoder is trained too."""
+        for part in (self.decoder, self.synthesis):
+            if part is not None:
+                part.requires_grad_(wanted)
 
     @property
     def hyper_index(self) -> Tensor:
@@ -41,10 +56,42 @@ class LatentCodec(nn.Module):
         return 12 + 32 * self.hyper_scale
 
     @torch.no_grad()
-    def init_gains(self, latent_scale: Tensor, lambdas: Tensor) -> None:
+    def init_transform(self, latents: Tensor, latent_scale: Tensor) -> Tensor:
+        """Sets the transform of patches to the KLT of ``latents`` [B, C, h, w], and returns its ``latent_scale`` [channels].
+
+        The KLT is that of latents weighted by ``latent_scale`` [C], what they cost in the picture, so that the first coefficients
+        matter most there; coefficients have unit variance. Raises ``SlimError`` where there are more of them than values in a
+        patch.
+        """
+        compressor, patch = self.compressor, self.compressor.config.patch
+        weight = latent_scale.double().repeat_interleave(patch**2)
+        channels = compressor.config.prior.channels
+        if channels > len(weight) or isinstance(compressor.enter, nn.Identity):
+            raise SlimError(
+                f"compressor.network: patches of {patch}x{patch} latents have {len(weight)} values, and "
+                f"prior.channels is {channels}; give at most as many, and a patch above 1"
+            )
+        rows = F.pixel_unshuffle(latents, patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
+        mean = rows.mean(0)
+        values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+        basis, spread = vectors.flip(1).T[:channels], values.flip(0)[:channels].clamp(min=1e-8).sqrt()
+        enter: Any = compressor.enter
+        leave: Any = compressor.leave
+        analysis = basis * weight / spread[:, None]
+        enter.weight.copy_(analysis[..., None, None])
+        enter.bias.copy_(-analysis @ (mean / weight))
+        # the synthesis makes up for what the gate takes away
+        synthesis = (basis.T * spread) / weight[:, None] / torch.sigmoid(torch.tensor(GATE))
+        leave.weight.copy_(synthesis[..., None, None])
+        leave.bias.copy_(mean / weight)
+        return spread.float()
+
+    @torch.no_grad()
+    def init_gains(self, latent_scale: Tensor, lambdas: Tensor, predicted: float = 0.3) -> None:
         """Starts as a transform codec: gains from the step size that each lambda wants, scales from the latents' energy.
 
-        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels].
+        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels]. Prediction is taken to leave
+        a share of ``predicted`` of a coefficient's deviation.
         """
         step = 5.1 / lambdas.sqrt()
         gain = (latent_scale[None] / step[:, None]).log()
@@ -56,8 +103,21 @@ class LatentCodec(nn.Module):
         for head in ("anchor", "rest"):
             layers[f"{head}_mean"].out_scale.copy_(middle)
             layers[f"{head}_scale"].out_scale.fill_(8.0)
-            # prediction leaves about a third of a coefficient's deviation
-            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * 0.3 + 0.1) / 8.0)
+            layers[f"{head}_scale"].bias.copy_(index_of_scale(gain.exp() * predicted + 0.1) / 8.0)
+
+
+@torch.no_grad()
+def start_as_transform(
+    codec: LatentCodec,
+    space: PretrainedAutoencoder,
+    pictures: Tensor,
+    lambdas: Tensor,
+    predicted: float = 0.3,
+) -> None:
+    """Makes an untrained compressor a transform codec: KLT of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], and gains."""
+    latents = torch.cat([space.encode(picture[None]) for picture in pictures])
+    scale = codec.init_transform(latents, space.latent_scale(latents[:2]))
+    codec.init_gains(scale * 127.5, lambdas, predicted)
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.compressor import Compressor
+from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.latent_codec import LatentCodec, code
+from slimcodec.training.latent_codec import LatentCodec, code, start_as_transform
 from slimcodec.training.losses import Fidelity, region_errors, weighted_mse
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage, rate_trouble
@@ -67,7 +67,7 @@ class CompressorStage(BaseStage):
 
     def __init__(
         self,
-        autoencoder: PatchAutoencoder,
+        autoencoder: LatentSpace,
         compressor: Compressor,
         crops: Crops,
         objective: RateFidelity,
@@ -77,13 +77,18 @@ class CompressorStage(BaseStage):
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
         self.model: LatentCodec = LatentCodec(compressor, autoencoder)
-        self.model.decoder.requires_grad_(train_decoder)
-        self.model.synthesis.requires_grad_(train_decoder)
-        self.frozen, self.slow = [autoencoder], [self.model.synthesis]
+        train_decoder = train_decoder and self.model.decoder is not None
+        self.model.tune_decoder(train_decoder)
+        self.frozen = [autoencoder]
+        self.slow = [] if self.model.synthesis is None else [self.model.synthesis]
         self.batches, self.objective = crops, objective
         self.clean_share = clean_share if train_decoder else 0.0
         qualities = torch.linspace(1, 100, compressor.config.prior.levels)
-        self.model.init_gains(autoencoder.latent_scale().detach() * 127.5, objective.weight(qualities))
+        lambdas = objective.weight(qualities)
+        if isinstance(autoencoder, PretrainedAutoencoder):
+            start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
+        else:
+            self.model.init_gains(autoencoder.latent_scale().detach() * 127.5, lambdas)
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""

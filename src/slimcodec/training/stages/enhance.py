@@ -50,8 +50,7 @@ class EnhanceStage(BaseStage):
         if objective is not None:
             # the decoder stays: it serves the picture without enhancement as well
             codec.requires_grad_(True)
-            codec.decoder.requires_grad_(False)
-            codec.synthesis.requires_grad_(False)
+            codec.tune_decoder(False)
             parts["codec"] = codec
         self.model = nn.ModuleDict(parts)
         self.frozen = [autoencoder, codec]

@@ -1,0 +1,197 @@
+"""Bundles on a pretrained latent diffusion model: with a trained compressor, or with none, as a transform codec."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from slimcodec.codec import Codec
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.entropy.caption import read_vocabulary
+from slimcodec.errors import SlimError
+from slimcodec.images import load_image
+from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
+from slimcodec.models.compressor import Compressor, CompressorConfig
+from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.latent_space import PretrainedAutoencoder
+from slimcodec.models.ldm import LdmConfig, LdmFacts, load_autoencoder, refer_ldm
+from slimcodec.models.prior import PriorConfig
+from slimcodec.models.references import find_part
+from slimcodec.training.export import fitted_tables, latent_codec_parts
+from slimcodec.training.generated import generated_rows
+from slimcodec.training.latent_codec import LatentCodec, start_as_transform
+
+#: pictures from which an untrained compressor's transform and tables are taken, and their side in pixels
+SAMPLES, SIDE = 12, 128
+#: weights of the squared error at quality 1 and 100, as in the recipes
+LAMBDAS = (6e-5, 2e-2)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user wants of a bundle on a pretrained model; sources are folders or hub ids, "" = the pipeline's own or none."""
+
+    ldm: str
+    autoencoder: str = ""
+    text_encoder: str = ""
+    #: a bundle, or a run's folder, whose compressor (and LoRA) is taken
+    compressor: str = ""
+    captioner: str = EMBEDDED
+    alternatives: tuple[str, ...] = ()
+    #: a folder of pictures, for the transform of an untrained compressor
+    photos: str = ""
+    name: str = ""
+    steps: int = 1
+    text_scale: float = 1.0
+    strength: tuple[float, float] = (0.5, 0.1)
+
+
+def create(wishes: Wishes, device: str = "cpu") -> Bundle:
+    """A bundle in memory. Raises ``SlimError`` where a part is missing, or two do not fit each other."""
+    facts = refer_ldm(wishes.ldm, wishes.autoencoder, wishes.text_encoder, wishes.alternatives)
+    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0, strength=wishes.strength)
+    config = BundleConfig(
+        name=wishes.name or Path(wishes.ldm).name,
+        enhancer=enhancer,
+        steps=wishes.steps,
+        text_scale=wishes.text_scale,
+        ldm=facts.config,
+    )
+    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    if wishes.compressor:
+        config, parts, vocabulary = _with_compressor(config, facts, wishes.compressor)
+    else:
+        config, parts = _untrained(config, facts, vocabulary, _samples(wishes.photos), device)
+    if wishes.captioner:
+        config, parts, vocabulary = with_captioner(config, parts, vocabulary, wishes.captioner)
+    return Bundle(config, parts, vocabulary)
+
+
+Parts = dict[str, dict[str, Tensor]]
+
+
+def with_captioner(
+    config: BundleConfig, parts: Parts, vocabulary: tuple[str, ...], source: str
+) -> tuple[BundleConfig, Parts, tuple[str, ...]]:
+    """Configuration, parts and vocabulary with the taggers of another bundle."""
+    other = Bundle.from_pretrained(source)
+    if not other.captioners:
+        raise SlimError(f"{source}: this bundle has no captioner; choose another one")
+    taggers = {name: state for name, state in other.stored.items() if name.startswith("captioner-")}
+    config = replace(config, captioners=other.config.captioners)
+    return config, parts | taggers, other.vocabulary
+
+
+def _with_compressor(
+    config: BundleConfig, facts: LdmFacts, source: str
+) -> tuple[BundleConfig, Parts, tuple[str, ...]]:
+    folder = Path(source).expanduser() / "bundle"
+    other = Bundle.from_pretrained(folder if folder.is_dir() else source)
+    network = other.config.compressor
+    theirs = other.config.ldm.part("vae") if other.config.ldm is not None else None
+    ours = facts.config.part("vae")
+    assert ours is not None
+    if theirs is None or network.latent_channels != facts.latent_channels:
+        raise SlimError(
+            f"{source}: its compressor codes latents of {network.latent_channels} channels of {other.config.name}, not of this "
+            "model; train one with `slim train all -c hub-lora`"
+        )
+    kept = {name: state for name, state in other.stored.items() if name in ("compressor", "prior")}
+    config = replace(config, compressor=network, training=other.config.training)
+    if "lora" in other.stored and other.config.ldm == facts.config:
+        # what was taught to another UNet means nothing to this one
+        kept["lora"] = other.stored["lora"]
+        config = replace(config, enhancer=other.config.enhancer)
+    return config, kept, other.vocabulary
+
+
+# ---- an untrained compressor -----------------------------------------------------------------------------------
+
+
+def default_compressor(latent_channels: int) -> CompressorConfig:
+    """Sizes of a compressor of latents at 1/8 of the resolution: patches of 2x2 become one coded position."""
+    channels = 4 * latent_channels
+    prior = PriorConfig(channels, hyper_channels=24, width=64, head_width=128, levels=8)
+    return CompressorConfig(latent_channels, 2, 96, 1, 2, 48, prior)
+
+
+def open_autoencoder(ldm: LdmConfig, device: str) -> PretrainedAutoencoder:
+    """The model's latent space in float32."""
+    reference = ldm.part("vae")
+    assert reference is not None
+    return load_autoencoder(find_part(reference), torch.float32).to(device)
+
+
+def _untrained(
+    config: BundleConfig,
+    facts: LdmFacts,
+    vocabulary: tuple[str, ...],
+    pictures: Sequence[NDArray[np.uint8]],
+    device: str,
+) -> tuple[BundleConfig, Parts]:
+    network = default_compressor(facts.latent_channels)
+    config = replace(config, compressor=network)
+    space = open_autoencoder(facts.config, device)
+    with torch.random.fork_rng(devices=[]):
+        # the same model gives the same bundle
+        torch.manual_seed(0)
+        codec = LatentCodec(Compressor(network), space).to(device)
+    compressor = codec.compressor
+    levels = network.prior.levels
+    low, high = LAMBDAS
+    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=device)
+    stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
+    start_as_transform(codec, space, stacked.to(device).float() / 127.5 - 1, lambdas, predicted=0.7)
+    with torch.no_grad():
+        # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code
+        for branch in (compressor.analysis, compressor.synthesis):
+            branch.leave.weight.zero_()
+        compressor.log_hyper_gain.fill_(-20.0)
+        codec.hyper_scale.fill_(-12 / 32)
+        layers: Any = codec.prior.layers
+        for head in ("anchor", "rest"):
+            for value in ("mean", "scale"):
+                layers[f"{head}_{value}"].weight.zero_()
+    codec.cpu()
+    draft = Codec(Bundle(config, latent_codec_parts(codec), vocabulary, device=device))
+    return config, latent_codec_parts(codec, fitted_tables(draft, pictures))
+
+
+def _samples(folder: str) -> list[NDArray[np.uint8]]:
+    """Squares of ``SIDE`` pixels from the middle of pictures in a folder, or drawn ones."""
+    if not folder:
+        rows = generated_rows(SAMPLES)
+        return [
+            _middle(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))) for row in rows
+        ]
+    paths = [path for path in sorted(Path(folder).expanduser().rglob("*")) if path.is_file()]
+    found = list(_readable(paths))
+    if not found:
+        raise SlimError(f"{folder}: holds no picture of at least {SIDE}x{SIDE} pixels")
+    return found
+
+
+def _readable(paths: Iterable[Path]) -> Iterable[NDArray[np.uint8]]:
+    count = 0
+    for path in paths:
+        try:
+            pixels = load_image(path)
+        except SlimError:
+            continue
+        if min(pixels.shape[:2]) >= SIDE and count < SAMPLES:
+            count += 1
+            yield _middle(pixels)
+
+
+def _middle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    top, left = ((length - SIDE) // 2 for length in pixels.shape[:2])
+    return np.array(pixels[top : top + SIDE, left : left + SIDE])
