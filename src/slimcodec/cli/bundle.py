@@ -1,0 +1,171 @@
+"""``slim bundle``: bundles on pretrained models, made, shown, checked and packed."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slimcodec.cli import options
+from slimcodec.cli.messages import FAILED, complain, failing, printable, say
+
+if TYPE_CHECKING:
+    from slimcodec.models.packing import PartState
+
+bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
+
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="Bundle: a folder or a hub id.")]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="FOLDER", help="Where pretrained parts are looked for first."),
+]
+
+
+@bundle.command()
+def create(
+    ldm: Annotated[str, typer.Option("--ldm", metavar="ID|FOLDER", help="Pretrained pipeline.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
+    autoencoder: Annotated[
+        str, typer.Option(metavar="ID|FOLDER", help="In place of its VAE, as a tiny autoencoder.")
+    ] = "",
+    text_encoder: Annotated[
+        str, typer.Option(metavar="ID|FOLDER", help="In place of its (first) text encoder.")
+    ] = "",
+    captioner: Annotated[
+        str,
+        typer.Option(metavar="ID|FOLDER|none", help="A bundle with a tagger (default: slim-tiny's)."),
+    ] = "slim-tiny",
+    compressor: Annotated[
+        str, typer.Option(metavar="RUN|DIR", help="Trained compressor (default: a transform code).")
+    ] = "",
+    alternative: Annotated[
+        list[str] | None, typer.Option(metavar="ID|FOLDER", help="Another home of the pipeline; repeatable.")
+    ] = None,
+    photos: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Pictures for the transform of an untrained compressor.")
+    ] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="What the bundle is called.")] = "",
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Denoising steps by default.")] = 1,
+    text_scale: Annotated[
+        float, typer.Option(min=0, metavar="G", help="Classifier-free guidance, 1 = off.")
+    ] = 1.0,
+    strength: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="Share of the schedule at quality 1 and 100."),
+    ] = (0.5, 0.1),
+    device: options.Device = "cpu",
+    pack: Annotated[bool, typer.Option("--pack", help="Copy the pretrained parts into the bundle.")] = False,
+) -> None:
+    """Make a bundle on a pretrained latent diffusion model.
+
+    The bundle names the model's parts by id, revision and hash, and holds our own (compressor, prior, LoRA).
+    Known are Stable Diffusion 1.x and 2.x, Turbo, LCM and SDXL.
+
+    Examples:
+      slim bundle create --ldm stable-diffusion-v1-5/stable-diffusion-v1-5 -o sd15
+      slim bundle create --ldm sdxl-turbo/ --compressor runs/mine -o mine --pack
+    """
+    with failing():
+        from slimcodec.models.packing import save
+        from slimcodec.training.create import Wishes, create
+
+        wishes = Wishes(
+            ldm=ldm,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            compressor=compressor,
+            captioner="" if captioner == "none" else captioner,
+            alternatives=tuple(alternative or ()),
+            photos=photos,
+            name=name,
+            steps=steps,
+            text_scale=text_scale,
+            strength=strength,
+        )
+        made = create(wishes, device)
+        save(made, out, packed=pack)
+        say(f"{printable(out)}: bundle {made.bundle_id}")
+
+
+@bundle.command()
+def show(source: Folder, base: Base = None, as_json: options.Json = False) -> None:
+    """Show what a bundle is and which pretrained parts it names; nothing is loaded or hashed."""
+    with failing(source):
+        described = _describe(_load(source, base))
+        if as_json:
+            say(json.dumps(described, indent=2))
+            return
+        for key, value in described.items():
+            if key != "parts":
+                say(f"{key:<11} {printable(str(value))}")
+        for part in described["parts"]:
+            revision = f" at {part['revision'][:12]}" if part["revision"] else ""
+            line = f"  {part['name']:<15} {part['megabytes']:>9.1f} MB  {part['sha256'][:16]}  {part['source']}{revision}"
+            say(printable(line))
+
+
+@bundle.command()
+def verify(source: Folder, base: Base = None) -> None:
+    """Look for every pretrained part that a bundle names and check its hash.
+
+    Exit status: 0 all there, 1 something is missing or altered.
+    """
+    with failing(source):
+        from slimcodec.models.packing import part_states
+
+        states = part_states(_load(source, base))
+        for state in states:
+            _report(state)
+        missing = sum(state.found is None for state in states)
+        say(f"{len(states) - missing} of {len(states)} pretrained parts are there and as they must be")
+    if missing:
+        raise typer.Exit(FAILED)
+
+
+@bundle.command()
+def pack(
+    source: Folder,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
+    base: Base = None,
+) -> None:
+    """Copy a bundle with all pretrained parts that it names, for use without a network."""
+    with failing(source):
+        from slimcodec.models.packing import save
+
+        loaded = _load(source, base)
+        save(loaded, out, packed=True)
+        say(f"{printable(out)}: bundle {loaded.bundle_id} with {len(loaded.references())} pretrained parts")
+
+
+def _load(source: str, base: str | None) -> Any:
+    from slimcodec.models.bundle import Bundle
+
+    return Bundle.from_pretrained(source, base=base)
+
+
+def _describe(bundle: Any) -> dict[str, Any]:
+    config = bundle.config
+    network = config.compressor
+    return {
+        "name": config.name,
+        "id": bundle.bundle_id,
+        "sha256": bundle.sha256,
+        "enhancer": config.enhancer.mode if config.enhancer else "none",
+        "steps": config.steps,
+        "text_scale": config.text_scale,
+        "latent": f"{network.latent_channels} channels, {bundle.stride} pixels a position",
+        "holds": ", ".join(sorted(bundle.stored)),
+        "parts": [
+            {
+                key: getattr(part, key)
+                for key in ("name", "source", "revision", "sha256", "megabytes", "licence")
+            }
+            for part in bundle.references()
+        ],
+    }
+
+
+def _report(state: "PartState") -> None:
+    if state.found is None:
+        complain(state.problem)
+    else:
+        say(printable(f"{state.reference.name:<15} {state.found.place:<7} {state.found.folder}"))

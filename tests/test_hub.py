@@ -1,0 +1,280 @@
+"""Bundles on pretrained latent diffusion models: created, encoded in one process, decoded in another without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from photos import photo
+from pretrained import FAMILIES, save_pipeline, tiny_autoencoder
+
+import slimcodec
+from slimcodec import ModelMismatchError, SlimError
+from slimcodec.cli import main
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.ldm import REQUIRED, LdmConfig, refer_ldm
+from slimcodec.models.packing import save
+from slimcodec.training.create import Wishes, create
+
+OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+#: decodes the .slim files of a folder with the bundle of their name, at several numbers of steps, in a fresh process
+DECODE = """
+import sys
+from pathlib import Path
+import slimcodec
+folder = Path(sys.argv[1])
+for file in sorted(folder.glob("*.slim")):
+    codec = slimcodec.load(folder / file.stem, dtype="float32")
+    for steps in (0, 1, 4):
+        codec.decode(file, steps=steps).save(folder / f"{file.stem}-{steps}.png")
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pipeline and a bundle of every family."""
+    folder = tmp_path_factory.mktemp("hub")
+    for family in FAMILIES:
+        source = save_pipeline(family, folder / "models")
+        save(create(Wishes(str(source), captioner="")), folder / "bundles" / family)
+    return folder
+
+
+def test_every_family_is_decoded_in_another_process_without_a_network(home: Path, tmp_path: Path) -> None:
+    pictures: dict[str, Any] = {}
+    for family in FAMILIES:
+        shutil.copytree(home / "bundles" / family, tmp_path / family)
+        codec = slimcodec.load(home / "bundles" / family, dtype="float32")
+        data = codec.encode(photo("coffee", 64, 50), 30, caption="a photo of a cat")
+        (tmp_path / f"{family}.slim").write_bytes(data)
+        assert slimcodec.inspect(data).bundle_id == codec.bundle.bundle_id
+        for steps in (0, 1, 4):
+            pictures[f"{family}-{steps}"] = np.asarray(codec.decode(data, steps=steps))
+    subprocess.run([sys.executable, "-c", DECODE, str(tmp_path)], check=True, env=OFFLINE, timeout=300)
+    from PIL import Image
+
+    for name, picture in pictures.items():
+        assert picture.shape == (50, 64, 3)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.png")), picture), name
+    for family in FAMILIES:
+        assert not np.array_equal(pictures[f"{family}-0"], pictures[f"{family}-1"]), family
+        assert not np.array_equal(pictures[f"{family}-1"], pictures[f"{family}-4"]), family
+
+
+def test_an_untrained_compressor_is_a_transform_code(home: Path) -> None:
+    codec = slimcodec.load(home / "bundles" / "sd1", dtype="float32")
+    picture = photo("coffee", 128, 96)
+    latents = codec._latents(np.asarray(picture))
+    sizes, errors = [], []
+    for quality in (1, 30, 60, 100):
+        data = codec.encode(picture, quality)
+        sizes.append(len(data))
+        errors.append(float((codec.decode_latent(data) - latents[0]).square().mean() / latents.var()))
+    assert sizes == sorted(sizes) and sizes[-1] > 2 * sizes[0]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.05 * errors[0]
+
+
+def test_odd_sizes_and_large_pictures_have_their_size(home: Path) -> None:
+    codec = slimcodec.load(home / "bundles" / "sdxl", dtype="float32")
+    for width, height in ((1, 1), (70, 33), (150, 20)):
+        data = codec.encode(photo("coffee", width, height), 20)
+        assert codec.decode(data, steps=1).size == (width, height)
+
+
+def test_the_id_is_that_of_what_decodes(home: Path, tmp_path: Path) -> None:
+    source, bundle = home / "models" / "sd1", Bundle.from_pretrained(home / "bundles" / "sd1")
+    config = bundle.config
+    assert config.ldm is not None
+
+    def identity(ldm: LdmConfig, **settings: Any) -> str:
+        made = replace(config, ldm=ldm, **settings)
+        return Bundle(made, bundle.stored, bundle.vocabulary, bundle.text).bundle_id
+
+    elsewhere = replace(
+        config.ldm,
+        parts=tuple(
+            replace(
+                part, source="a/b", revision="1", encoder_sha256="0", alternatives=("c/d",), licence="mit"
+            )
+            for part in config.ldm.parts
+        ),
+    )
+    assert identity(elsewhere, steps=4, text_scale=3.0, name="other", training={"a": 1}) == bundle.bundle_id
+    for number, part in enumerate(config.ldm.parts):
+        parts = list(config.ldm.parts)
+        parts[number] = replace(part, sha256="0" * 64)
+        assert identity(replace(config.ldm, parts=tuple(parts))) != bundle.bundle_id, part.name
+    # notes in configurations and the names of files change nothing
+    shutil.copytree(source, tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*/config.json"):
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps(settings | {"_diffusers_version": "9", "_name_or_path": "x"}))
+    unet = tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert refer_ldm(str(tmp_path / "copy")).config.part("unet") == replace(
+        config.ldm.parts[1], source=str(tmp_path / "copy"), megabytes=config.ldm.parts[1].megabytes
+    )
+    codec = slimcodec.load(home / "bundles" / "sd1", base=tmp_path / "copy")
+    data = codec.encode(photo("coffee", 32, 32), 20)
+    assert codec.decode(data, steps=1).size == (32, 32)
+    assert codec.bundle.found("unet").variant == "fp16"
+
+
+def test_the_written_description_of_other_bundles_is_as_it_was() -> None:
+    embedded = Bundle.from_pretrained()
+    assert "ldm" not in embedded.config.described()
+    assert set(embedded.config.described()) == set(embedded.described)
+
+
+@pytest.fixture
+def cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub's cache on this machine that has one commit of ``someone/sd``, and no network."""
+    commit = "1" * 40
+    repository = tmp_path / "cache" / "models--someone--sd"
+    shutil.copytree(home / "models" / "sd1", repository / "snapshots" / commit)
+    (repository / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\n")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return repository
+
+
+def test_a_hub_id_is_pinned_to_its_commit(cache: Path, tmp_path: Path, home: Path) -> None:
+    bundle = create(Wishes("someone/sd", captioner="", alternatives=("else/where",)))
+    save(bundle, tmp_path / "made")
+    assert bundle.bundle_id == Bundle.from_pretrained(home / "bundles" / "sd1").bundle_id
+    for part in bundle.references():
+        assert (part.source, part.revision, part.licence) == ("someone/sd", "1" * 40, "mit")
+    data = slimcodec.load(tmp_path / "made").encode(photo("coffee", 32, 32), 20)
+
+    # another commit at the hub, and no network to get ours
+    (cache / "snapshots" / ("1" * 40)).rename(cache / "snapshots" / ("2" * 40))
+    codec = slimcodec.load(tmp_path / "made")
+    with pytest.raises(ModelMismatchError) as caught:
+        codec.decode(data, steps=0)
+    reference = bundle.references()[0]
+    for words in (
+        "part vae of someone/sd at revision 1111",
+        reference.sha256,
+        "else/where",
+        "SLIMCODEC_BASE",
+    ):
+        assert words in str(caught.value)
+    assert f"hf download someone/sd --revision {'1' * 40} --include 'vae/*'" in str(caught.value)
+
+    # the mirror has it, at a commit of its own
+    shutil.copytree(cache, cache.with_name("models--else--where"))
+    (cache.with_name("models--else--where") / "refs" / "main").write_text("2" * 40)
+    assert slimcodec.load(tmp_path / "made").decode(data).size == (32, 32)
+
+
+def test_no_hub_and_no_cache_is_an_error_that_names_the_id(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlimError, match="no/body"):
+        create(Wishes("no/body", captioner=""))
+    with pytest.raises(SlimError, match="no such model"):
+        create(Wishes(str(tmp_path / "nowhere"), captioner=""))
+
+
+@pytest.mark.parametrize("change", ["missing", "altered", "cut", "config"])
+def test_a_changed_model_is_an_error_that_names_the_part(home: Path, tmp_path: Path, change: str) -> None:
+    shutil.copytree(home / "models" / "sd1", tmp_path / "model")
+    bundle = create(Wishes(str(tmp_path / "model"), captioner=""))
+    save(bundle, tmp_path / "made")
+    codec = slimcodec.load(tmp_path / "made", dtype="float32")
+    data = codec.encode(photo("coffee", 32, 32), 20)
+    unet = tmp_path / "model" / "unet"
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    if change == "missing":
+        shutil.rmtree(unet)
+    elif change == "altered":
+        content = bytearray(weights.read_bytes())
+        content[-3] ^= 1
+        weights.write_bytes(content)
+    elif change == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    else:
+        settings = json.loads((unet / "config.json").read_text())
+        (unet / "config.json").write_text(json.dumps(settings | {"norm_num_groups": 2}))
+    codec = slimcodec.load(tmp_path / "made", dtype="float32")
+    assert codec.decode(data, steps=0).size == (32, 32)
+    with pytest.raises(ModelMismatchError, match=f"part unet .*{bundle.references()[1].sha256}"):
+        codec.decode(data, steps=1)
+    with pytest.raises(ModelMismatchError, match="part unet"):
+        save(codec.bundle, tmp_path / "packed", packed=True)
+    assert not (tmp_path / "packed").exists() and not list(tmp_path.glob(".slim-*"))
+
+
+def slim(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
+def test_the_command_makes_shows_checks_and_packs(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "models" / "turbo", tmp_path / "model")
+    tiny_autoencoder().save_pretrained(tmp_path / "small-vae")
+    wanted = ("bundle", "create", "--ldm", tmp_path / "model", "--autoencoder", tmp_path / "small-vae")
+    assert slim(*wanted, "-o", tmp_path / "made") == 0
+    assert slim(*wanted, "-o", tmp_path / "made") == 1
+    assert "exists" in capsys.readouterr().err
+    assert slim("bundle", "show", tmp_path / "made", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [part["name"] for part in shown["parts"]] == list(REQUIRED) and shown["enhancer"] == "noise"
+    assert slim("bundle", "verify", tmp_path / "made") == 0
+    assert "5 of 5" in capsys.readouterr().out
+    assert slim("bundle", "pack", tmp_path / "made", "-o", tmp_path / "packed") == 0
+    shutil.rmtree(tmp_path / "small-vae")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert slim("bundle", "verify", tmp_path / "made") == 1
+    said = capsys.readouterr()
+    assert "0 of 5" in said.out and "part unet" in said.err and "Traceback" not in said.err
+    assert slim("bundle", "show", tmp_path / "made") == 0
+    assert slim("bundle", "verify", tmp_path / "packed") == 0
+    assert "packed" in capsys.readouterr().out
+    photo("coffee", 48, 40).save(tmp_path / "photo.png")
+    slims, pictures = tmp_path / "photo.slim", tmp_path / "back.png"
+    assert slim("encode", tmp_path / "photo.png", "-o", slims, "--model", tmp_path / "packed", "-q", 20) == 0
+    # the same bundle, its parts elsewhere: the small autoencoder is gone, so the packed copy serves
+    monkeypatch.setenv("SLIMCODEC_BASE", f"{tmp_path / 'packed' / 'parts'}{os.pathsep}{tmp_path / 'moved'}")
+    assert slim("decode", slims, "-o", pictures, "--model", tmp_path / "made", "--steps", 2) == 0
+    assert slimcodec.load(tmp_path / "made").bundle.found("unet").place == "base"
+
+
+def test_what_cannot_be_used_is_refused(home: Path, tmp_path: Path) -> None:
+    def altered(part: str, file: str, changes: dict[str, Any]) -> str:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        shutil.copytree(home / "models" / "sd1", tmp_path / "model")
+        path = tmp_path / "model" / part / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return str(tmp_path / "model")
+
+    for part, changes, message in (
+        ("unet", {"in_channels": 9}, "inpainting"),
+        ("unet", {"_class_name": "Transformer2DModel"}, "known is UNet2DConditionModel"),
+        ("vae", {"_class_name": "AutoencoderDC"}, "known are AutoencoderKL"),
+        ("", {"unet": [None, None]}, "names no unet"),
+    ):
+        file = "config.json" if part else "model_index.json"
+        with pytest.raises(SlimError, match=message):
+            create(Wishes(altered(part, file, changes), captioner=""))
+    with pytest.raises(SlimError, match="codes latents of 128 channels"):
+        create(Wishes(str(home / "models" / "sd1"), compressor="slim-tiny"))
+    source = altered("", "model_index.json", {})
+    weights = Path(source) / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(SlimError, match="pickled"):
+        create(Wishes(source, captioner=""))
