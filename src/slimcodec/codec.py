@@ -111,6 +111,10 @@ class Codec:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
         return self._quantise(self._latents(load_image(image)), quality)
 
+    def latents(self, image: ImageLike) -> Tensor:
+        """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
+        return self._latents(load_image(image))[0]
+
     def bit_map(self, image: ImageLike, quality: int = 50) -> NDArray[np.float32]:
         """Ideal bits at every latent position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
         return self.bundle.coder.bit_map(self.quantise(image, quality))

@@ -49,9 +49,11 @@ def create(
         float, typer.Option(min=0, metavar="G", help="Classifier-free guidance, 1 = off.")
     ] = 1.0,
     strength: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Share of the schedule at quality 1 and 100."),
-    ] = (0.5, 0.1),
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH", help="Share of the schedule at quality 1 and 100 (default: measured)."
+        ),
+    ] = None,
     device: options.Device = "cpu",
     pack: Annotated[bool, typer.Option("--pack", help="Copy the pretrained parts into the bundle.")] = False,
 ) -> None:

@@ -133,6 +133,20 @@ class Denoiser(nn.Module):
         return scheduler, times
 
 
+def fitting_strength(errors: tuple[float, float], scheduler: Any) -> tuple[float, float]:
+    """The shares of the schedule at which its own noise, s / a, is as large as ``errors``.
+
+    ``errors`` are the root mean squared errors of decompressed latents, at quality 1 and at quality 100.
+    """
+    alphas = scheduler.alphas_cumprod
+    ratio = ((1 - alphas) / alphas).sqrt()
+
+    def share(error: float) -> float:
+        return min(max(int((ratio < error).sum()), 1) / len(ratio), 1.0)
+
+    return share(errors[0]), share(errors[1])
+
+
 def guidance_embedding(text_scale: float, width: int) -> Tensor:
     """The sinusoidal code [1, width] by which LCM is told the strength of guidance (Luo et al. 2023)."""
     half = width // 2

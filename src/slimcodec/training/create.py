@@ -23,9 +23,9 @@ from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_space import PretrainedAutoencoder
-from slimcodec.models.ldm import LdmConfig, LdmFacts, load_autoencoder, refer_ldm
+from slimcodec.models.denoiser import fitting_strength
+from slimcodec.models.ldm import LdmFacts, load_scheduler, refer_ldm
 from slimcodec.models.prior import PriorConfig
-from slimcodec.models.references import find_part
 from slimcodec.training.export import fitted_tables, latent_codec_parts
 from slimcodec.training.generated import generated_rows
 from slimcodec.training.latent_codec import LatentCodec, start_as_transform
@@ -52,25 +52,31 @@ class Wishes:
     name: str = ""
     steps: int = 1
     text_scale: float = 1.0
-    strength: tuple[float, float] = (0.5, 0.1)
+    #: share of the schedule at quality 1 and 100; None: where its noise is as large as what the compressor loses
+    strength: tuple[float, float] | None = None
 
 
 def create(wishes: Wishes, device: str = "cpu") -> Bundle:
     """A bundle in memory. Raises ``SlimError`` where a part is missing, or two do not fit each other."""
     facts = refer_ldm(wishes.ldm, wishes.autoencoder, wishes.text_encoder, wishes.alternatives)
-    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0, strength=wishes.strength)
     config = BundleConfig(
         name=wishes.name or Path(wishes.ldm).name,
-        enhancer=enhancer,
+        enhancer=EnhancerConfig("noise", facts.latent_channels, noise=1.0),
         steps=wishes.steps,
         text_scale=wishes.text_scale,
         ldm=facts.config,
     )
     vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    pictures = _samples(wishes.photos)
     if wishes.compressor:
         config, parts, vocabulary = _with_compressor(config, facts, wishes.compressor)
     else:
-        config, parts = _untrained(config, facts, vocabulary, _samples(wishes.photos), device)
+        config, parts = _untrained(config, facts, vocabulary, pictures, device)
+    if config.enhancer is not None and config.enhancer.mode == "noise":
+        strength = wishes.strength or measured_strength(
+            Bundle(config, parts, vocabulary, device=device), pictures
+        )
+        config = replace(config, enhancer=replace(config.enhancer, strength=strength))
     if wishes.captioner:
         config, parts, vocabulary = with_captioner(config, parts, vocabulary, wishes.captioner)
     return Bundle(config, parts, vocabulary)
@@ -114,6 +120,19 @@ def _with_compressor(
     return config, kept, other.vocabulary
 
 
+def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
+    """The shares of the model's schedule whose noise is as large as what the compressor loses of pictures [H, W, 3]."""
+    codec = Codec(bundle)
+    errors: tuple[list[float], list[float]] = ([], [])
+    for picture in pictures:
+        latents = codec.latents(picture)
+        for quality, found in zip((1, 100), errors, strict=True):
+            rough = codec.decode_latent(codec.encode(picture, quality, None))
+            found.append(float((rough - latents).square().mean()))
+    low, high = (float(np.mean(found)) ** 0.5 for found in errors)
+    return fitting_strength((low, high), load_scheduler(bundle.found("scheduler")))
+
+
 # ---- an untrained compressor -----------------------------------------------------------------------------------
 
 
@@ -122,13 +141,6 @@ def default_compressor(latent_channels: int) -> CompressorConfig:
     channels = 4 * latent_channels
     prior = PriorConfig(channels, hyper_channels=24, width=64, head_width=128, levels=8)
     return CompressorConfig(latent_channels, 2, 96, 1, 2, 48, prior)
-
-
-def open_autoencoder(ldm: LdmConfig, device: str) -> PretrainedAutoencoder:
-    """The model's latent space in float32."""
-    reference = ldm.part("vae")
-    assert reference is not None
-    return load_autoencoder(find_part(reference), torch.float32).to(device)
 
 
 def _untrained(
@@ -140,7 +152,8 @@ def _untrained(
 ) -> tuple[BundleConfig, Parts]:
     network = default_compressor(facts.latent_channels)
     config = replace(config, compressor=network)
-    space = open_autoencoder(facts.config, device)
+    space = Bundle(config, {}, vocabulary, device=device).autoencoder
+    assert isinstance(space, PretrainedAutoencoder)
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle
         torch.manual_seed(0)

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from slimcodec.errors import SlimError
+from slimcodec.models.denoiser import Denoiser
 from slimcodec.models.enhancer import Enhancer
 
 ADAPTER = "slim"
+#: the two matrices of a layer, by their names in peft and in a bundle
+MATRICES = {f".lora_A.{ADAPTER}.weight": ".down.weight", f".lora_B.{ADAPTER}.weight": ".up.weight"}
 
 
-def add_lora(enhancer: Enhancer, rank: int, targets: tuple[str, ...]) -> None:
+class LowRank(nn.Module):
+    """The low-rank matrices of a UNet, the very parameters, apart from the UNet: what is trained, averaged and saved."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in unet.named_parameters():
+            for theirs, ours in MATRICES.items():
+                if name.endswith(theirs):
+                    # names of parameters hold no dots
+                    key = name.removesuffix(theirs) + ours
+                    self.register_parameter(key.replace(".", "/"), parameter)
+
+
+def low_rank_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.low_rank.merge`` reads."""
+    return {name.replace("/", "."): value for name, value in state.items()}
+
+
+def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:
     """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``targets``."""
     from peft import LoraConfig
 

@@ -137,6 +137,26 @@ class EnhanceRecipe:
 
 
 @dataclass(frozen=True)
+class Ldm:
+    """A pretrained latent diffusion model, whose latent space, UNet and text encoder take the place of ours: see docs/hub.md.
+
+    Stages ``autoencoder`` and ``diffusion`` are then skipped.
+    """
+
+    #: folder or hub id of a diffusers pipeline; "" trains a model of our own
+    source: str = ""
+    #: folders or hub ids of parts that take the place of the pipeline's
+    autoencoder: str = ""
+    text_encoder: str = ""
+    #: a bundle whose taggers name captions, in place of stage ``captioner``; "" trains that stage
+    captioner: str = "slim-tiny"
+    #: share of the schedule at quality 1 and 100; 0 0: where its noise is as large as what the compressor loses
+    strength: tuple[float, float] = (0.0, 0.0)
+    #: noise that joins the decompressed latent at the start, relative to the schedule's
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training run; ``out`` is its folder."""
 
@@ -149,6 +169,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     roi: Roi = field(default_factory=Roi)
     teachers: Teachers = field(default_factory=Teachers)
+    ldm: Ldm = field(default_factory=Ldm)
     reports: Reports = field(default_factory=Reports)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
@@ -160,7 +181,7 @@ class Recipe:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
         latent = self.autoencoder.network.latent_channels
         network = self.compressor.network
-        if network.latent_channels != latent:
+        if not self.ldm.source and network.latent_channels != latent:
             raise SlimError(
                 f"compressor.network.latent_channels is {network.latent_channels}, but "
                 f"autoencoder.network.latent_channels is {latent}: make them equal"
@@ -177,6 +198,10 @@ class Recipe:
         for key, (value, known) in choices.items():
             if value not in known:
                 raise SlimError(f"{key} is {value!r}; give {' or '.join(known)}")
+        if self.ldm.source and self.enhance.lora_rank < 1:
+            raise SlimError(
+                "enhance.lora_rank is 0; a pretrained UNet is adapted by low-rank matrices: give 4 or more"
+            )
         if self.roi.source == "segmentation" and not self.roi.segmenter:
             raise SlimError("roi.segmenter is not set: give the folder or hub id of a segmentation model")
         for stage in STAGES:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.text import CaptionEncoder
@@ -20,6 +22,15 @@ from slimcodec.training.stages.diffusion import by_energy, dropped
 
 #: part of the batch at the start of the path: one step must do well
 START_SHARE = 1 / 3
+
+
+@dataclass
+class Denoised:
+    """What the UNet made of a batch: weighted squared errors [B] of its estimate and of none, and the clean latents it means."""
+
+    squared: Tensor
+    unchanged: Tensor
+    clean: Tensor
 
 
 class EnhanceStage(BaseStage):
@@ -83,49 +94,65 @@ class EnhanceStage(BaseStage):
         else:
             coded = code(self.codec, latents, quality, "mixed", draws)
         rough = coded.latents
-        level = self.codec.compressor.level(quality)
-        scale = at_level(self.enhancer.error_scale, level)[..., None, None]
         at_start = draws.every(START_SHARE)
-        with torch.no_grad():
-            begin = self.enhancer.start(rough, level, draws.normal(*rough.shape[1:]))
-            time = torch.where(at_start, 1.0, 1 - draws.uniform() ** 2)
-            state = torch.lerp(latents, begin, time[:, None, None, None])
-            wanted = (rough - latents) / scale
-            weight = by_energy(self.autoencoder.latent_scale() * scale[..., 0, 0])
-            masks = nn.functional.avg_pool2d(batch.masks, PATCH)
-            weight = weight * roi_weights(masks, self.fidelity.background)
         captions = dropped(batch.captions, self.caption_dropout, draws)
-        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
-        squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
-        loss = self.denoising_weight * squared.mean()
-        terms = {"denoising": squared.detach().mean()}
+        masks = nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride)
+        regions = roi_weights(masks, self.fidelity.background)
+        found = self.denoise(latents, rough, quality, at_start, captions, regions, draws)
+        loss = self.denoising_weight * found.squared.mean()
+        terms = {"denoising": found.squared.detach().mean()}
         if at_start.any():
             # the decoder is tuned to decompressed latents: nearer to the original latent is not yet nearer to the picture
             first = batch.of(at_start)
-            enhanced = self.autoencoder.decode((rough - scale * lost)[at_start])
-            fidelity, found = self.fidelity(
+            enhanced = self.autoencoder.decode(found.clean[at_start])
+            fidelity, seen = self.fidelity(
                 enhanced, first.pictures, first.masks, draws.of(at_start), progress
             )
             with torch.no_grad():
                 weights = roi_weights(first.masks, self.fidelity.background)
                 before = weighted_mse(self.autoencoder.decode(rough[at_start]), first.pictures, weights)
-                unchanged = (weight * wanted**2).mean((1, 2, 3))[at_start].mean()
             ratio = fidelity / before
             loss = loss + self.fidelity_weight * part_mean(ratio, at_start, START_SHARE, draws.batch)
-            terms |= found | region_errors(enhanced, first.pictures, first.masks)
+            terms |= seen | region_errors(enhanced, first.pictures, first.masks)
             terms |= {
-                "denoising_start": squared.detach()[at_start].mean(),
-                "unchanged_start": unchanged,
+                "denoising_start": found.squared.detach()[at_start].mean(),
+                "unchanged_start": found.unchanged[at_start].mean(),
                 "fidelity_ratio": ratio.detach().mean(),
             }
         if self.objective is not None:
             decoded = self.autoencoder.decode(rough)
-            rate, found = self.objective(coded.bits, decoded, batch, quality, draws, progress)
+            rate, logged = self.objective(coded.bits, decoded, batch, quality, draws, progress)
             loss = loss + self.rate_weight * rate
             terms |= {
-                f"rough_{name}" if name.startswith("mse") else name: value for name, value in found.items()
+                f"rough_{name}" if name.startswith("mse") else name: value for name, value in logged.items()
             }
         return loss, terms
+
+    def denoise(
+        self,
+        latents: Tensor,
+        rough: Tensor,
+        quality: Tensor,
+        at_start: Tensor,
+        captions: list[str | None],
+        regions: Tensor,
+        draws: Draws,
+    ) -> Denoised:
+        """Places on the path, the start for pictures that are ``at_start`` [B], and what the UNet makes of them.
+
+        ``regions`` [B, 1, h, w] are the RoI weights of latent positions.
+        """
+        level = self.codec.compressor.level(quality)
+        scale = at_level(self.enhancer.error_scale, level)[..., None, None]
+        with torch.no_grad():
+            begin = self.enhancer.start(rough, level, draws.normal(*rough.shape[1:]))
+            time = torch.where(at_start, 1.0, 1 - draws.uniform() ** 2)
+            state = torch.lerp(latents, begin, time[:, None, None, None])
+            wanted = (rough - latents) / scale
+            weight = by_energy(self.autoencoder.latent_scale() * scale[..., 0, 0]) * regions
+        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
+        squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
+        return Denoised(squared, (weight * wanted**2).mean((1, 2, 3)), rough - scale * lost)
 
     def trouble(self, terms: dict[str, float]) -> str | None:
         """A rate that has collapsed or burst, where the compressor is tuned."""
