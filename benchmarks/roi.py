@@ -58,7 +58,7 @@ class Chosen:
 
 def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder: Path) -> Codec:
     """Trains a compressor with a background weight and returns a codec with it."""
-    recipe = load_recipe("tiny-cpu").compressor
+    recipe = load_recipe("tiny-cpu", arguments.settings).compressor
     options = replace(recipe.optimisation, steps=arguments.steps, crop=arguments.crop, batch=arguments.batch)
     autoencoder = PatchAutoencoder(load_recipe("tiny-cpu").autoencoder.network)
     autoencoder.load_state_dict(load_file(arguments.autoencoder / "autoencoder.safetensors"))
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as in slim train")
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()

@@ -42,7 +42,15 @@ EMBEDDED = "slim-tiny"
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
-    "compressor": ("analysis.", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "compressor": (
+        "analysis.",
+        "enter.",
+        "finder.",
+        "outside",
+        "log_gain",
+        "hyper_analysis.",
+        "log_hyper_gain",
+    ),
 }
 #: settings that do not change what a file means: those of the encoder, and defaults that a user may override
 NOT_IN_ID = (
@@ -55,6 +63,7 @@ NOT_IN_ID = (
     "autoencoder.encoder_blocks",
     "compressor.analysis_blocks",
     "compressor.hyper_width",
+    "compressor.roi_width",
     "captioners.threshold",
     "captioners.dropout",
 )
@@ -134,8 +143,9 @@ class Bundle:
 
         def build() -> Compressor:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
-            for part in (module.analysis, module.synthesis, module.hyper_analysis):
-                part.to(self.dtype)
+            for part in (module.analysis, module.synthesis, module.hyper_analysis, module.finder):
+                if part is not None:
+                    part.to(self.dtype)
             return module
 
         return self._part("compressor", build)

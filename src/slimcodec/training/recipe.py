@@ -114,6 +114,10 @@ class CaptionerRecipe:
     #: begin with the weights of the first teacher, which then must be a MobileNet-v2
     start_from_teacher: bool = True
     thumbnail_share: float = 0.15
+    #: teachers look at every view, in place of once at every photo; dearer and better
+    teachers_see_views: bool = True
+    #: least area of a view, as a share of the photo
+    smallest_area: float = 0.4
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,21 @@ class Run:
                     "captioner.start_from_teacher needs a teacher: set teachers.models, or it to false"
                 )
             start_from_classifier(tagger, self.materials.teachers[0])
+        teachers = self.materials.teachers
+        watching = teachers if recipe.teachers_see_views else []
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=bool(self.materials.teachers)),
+            self.materials.photos(recipe.optimisation, opinions=bool(teachers) and not watching),
             self.materials.vocabulary,
             self.materials.thumbnails,
-            size=tagger.config.side,
+            size=watching[0].side if watching else tagger.config.side,
             batch=recipe.optimisation.batch,
             seed=recipe.optimisation.seed,
             thumbnail_share=recipe.thumbnail_share,
+            smallest_area=recipe.smallest_area,
+            nameless=bool(watching),
         )
-        self._train(CaptionerStage(tagger, views, self.materials.vocabulary), recipe.optimisation)
+        stage = CaptionerStage(tagger, views, self.materials.vocabulary, watching)
+        self._train(stage, recipe.optimisation)
 
     def enhance(self) -> None:
         """The diffusion enhancer: stage 2 of SLIM."""

@@ -1,0 +1,42 @@
+"""Where in a picture the region of interest is, seen from its latent: trained with masks, run by the encoder without any."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcodec.models.blocks import ResBlock, dtype_of
+
+#: latent positions a side that the coarsest part sees as one
+REDUCTION = 4
+
+
+class RoiFinder(nn.Module):
+    """Latents to the logit of a mask: a small network down to a quarter of the latent's resolution, and back.
+
+    An object is told from its ground by what surrounds it, so the coarse part also sees the mean of the whole picture.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(channels, width, 1), ResBlock(width))
+        self.down = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, REDUCTION, stride=REDUCTION),
+            ResBlock(2 * width),
+        )
+        self.whole = nn.Linear(2 * width, 2 * width)
+        self.coarse = ResBlock(2 * width)
+        self.up = nn.Conv2d(2 * width, width, 1)
+        self.leave = nn.Sequential(ResBlock(width), nn.SiLU(), nn.Conv2d(width, 1, 1))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to logits [B, 1, h, w], float32."""
+        height, width = latents.shape[2:]
+        padded = F.pad(latents, (0, -width % REDUCTION, 0, -height % REDUCTION), mode="replicate")
+        fine = self.enter(padded.to(dtype_of(self.enter)))
+        coarse = self.down(fine)
+        coarse = self.coarse(coarse + self.whole(coarse.mean((2, 3)))[..., None, None])
+        joined = fine + F.interpolate(self.up(coarse), scale_factor=REDUCTION, mode="nearest")
+        found: Tensor = self.leave(joined)[:, :, :height, :width]
+        return found.float()
