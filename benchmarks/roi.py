@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from slimcodec.codec import Codec
+from slimcodec.codec import Codec, fast_dtype
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor
@@ -36,7 +36,7 @@ from slimcodec.training.recipe import load_recipe
 from slimcodec.training.sources import open_sources
 from slimcodec.training.stages.compressor import CompressorStage, RateFidelity
 
-QUALITIES = tuple(range(4, 101, 4))
+QUALITIES = (1, *range(4, 89, 4))
 
 
 class Chosen:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder
     stage.model.load_state_dict(weights)
     parts = {"autoencoder": dict(autoencoder.state_dict()), **latent_codec_parts(stage.model)}
     config = BundleConfig("roi", load_recipe("tiny-cpu").autoencoder.network, recipe.network)
-    return Codec(Bundle(config, parts, (), None))
+    return Codec(Bundle(config, parts, (), None, dtype=fast_dtype()))
 
 
 def measure(codec: Codec, photos: list[Photo]) -> list[dict[str, float]]:

@@ -369,8 +369,8 @@ def test_a_compressor_with_a_roi_finder_codes_and_tiles() -> None:
     torch.manual_seed(1)
     model = LatentCodec(Compressor(config.compressor), plain.autoencoder)
     with torch.no_grad():
-        assert model.compressor.outside is not None
-        model.compressor.outside.fill_(-3.0)
+        assert model.compressor.finder is not None
+        model.compressor.finder.outside.fill_(-0.2)
         model.compressor.load_state_dict(plain.compressor.state_dict(), strict=False)
     parts = {name: dict(state) for name, state in plain.stored.items()}
     parts |= {"compressor": latent_codec_parts(model)["compressor"]}

@@ -143,9 +143,12 @@ class Bundle:
 
         def build() -> Compressor:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
-            for part in (module.analysis, module.synthesis, module.hyper_analysis, module.finder):
-                if part is not None:
-                    part.to(self.dtype)
+            for part in (module.analysis, module.synthesis, module.hyper_analysis):
+                part.to(self.dtype)
+            if module.finder is not None:
+                # its table of offsets stays in float32
+                for child in module.finder.children():
+                    child.to(self.dtype)
             return module
 
         return self._part("compressor", build)

@@ -46,8 +46,11 @@ class LevelBranch(nn.Module):
         self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
         self.leave = small_conv(width, outputs)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, beside: Tensor | None = None) -> Tensor:
+        """``beside`` [B, width, h, w] is added to what enters the blocks."""
         hidden = self.enter(x.to(dtype_of(self.enter)))
+        if beside is not None:
+            hidden = hidden + beside
         scale, shift = at_level(self.film, level).to(hidden.dtype)[..., None, None].chunk(2, dim=1)
         result: Tensor = self.leave(self.blocks(hidden * (1 + scale) + shift))
         return result
@@ -67,9 +70,7 @@ class Compressor(nn.Module):
         self.leave: nn.Module = nn.Identity() if same else nn.Conv2d(channels, inner, 1)
         self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
         self.synthesis = LevelBranch(channels, width, channels, config.synthesis_blocks, levels)
-        self.finder = RoiFinder(channels, config.roi_width) if config.roi_width else None
-        #: what is outside the region of interest adds to the gate's logit
-        self.outside = nn.Parameter(torch.zeros(levels, channels)) if config.roi_width else None
+        self.finder = RoiFinder(channels, width, levels, config.roi_width) if config.roi_width else None
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))
         self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
         hidden = config.hyper_width
@@ -109,15 +110,12 @@ class Compressor(nn.Module):
         ``roi``: what ``find_roi`` says of these latents.
         """
         x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
-        residual, gate = self.analysis(x, level).float().chunk(2, dim=1)
-        if roi is not None and self.outside is not None:
-            gate = (
-                gate
-                + torch.sigmoid(-F.avg_pool2d(roi, self.config.patch))
-                * at_level(self.outside, level)[..., None, None]
-            )
+        beside, outside = None, torch.zeros(())
+        if self.finder is not None and roi is not None:
+            beside, outside = self.finder.condition(F.avg_pool2d(roi, self.config.patch), level)
+        residual, gate = self.analysis(x, level, beside).float().chunk(2, dim=1)
         # the gate starts at 0.95, near open, where a sigmoid still learns
-        kept = (x.float() + residual) * torch.sigmoid(gate + 3.0)
+        kept = (x.float() + residual) * torch.sigmoid(gate + outside.to(gate.device) + 3.0)
         return kept * at_level(self.log_gain, level).exp()[..., None, None]
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ class CaptionerRecipe:
 
     optimisation: Optimisation = field(default_factory=Optimisation)
     network: CaptionerConfig = field(default_factory=CaptionerConfig)
-    #: begin with the weights of the first teacher, which then must be a MobileNet-v2
-    start_from_teacher: bool = True
+    #: begin with the weights of the first teacher, which then must be a MobileNet-v2, or without teachers with the embedded ones
+    start_from_weights: bool = True
     thumbnail_share: float = 0.15
     #: teachers look at every view, in place of once at every photo; dearer and better
     teachers_see_views: bool = True
