@@ -201,7 +201,8 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     ``data=PATH`` is short for ``data.photos=PATH``, and one text stands for a list of one.
     """
     path = Path(source)
-    if not path.suffix and not path.exists():
+    # a folder may be called like a recipe
+    if not path.suffix and not path.is_file():
         path = RECIPES / f"{source}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
