@@ -1,7 +1,7 @@
 # Everything happens in .venv; PIP_ARGS reaches pip, for instance PIP_ARGS='--index-url ...' for a CPU build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
-EXTRAS := dev,train,eval
+EXTRAS := dev,train,eval,peers
 BIN := .venv/bin
 STAMP := .venv/.installed
 
