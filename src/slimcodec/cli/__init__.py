@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from slimcodec.cli.bench import bench
 from slimcodec.cli.decode import decode
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
@@ -25,6 +26,7 @@ app.command()(decode)
 app.command()(info)
 app.command("map")(map_)
 app.command()(train)
+app.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:
