@@ -65,25 +65,27 @@ def load_samples(
     labels: str | None = None,
     classes: str | None = None,
     limit: int | None = None,
+    labelled: bool = True,
 ) -> Samples:
     """The photos of ``source``: a parquet file (or a glob, or a folder of them), an image folder, or a hub id.
 
     A parquet file or hub data set has a column ``image`` and one of integers (``label_column``, or the first of
     ``LABEL_COLUMNS``); ``mask`` and ``boxes`` are read where they exist; ``split`` is for hub ids. In an image folder the
     class is the name of the sub-folder, a number or a line of the text file ``classes``; or ``labels`` names a text file
-    with a line ``file name, index`` for every photo. ``limit`` takes the first photos.
+    with a line ``file name, index`` for every photo. ``limit`` takes the first photos;
+    without ``labelled`` every label is -1.
 
     Raises ``SlimError`` for a source that cannot be read, a photo without label, and a photo that is there twice.
     """
     path = Path(source)
     if path.is_dir() and not any(path.rglob("*.parquet")):
-        name, count, read = path.name, *_folder(path, labels, classes)
+        name, count, read = path.name, *_folder(path, labels, classes, labelled)
     else:
         if labels or classes:
             raise SlimError(
                 "--labels and --classes are for image folders; tables have a column of class indices"
             )
-        name, count, read = _table(source, split, label_column)
+        name, count, read = _table(source, split, label_column, labelled)
     count = min(count, limit or count)
     if not count:
         raise SlimError(f"{source}: no photos in it")
@@ -117,7 +119,9 @@ def photo_id(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()[:16]
 
 
-def _table(source: str, split: str, label_column: str | None) -> tuple[str, int, Callable[[int], Sample]]:
+def _table(
+    source: str, split: str, label_column: str | None, labelled: bool
+) -> tuple[str, int, Callable[[int], Sample]]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -149,7 +153,7 @@ def _table(source: str, split: str, label_column: str | None) -> tuple[str, int,
     if "image" not in columns:
         raise SlimError(f"{source}: no column 'image'; it has {', '.join(columns)}")
     chosen = label_column or next((name for name in LABEL_COLUMNS if name in columns), None)
-    if chosen is None or chosen not in columns:
+    if labelled and (chosen is None or chosen not in columns):
         raise SlimError(
             f"{source}: no column {chosen or 'of labels'}; choose one of {', '.join(columns)} with --label-column"
         )
@@ -159,7 +163,7 @@ def _table(source: str, split: str, label_column: str | None) -> tuple[str, int,
 
     def read(row: int) -> Sample:
         record: dict[str, Any] = table[row]
-        label = record[chosen]
+        label = record[chosen] if labelled else -1
         if not isinstance(label, int) or isinstance(label, bool):
             raise SlimError(
                 f"{source}: row {row} of column {chosen!r} holds {label!r}, not a class index; choose a column of "
@@ -174,16 +178,21 @@ def _table(source: str, split: str, label_column: str | None) -> tuple[str, int,
     return (path.name if files else source), len(table), read
 
 
-def _folder(path: Path, labels: str | None, classes: str | None) -> tuple[int, Callable[[int], Sample]]:
+def _folder(
+    path: Path, labels: str | None, classes: str | None, labelled: bool
+) -> tuple[int, Callable[[int], Sample]]:
     files = sorted(
         file
         for file in path.rglob("*")
         if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
     )
-    if labels is not None:
+    if not labelled:
+        numbers = [-1] * len(files)
+    elif labels is not None:
         numbers = _labels_by_file(files, path, read_labels(labels), labels)
     else:
-        numbers = [_folder_class(file, path, _class_numbers(classes)) for file in files]
+        named = _class_numbers(classes)
+        numbers = [_folder_class(file, path, named) for file in files]
 
     def read(row: int) -> Sample:
         data = files[row].read_bytes()

@@ -138,7 +138,8 @@ def bpp(result: Result, point: Point) -> Values:
 
 def top(columns: Mapping[str, Any], judge: int, k: int) -> Values:
     """For each photo 100 where the true class is among the first ``k`` of a classifier, else 0."""
-    return 100.0 * (np.array(columns["rank"][judge]) < k)
+    found: Values = (np.array(columns["rank"][judge]) < k).astype(np.float64)
+    return 100 * found
 
 
 def point_values(result: Result, point: Point) -> dict[str, Values]:
