@@ -11,6 +11,7 @@ from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
 from slimcodec.cli.map import map_
 from slimcodec.cli.messages import FAILED, complain, describe, say
+from slimcodec.cli.report import report
 from slimcodec.cli.train import train
 from slimcodec.version import __version__
 
@@ -27,6 +28,7 @@ app.command()(info)
 app.command("map")(map_)
 app.command()(train)
 app.command()(bench)
+app.command()(report)
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,6 +51,8 @@ def slim(
       slim decode slims/ -o pictures/
       slim info slims/
       slim map photo.jpg -o bits.png
+      slim bench val.parquet -c judge.onnx -o result.json
+      slim report result.json -o report/
     """
 
 

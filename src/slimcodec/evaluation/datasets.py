@@ -163,7 +163,7 @@ def _table(
 
     def read(row: int) -> Sample:
         record: dict[str, Any] = table[row]
-        label = record[chosen] if labelled else -1
+        label = record[chosen] if labelled and chosen is not None else -1
         if not isinstance(label, int) or isinstance(label, bool):
             raise SlimError(
                 f"{source}: row {row} of column {chosen!r} holds {label!r}, not a class index; choose a column of "
