@@ -28,6 +28,7 @@ PEER_STYLES = {
     "heic": (YELLOW, "X"),
 }
 OTHER_COLOURS = (SKY, GREEN, PURPLE, ORANGE, GREY, YELLOW)
+BYTE_TICKS = (100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 Draw = Callable[[Any], None]
 
@@ -192,6 +193,7 @@ def _bytes_axis(axes: Any, result: Result) -> None:
         pixels = sizes.pop()
         top = axes.secondary_xaxis("top", functions=(lambda x: x * pixels / 8, lambda x: x * 8 / pixels))
         top.set_xlabel("bytes a file")
+        top.set_xticks(BYTE_TICKS)
         top.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         top.xaxis.set_minor_formatter(NullFormatter())
 
@@ -213,6 +215,10 @@ def _drawn(draw: Draw, inches: tuple[float, float], dpi: int, wide: bool) -> byt
     axes.set_xlabel("bits per pixel, whole files (log scale)")
     axes.grid(True, which="major", alpha=0.25)
     axes.spines[["right"]].set_visible(False)
+    if not wide:
+        for line in axes.lines:
+            line.set_linewidth(0.6 * line.get_linewidth())
+            line.set_markersize(0.7 * line.get_markersize())
     size = 11 if wide else 7.5
     for text in figure.findobj(lambda artist: hasattr(artist, "set_fontsize")):
         text.set_fontsize(size)  # type: ignore[attr-defined]
