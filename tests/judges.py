@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 CLASSES = 1000
+#: name and shape
+Value = tuple[str, Sequence[int | str]]
 
 
 def colour_classifier(path: Path, side: int | str = 32, classes: int = CLASSES) -> Path:
@@ -20,7 +25,8 @@ def colour_classifier(path: Path, side: int | str = 32, classes: int = CLASSES) 
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
     ]
-    _save(path, nodes, [("x", ["b", 3, side, side])], [("logits", ["b", classes])], {"weights": weights})
+    entry: Value = ("x", ["b", 3, side, side])
+    _save(path, nodes, [entry], [("logits", ["b", classes])], {"weights": weights})
     return path
 
 
@@ -34,7 +40,7 @@ def square_detector(path: Path) -> Path:
         helper.make_node("Identity", ["two_boxes"], ["boxes"]),
         helper.make_node("Identity", ["two_classes"], ["classes"]),
     ]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "from": np.array([8, 8], np.int64),
         "to": np.array([24, 24], np.int64),
         "axes": np.array([2, 3], np.int64),
@@ -43,7 +49,7 @@ def square_detector(path: Path) -> Path:
         "two_boxes": np.array([[8, 8, 24, 24], [0, 0, 6, 6]], np.float32),
         "two_classes": np.array([1, 0], np.int64),
     }
-    outputs = [("boxes", [2, 4]), ("scores", [2]), ("classes", [2])]
+    outputs: list[Value] = [("boxes", [2, 4]), ("scores", [2]), ("classes", [2])]
     _save(path, nodes, [("x", [1, 3, 32, 32])], outputs, constants)
     return path
 
@@ -51,9 +57,9 @@ def square_detector(path: Path) -> Path:
 def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
-    inputs: list[tuple[str, list[int | str]]],
-    outputs: list[tuple[str, list[int | str]]],
-    constants: dict[str, np.ndarray],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    constants: Mapping[str, NDArray[Any]],
 ) -> None:
     kinds = {"classes": TensorProto.INT64}
     graph = helper.make_graph(

@@ -194,7 +194,7 @@ def test_curves_that_fall_and_saturate() -> None:
 def test_intervals_cover_and_pairs_are_paired() -> None:
     draws = resamples(400)
     assert draws.shape == (1000, 400) and (draws.sum(1) == 400).all()
-    values = (np.arange(400) % 4 < 3) * 100.0
+    values = np.where(np.arange(400) % 4 < 3, 100.0, 0.0)
     mean, low, high = interval(values, draws) or (0, 0, 0)
     assert mean == 75.0
     # the binomial standard error is 2.17 points

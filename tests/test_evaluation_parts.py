@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
@@ -16,7 +17,6 @@ from photos import NAMES, photo
 from PIL import Image
 
 from slimcodec.errors import SlimError
-from slimcodec.evaluation import peers
 from slimcodec.evaluation.classifiers import Preprocessing, judge, load_classifier, network_input
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, check_labels, load_samples
@@ -113,7 +113,7 @@ def test_the_square_of_torchvision() -> None:
     # Resize(256) makes 341x256 of 500x375 (256 * 500 / 375 = 341.3), CenterCrop(256) begins at round(42.5) = 42
     picture = photo("coffee", 500, 375)
     scaled = picture.resize((341, 256), Image.Resampling.BILINEAR)
-    assert np.array_equal(square(picture, 256), scaled.crop((42, 0, 298, 256)))
+    assert square(picture, 256) == scaled.crop((42, 0, 298, 256))
     assert square(photo("coffee", 256, 256), 256) == photo("coffee", 256, 256)
 
 
@@ -182,7 +182,8 @@ def test_torchscript_with_features(tmp_path: Path) -> None:
 def test_transformers_folder(tmp_path: Path) -> None:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=7)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    config.num_labels = 7
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     settings = {
         "size": {"shortest_edge": 64},
@@ -241,7 +242,7 @@ def test_missing_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(peers.importlib, "import_module", absent)
+    monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(SlimError, match=r"jxl: needs pillow-jxl-plugin: pip install 'slimcodec\[peers\]'"):
         load_peer("jxl")
     with pytest.raises(SlimError, match="'bpg' is no codec of the benchmark; take slim, jpeg"):
@@ -326,7 +327,7 @@ def test_chosen_curves_and_their_errors(webp_command: str) -> None:
         ((["slim"], [], [], "many"), "--steps 'many'"),
     ):
         with pytest.raises(SlimError, match=reason):
-            chosen_curves(*arguments)  # type: ignore[arg-type]
+            chosen_curves(*arguments)
 
 
 def test_wrong_captions_are_the_same_every_time() -> None:

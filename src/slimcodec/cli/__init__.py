@@ -1,5 +1,6 @@
 """The command ``slim``: one module a command, none of which imports torch or numpy before it has to."""
 
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -59,7 +60,8 @@ def slim(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``slim`` on ``arguments`` (default: the process's); ends by ``SystemExit`` with its status."""
     try:
-        app(args=arguments, prog_name="slim")
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        app(args=words, prog_name="slim", obj=words)
     except Exception as error:  # noqa: BLE001  the last net: users get a line, never a traceback
         complain(describe(error))
         raise SystemExit(FAILED) from None

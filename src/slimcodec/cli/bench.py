@@ -16,6 +16,7 @@ from slimcodec.cli.messages import FAILED, USAGE, complain, failing, say, stop
 
 
 def bench(
+    context: typer.Context,
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="Parquet file or glob, image folder, or hub id.")
     ],
@@ -119,7 +120,7 @@ def bench(
             samples,
             target,
             jobs=jobs,
-            command=shlex.join(["slim", *_without_folders(sys.argv[1:])]),
+            command=shlex.join(["slim", *_without_folders(context.obj)]),
             started=started,
             advance=advance,
         )

@@ -18,7 +18,8 @@ p, figcaption { max-width: 75ch; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; } figure img { width: 100%; height: auto; } figcaption { color: #444; font-size: .9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
+       white-space: normal; min-width: 8rem; max-width: 13rem; }
 .photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 10px; margin-bottom: 1.5rem; }
 .photos figure { margin: 0; } .photos figcaption { line-height: 1.3; font-size: .8rem; } .photos b { display: block; }
 .right { color: #00604a; } .wrong { color: #9c3d00; }

@@ -107,14 +107,26 @@ def controls(result: Result, curve: Curve, judge: str, draws: Values) -> Plot:
     def draw(axes: Any) -> None:
         _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION)
         lines = (
-            ("with its caption", 0, f"top1 {judge}", VERMILLION, "o", "-"),
-            ("no caption", 1, f"top1 {judge}", BLUE, "h", "-"),
-            ("wrong caption: true class kept", 2, f"kept {judge}", ORANGE, "^", (0, (4, 2))),
-            ("wrong caption: drawn in", 2, f"drawn_in {judge}", BLACK, "X", (0, (1, 1.5))),
+            # from thick to thin: where a caption does nothing the first three lie upon each other
+            ("with its caption", 0, f"top1 {judge}", VERMILLION, "o", "-", 6),
+            ("no caption", 1, f"top1 {judge}", BLUE, "h", "-", 3),
+            ("wrong caption: true class kept", 2, f"kept {judge}", ORANGE, "^", (0, (4, 2)), 1.5),
+            ("wrong caption: drawn in", 2, f"drawn_in {judge}", BLACK, "X", (0, (1, 1.5)), 1.5),
         )
-        for label, place, measure, colour, marker, line in lines:
+        for label, place, measure, colour, marker, line, width in lines:
             points = [triple[place] for triple in triples]
-            _points(axes, result, points, measure, draws, label, color=colour, marker=marker, linestyle=line)
+            _points(
+                axes,
+                result,
+                points,
+                measure,
+                draws,
+                label,
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                linewidth=width,
+            )
         axes.set_ylabel(f"photos, %  ({judge})")
         axes.set_ylim(0, 100)
         _bytes_axis(axes, result)

@@ -150,7 +150,7 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
         Text(
             "Negative BD-rate: fewer bits for the same. PCHIP on the logarithm of the rate, over the part of the axis that both "
             "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
-            "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (number in brackets). "
+            "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
             "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined."
         )
     )
@@ -259,7 +259,7 @@ def _difference(difference: Difference, unit: str) -> str:
 
 def _overlap(difference: Difference, form: str) -> str:
     found = difference.comparison
-    dropped = f" ({found.dropped} points left out)" if found.dropped else ""
+    dropped = f" ({found.dropped} left out)" if found.dropped else ""
     if found.low is None or found.high is None:
         return f"no overlap{dropped}"
     return f"{form.format(found.low, found.high)}, {100 * found.share:.0f} % of both{dropped}"
