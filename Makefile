@@ -5,7 +5,15 @@ EXTRAS := dev,train,eval,peers
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint clean
+# What make bench measures: photos with ImageNet-1k indices, and classifiers that judge them.
+BENCH_DATA ?= ../shared/data/dev-imagenet1k-000.parquet
+BENCH_CLASSIFIER ?= ../shared/classifiers/mobilenet_v1_075_192.onnx
+BENCH_CODECS ?= slim,jpeg,jpeg2000,webp,avif,jxl,heic
+BENCH_OUT ?= results/dev-imagenet1k.json
+BENCH_ARGS ?=
+JOBS ?= 2
+
+.PHONY: demo test lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
@@ -18,8 +26,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Takes up an interrupted run; draws only, where the result is there already. The report shows photos of the data set.
+bench: $(STAMP)
+	test -f $(BENCH_OUT) || $(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --codecs $(BENCH_CODECS) \
+		--jobs $(JOBS) $(BENCH_ARGS) -o $(BENCH_OUT)
+	$(BIN)/slim report $(BENCH_OUT) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
+	cp report/rate-accuracy.png docs/images/rate-accuracy.png
+
 clean:
-	rm -rf .venv build dist demo .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo report .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A second run is quick: pip runs again only when what it would install has changed.
 $(STAMP): pyproject.toml constraints.txt

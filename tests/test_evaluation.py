@@ -336,7 +336,7 @@ def test_the_report(desk: Path, smoke: Body, tmp_path: Path) -> None:
     assert set(re.findall(r'(?:src|srcset|href)="(\w+):', page)) == {"data"} and "<script" not in page
     for picture in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (out / picture).is_file(), picture
-    for name in ("rate-accuracy-judge-onnx", "rate-psnr"):
+    for name in ("rate-accuracy", "rate-psnr"):
         with Image.open(out / f"{name}.png") as wide, Image.open(out / f"{name}-narrow.png") as narrow:
             assert wide.size[0] == 1920 and narrow.size[0] == 800
     for words in ("caption alone", "wrong drawn in", "no overlap", "bit map", "bpp is a likelihood estimate"):

@@ -84,7 +84,7 @@ def rate_accuracy(result: Result, judge: str, draws: Values) -> Plot:
         f"Top-1 accuracy of {judge} against bits per pixel of whole files, {len(result)} photos; bars are 95 % intervals "
         "over photos."
     )
-    return _plot(f"rate-accuracy-{_slug(judge)}", text, draw)
+    return _plot(_name(result, judge, "rate-accuracy"), text, draw)
 
 
 def rate_distortion(result: Result, measure: str, label: str, draws: Values) -> Plot:
@@ -132,7 +132,7 @@ def controls(result: Result, curve: Curve, judge: str, draws: Values) -> Plot:
         _bytes_axis(axes, result)
 
     text = f"{curve.name} and its controls, judged by {judge}."
-    return _plot(f"controls-{_slug(curve.name)}-{_slug(judge)}", text, draw)
+    return _plot(_name(result, judge, f"controls {curve.name}"), text, draw)
 
 
 def beside_published(result: Result, judge: str, published: Published, draws: Values) -> Plot:
@@ -158,7 +158,7 @@ def beside_published(result: Result, judge: str, published: Published, draws: Va
         axes.set_ylabel("top-1, %")
 
     text = f"Not one experiment: the dashed points are published. {published.differs}. {published.source}"
-    return _plot(f"published-{_slug(published.title)[:40]}-{_slug(judge)}", text, draw)
+    return _plot(_name(result, judge, f"published {published.title[:40]}"), text, draw)
 
 
 def _curve(
@@ -241,6 +241,11 @@ def _drawn(draw: Draw, inches: tuple[float, float], dpi: int, wide: bool) -> byt
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _name(result: Result, judge: str, what: str) -> str:
+    """The file name of a plot for a classifier; the first one's goes without its name."""
+    return _slug(what if judge == result.judges[0] else f"{what} {judge}")
 
 
 def _slug(text: str) -> str:
