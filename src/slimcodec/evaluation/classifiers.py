@@ -169,7 +169,7 @@ def _onnx(path: Path, side: int | None, full: bool) -> tuple[Raw, Preprocessing]
     session = onnx_session(path)
     entry = session.get_inputs()[0]
     shape = entry.shape
-    if len(shape) != 4 or entry.type != "tensor(float)" or shape[1] not in (3, "3") and shape[3] == 3:
+    if len(shape) != 4 or entry.type != "tensor(float)" or (shape[3] == 3 and shape[1] != 3):
         raise SlimError(
             f"{path}: its input is {entry.type} {shape}; a classifier takes float32 pictures [B, 3, H, W]"
         )

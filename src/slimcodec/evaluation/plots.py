@@ -156,6 +156,9 @@ def beside_published(result: Result, judge: str, published: Published, draws: Va
             )
         _level(axes, published.uncompressed, f"uncompressed there {published.uncompressed:.1f}", GREY)
         axes.set_ylabel("top-1, %")
+        axes.set_ylim(bottom=0)
+        # said in the picture itself, which may be shown without its caption
+        axes.set_title("dashed: published; estimated bpp, other photos and classifier", loc="left")
 
     text = f"Not one experiment: the dashed points are published. {published.differs}. {published.source}"
     return _plot(_name(result, judge, f"published {published.title[:40]}"), text, draw)

@@ -86,13 +86,9 @@ def assemble(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     draws = resamples(len(result))
     body["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "interval_percent": list(ENDS)}
     body["uncompressed"] = _rounded(summary(uncompressed_values(result), draws))
-    body["curves"] = [
-        {**curve, "points": [
-            {"summary": _rounded(point_summary(result, point, draws)), **stored}
-            for point, stored in zip(parsed.points, curve["points"], strict=True)
-        ]}
-        for parsed, curve in zip(result.curves, curves, strict=True)
-    ]  # fmt: skip
+    for parsed, curve in zip(result.curves, curves, strict=True):
+        for point, stored in zip(parsed.points, curve["points"], strict=True):
+            stored["summary"] |= _rounded(point_summary(result, point, draws))
     return body
 
 
@@ -209,7 +205,7 @@ def _point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any
         name: round(float(np.mean([point[f"{name}_ms"] for point in measured])), 2)
         for name in ("encode", "decode")
     }
-    return {"quality": quality, "milliseconds": milliseconds, "photos": columns}
+    return {"quality": quality, "summary": {}, "milliseconds": milliseconds, "photos": columns}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
