@@ -17,7 +17,13 @@ from photos import NAMES, photo
 from PIL import Image
 
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import Preprocessing, judge, load_classifier, network_input
+from slimcodec.evaluation.classifiers import (
+    Preprocessing,
+    judge,
+    load_classifier,
+    network_input,
+    stated_size,
+)
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, check_labels, load_samples
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
@@ -195,9 +201,22 @@ def test_transformers_folder(tmp_path: Path) -> None:
     square_whole, full = load_classifier(str(tmp_path)), load_classifier(str(tmp_path), "full")
     assert square_whole.classes == 7 and square_whole.sha256 == full.sha256
     # as TransTIC and Adapt-ICMH do it: the whole 256x256 picture, no crop
-    assert square_whole.preprocessing == Preprocessing(None, (0.5,) * 3, (0.5,) * 3, crop_share=0.875)
+    assert square_whole.preprocessing == Preprocessing(None, (0.5,) * 3, (0.5,) * 3)
     assert full.preprocessing == Preprocessing(64, (0.5,) * 3, (0.5,) * 3, True, 0.875)
     assert 0 <= judge(full, np.asarray(photo("coffee", 300, 200)), 3)[1] < 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, True, 0.875)),
+        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, (224, True, 0.875)),
+        ({"size": {"height": 384, "width": 384}}, (384, False, 1.0)),
+        ({"size": 192}, (192, True, 1.0)),
+    ],
+)
+def test_sizes_of_transformers_models(settings: dict[str, object], expected: tuple[int, bool, float]) -> None:
+    assert stated_size(settings) == expected
 
 
 @pytest.mark.parametrize(

@@ -230,21 +230,33 @@ def _transformers(name: str, side: int | None, full: bool) -> tuple[Raw, Preproc
             result: NDArray[np.float32] = model(torch.from_numpy(x)).logits.numpy()
         return result
 
-    size = settings.get("size") or {}
-    stated = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
+    stated, crop, share = stated_size(settings)
     normalise = settings.get("do_normalize", True)
     how = Preprocessing(
-        side=side or (int(stated or DEFAULT_SIDE) if full else None),
+        side=side or (stated if full else None),
         mean=tuple(settings.get("image_mean", (0.0,) * 3)) if normalise else (0.0,) * 3,
         std=tuple(settings.get("image_std", (1.0,) * 3)) if normalise else (1.0,) * 3,
-        crop=full,
-        crop_share=float(settings.get("crop_pct") or 0.875),
+        crop=full and crop,
+        crop_share=share if full else 1.0,
     )
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return raw, how, digest.hexdigest()
+
+
+def stated_size(settings: dict[str, Any]) -> tuple[int, bool, float]:
+    """Input side, whether it is a centre crop, and its share of the resized short side, of a preprocessor_config.json."""
+    size, crop = settings.get("size") or DEFAULT_SIDE, settings.get("crop_size")
+    if isinstance(size, dict) and "shortest_edge" not in size:
+        # the whole picture is squeezed to a square, as vision transformers take it
+        return int(size.get("height", DEFAULT_SIDE)), False, 1.0
+    shortest = int(size["shortest_edge"] if isinstance(size, dict) else size)
+    if crop and settings.get("do_center_crop", True):
+        side = int(crop["height"] if isinstance(crop, dict) else crop)
+        return side, True, side / shortest
+    return shortest, True, float(settings.get("crop_pct") or 1.0)
 
 
 def _probed(name: str, sha256: str, how: Preprocessing, raw: Raw) -> Classifier:
