@@ -13,7 +13,7 @@ BENCH_OUT ?= results/dev-imagenet1k.json
 BENCH_ARGS ?=
 JOBS ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
@@ -26,10 +26,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Takes up an interrupted run; draws only, where the result is there already. The report shows photos of the data set.
+# Measures, and draws; an interrupted run is taken up by the same command.
 bench: $(STAMP)
-	test -f $(BENCH_OUT) || $(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --codecs $(BENCH_CODECS) \
-		--jobs $(JOBS) $(BENCH_ARGS) -o $(BENCH_OUT)
+	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --codecs $(BENCH_CODECS) --jobs $(JOBS) \
+		$(BENCH_ARGS) --overwrite -o $(BENCH_OUT)
+	$(MAKE) figures
+
+# Draws what is measured; the report shows photos of the data set.
+figures: $(STAMP)
 	$(BIN)/slim report $(BENCH_OUT) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
 	cp report/rate-accuracy.png docs/images/rate-accuracy.png
 

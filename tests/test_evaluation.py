@@ -24,10 +24,11 @@ from slimcodec.cli import main
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check, run
 from slimcodec.evaluation.classifiers import judge, load_classifier
+from slimcodec.evaluation.comparison import load_all
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, Samples, load_samples
 from slimcodec.evaluation.protocol import PROTOCOLS, prepare
-from slimcodec.evaluation.results import from_json, load_result
+from slimcodec.evaluation.results import bpp, from_json, load_result
 from slimcodec.evaluation.worker import Setup, Worker, build_codec
 
 COUNT = 20
@@ -364,6 +365,21 @@ def test_a_report_without_controls_is_refused(
     body = copy.deepcopy(smoke)
     body["curves"][2]["points"].pop()
     assert "these are missing: slim steps 1" in refused(body)
+
+
+def test_results_in_the_repository() -> None:
+    root = Path(__file__).parent.parent / "results"
+    found = [
+        path for path in root.glob("*.json") if '"format": "slimcodec-bench-1"' in path.read_text()[:200]
+    ]
+    assert found
+    for path in found:
+        result, published = load_all([path, *sorted((root / "published").glob("*.json"))])
+        assert published and published[0].uncompressed == 76.7
+        stored = json.loads(path.read_text())
+        for curve, described in zip(result.curves, stored["curves"], strict=True):
+            for point, summarised in zip(curve.points, described["points"], strict=True):
+                assert summarised["summary"]["bpp"][0] == pytest.approx(bpp(result, point).mean(), rel=1e-5)
 
 
 def test_results_apart_and_together(

@@ -50,7 +50,7 @@ def style(curve: Curve, number: int) -> dict[str, Any]:
         colour, marker = PEER_STYLES.get(curve.name, (OTHER_COLOURS[number % len(OTHER_COLOURS)], "*"))
         return {"color": colour, "marker": marker, "linewidth": 1.4, "markersize": 5, "zorder": 2}
     colour = BLUE if not slim.steps else BLACK if slim.guidance else VERMILLION
-    line = "-" if slim.enhanced or (not slim.steps and slim.caption == "none") else (0, (4, 2))
+    line = "-" if curve.headline else (0, (4, 2))
     marker = "o" if slim.caption == "auto" else "h"
     return {
         "color": colour,
@@ -140,7 +140,7 @@ def beside_published(result: Result, judge: str, published: Published, draws: Va
     measure = f"top1 {judge}"
 
     def draw(axes: Any) -> None:
-        for number, curve in enumerate(curve for curve in result.curves if curve.slim and not curve.control):
+        for number, curve in enumerate(curve for curve in result.curves if curve.slim and curve.headline):
             _curve(axes, result, curve, measure, draws, curve.name, **style(curve, number))
         for number, (name, points) in enumerate(published.curves):
             colour = OTHER_COLOURS[number % len(OTHER_COLOURS)]

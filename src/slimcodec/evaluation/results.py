@@ -44,6 +44,12 @@ class Curve:
         """Whether the curve is only there to judge another: its caption is wrong."""
         return self.slim is not None and self.slim.caption == "wrong"
 
+    @property
+    def headline(self) -> bool:
+        """Whether the curve is shown where there is little room: SLIM without steps or caption, and as a caption enhances it."""
+        slim = self.slim
+        return slim is None or slim.enhanced or (not slim.steps and slim.caption == "none")
+
 
 @dataclass(frozen=True)
 class Result:

@@ -42,7 +42,7 @@ def example_sheet(
             f"{classifier}: not a classifier of this result, which has {', '.join(result.judges)}"
         )
     places = {id_: row for row, id_ in enumerate(samples.ids)}
-    curves = [curve for curve in result.curves if _shown(curve)]
+    curves = [curve for curve in result.curves if curve.headline]
     rows = []
     for id_, label in list(zip(result.photos["id"], result.photos["label"], strict=True))[:count]:
         if id_ not in places:
@@ -75,12 +75,6 @@ def largest_that_fits(
         else:
             best = middle
     return files[worst], worst
-
-
-def _shown(curve: Curve) -> bool:
-    """All codecs; of SLIM's curves those without steps or caption, and those that a right caption enhances."""
-    slim = curve.slim
-    return slim is None or slim.enhanced or (not slim.steps and slim.caption == "none")
 
 
 def _row(
