@@ -105,6 +105,9 @@ def test_parquet_and_its_errors(tmp_path: Path) -> None:
         load_samples(str(path), label_column="classes")
     with pytest.raises(SlimError, match="no such file"):
         load_samples(str(tmp_path / "missing.parquet"))
+    for missing in ("photos.parq", "./photos", str(tmp_path / "photos")):
+        with pytest.raises(SlimError, match="no such folder, and not a .parquet file"):
+            load_samples(missing)
     parquet.write_table(
         pyarrow.table({"image": [images[0]] * 2, "label": [1, 1]}), tmp_path / "twice.parquet"
     )
@@ -221,7 +224,12 @@ def test_sizes_of_transformers_models(settings: dict[str, object], expected: tup
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing.onnx", "no such file"), ("missing.pt", "no such file"), ("./missing", "no such folder")],
+    [
+        ("missing.onnx", "no such file"),
+        ("missing.pt", "no such file"),
+        ("./missing", "no such folder"),
+        ("net.onn", "no such folder"),
+    ],
 )
 def test_missing_classifier(name: str, reason: str) -> None:
     with pytest.raises(SlimError, match=reason):

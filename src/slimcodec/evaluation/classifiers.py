@@ -213,7 +213,11 @@ def _transformers(name: str, side: int | None, full: bool) -> tuple[Raw, Preproc
     import transformers
     from transformers.utils.hub import cached_file
 
-    if name.startswith(("/", "./", "../")) and not Path(name).is_dir():
+    path = Path(name)
+    # asking a hub for what must be a file takes long, and its answer says nothing about the file
+    if not path.is_dir() and (
+        path.is_absolute() or name.startswith(".") or (path.suffix and len(path.parts) == 1)
+    ):
         raise SlimError(f"{name}: no such folder; give an ONNX or TorchScript file, a folder, or a hub id")
     try:
         settings = json.loads(Path(str(cached_file(name, "preprocessor_config.json"))).read_text("utf-8"))

@@ -134,6 +134,8 @@ def _table(
         files = sorted(glob.glob(source)) if glob.has_magic(source) else [source]
         if not files or not all(map(os.path.isfile, files)):
             raise SlimError(f"{source}: no such file")
+    elif path.is_absolute() or source.startswith(".") or (path.suffix and len(path.parts) == 1):
+        raise SlimError(f"{source}: no such folder, and not a .parquet file or the id of a hub data set")
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
