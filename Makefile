@@ -1,11 +1,19 @@
 # Everything happens in .venv; PIP_ARGS reaches pip, for instance PIP_ARGS='--index-url ...' for a CPU build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
-EXTRAS := dev,train,eval
+EXTRAS := dev,train,eval,peers
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint clean
+# What make bench measures: photos with ImageNet-1k indices, and classifiers that judge them.
+BENCH_DATA ?= ../shared/data/dev-imagenet1k-000.parquet
+BENCH_CLASSIFIER ?= ../shared/classifiers/mobilenet_v1_075_192.onnx
+BENCH_CODECS ?= slim,jpeg,jpeg2000,webp,avif,jxl,heic
+BENCH_OUT ?= results/dev-imagenet1k.json
+BENCH_ARGS ?=
+JOBS ?= 2
+
+.PHONY: demo test lint bench figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
@@ -18,8 +26,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Measures, and draws; an interrupted run is taken up by the same command.
+bench: $(STAMP)
+	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --codecs $(BENCH_CODECS) --jobs $(JOBS) \
+		$(BENCH_ARGS) --overwrite -o $(BENCH_OUT)
+	$(MAKE) figures
+
+# Draws what is measured; the report shows photos of the data set.
+figures: $(STAMP)
+	$(BIN)/slim report $(BENCH_OUT) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
+	cp report/rate-accuracy.png docs/images/rate-accuracy.png
+
 clean:
-	rm -rf .venv build dist demo .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo report .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A second run is quick: pip runs again only when what it would install has changed.
 $(STAMP): pyproject.toml constraints.txt

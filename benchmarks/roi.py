@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from slimcodec.codec import Codec
+from slimcodec.codec import Codec, fast_dtype
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor
@@ -36,7 +36,7 @@ from slimcodec.training.recipe import load_recipe
 from slimcodec.training.sources import open_sources
 from slimcodec.training.stages.compressor import CompressorStage, RateFidelity
 
-QUALITIES = tuple(range(4, 101, 4))
+QUALITIES = (1, *range(4, 89, 4))
 
 
 class Chosen:
@@ -58,7 +58,7 @@ class Chosen:
 
 def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder: Path) -> Codec:
     """Trains a compressor with a background weight and returns a codec with it."""
-    recipe = load_recipe("tiny-cpu").compressor
+    recipe = load_recipe("tiny-cpu", arguments.settings).compressor
     options = replace(recipe.optimisation, steps=arguments.steps, crop=arguments.crop, batch=arguments.batch)
     autoencoder = PatchAutoencoder(load_recipe("tiny-cpu").autoencoder.network)
     autoencoder.load_state_dict(load_file(arguments.autoencoder / "autoencoder.safetensors"))
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder
     stage.model.load_state_dict(weights)
     parts = {"autoencoder": dict(autoencoder.state_dict()), **latent_codec_parts(stage.model)}
     config = BundleConfig("roi", load_recipe("tiny-cpu").autoencoder.network, recipe.network)
-    return Codec(Bundle(config, parts, (), None))
+    return Codec(Bundle(config, parts, (), None, dtype=fast_dtype()))
 
 
 def measure(codec: Codec, photos: list[Photo]) -> list[dict[str, float]]:
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="as in slim train")
     parser.add_argument("--held-out", type=int, default=100)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()

@@ -17,9 +17,9 @@ from PIL import Image
 from skimage import data
 
 import slimcodec
+from slimcodec.bit_map import draw_bits
 from slimcodec.cli import main
 from slimcodec.cli.batch import Output, run_batch
-from slimcodec.cli.map import draw_bits
 from slimcodec.cli.paths import Job
 from slimcodec.container import Container, pack
 from slimcodec.entropy.caption import encode_caption

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +354,36 @@ def test_the_five_public_names() -> None:
     assert {"load", "encode", "decode", "inspect", "Codec"} <= set(slimcodec.__all__)
     data = slimcodec.encode(photo("coffee", 48, 48), quality=30)
     assert slimcodec.decode(data, steps=0).size == (48, 48)
+
+
+def test_a_compressor_with_a_roi_finder_codes_and_tiles() -> None:
+    from small import small_bundle
+
+    from slimcodec.models.bundle import Bundle
+    from slimcodec.models.compressor import Compressor
+    from slimcodec.training.export import latent_codec_parts
+    from slimcodec.training.latent_codec import LatentCodec
+
+    plain = small_bundle()
+    config = replace(plain.config, compressor=replace(plain.config.compressor, roi_width=8))
+    torch.manual_seed(1)
+    model = LatentCodec(Compressor(config.compressor), plain.autoencoder)
+    with torch.no_grad():
+        assert model.compressor.finder is not None
+        model.compressor.finder.outside.fill_(-0.2)
+        model.compressor.load_state_dict(plain.compressor.state_dict(), strict=False)
+    parts = {name: dict(state) for name, state in plain.stored.items()}
+    parts |= {"compressor": latent_codec_parts(model)["compressor"]}
+    bundle = Bundle(config, parts, plain.vocabulary, plain.text)
+    # the finder is the encoder's own business: files and their id stay
+    assert bundle.bundle_id == plain.bundle_id
+    picture = photo("chelsea", 150, 110)
+    codec = Codec(bundle)
+    roi = codec.bundle.compressor.find_roi(codec._latents(np.asarray(picture)))
+    assert roi is not None and roi.shape == (1, 1, 7, 10)
+    data = codec.encode(picture, 90)
+    assert data != Codec(plain).encode(picture, 90)
+    assert np.array_equal(np.asarray(codec.decode(data, 0)), np.asarray(Codec(plain).decode(data, 0)))
+    assert np.array_equal(
+        codec.quantise(picture, 90).symbols(), Codec(bundle, tile=3).quantise(picture, 90).symbols()
+    )

@@ -19,7 +19,7 @@ from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
 from slimcodec.roi.annotations import mask_from_boxes
 from slimcodec.roi.cam import class_activation
-from slimcodec.training.data import crop, words
+from slimcodec.training.data import Views, crop, words
 from slimcodec.training.draws import Draws, Share, part_mean
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
 from slimcodec.training.losses import (
@@ -34,6 +34,7 @@ from slimcodec.training.losses import (
 )
 from slimcodec.training.photos import Photo
 from slimcodec.training.recipe import RECIPES, load_recipe
+from slimcodec.training.stages import CaptionerStage
 from slimcodec.training.teachers import start_from_classifier
 
 
@@ -267,3 +268,33 @@ def test_the_captioner_can_start_from_a_mobilenet() -> None:
     other: Any = SimpleNamespace(module=Classifier())
     with pytest.raises(SlimError, match="MobileNet-v2"):
         start_from_classifier(tagger, other)
+
+
+def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
+    def says(pictures: Tensor) -> tuple[Tensor, ...]:
+        # class 0 for dark views, class 1 for light ones
+        light = pictures.mean((1, 2, 3)) - 0.5
+        return (torch.stack([-light, light], 1) * 100,)
+
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = CaptionerConfig(tags=3, side=8)
+            self.head = nn.Linear(1, 3)
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return self.head(pictures.mean((1, 2, 3))[:, None])
+
+    tagger: Any = Bias()
+    stage = CaptionerStage(tagger, Any, ("a", "b", "c"), [says])  # type: ignore[arg-type]
+    targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
+    pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
+    views = Views(pictures, targets, torch.tensor([True, False]), range(2))
+    with torch.no_grad():
+        tagger.head.weight.zero_()
+        tagger.head.bias.copy_(torch.tensor([0.0, -1, -2]))
+    loss, _ = stage.loss(views, Draws(0, 0, range(2), 2), 0.0)
+    scores = tagger.head.bias.log_softmax(0)
+    # half its label and half the teacher for the first, the teacher alone for the second
+    wanted = -(0.5 * scores[2] + 0.5 * scores[1] + scores[0]) / 2
+    assert float(loss) == pytest.approx(float(wanted), abs=1e-4)

@@ -138,9 +138,12 @@ class Codec:
     def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
         compressor = self.bundle.compressor
         level = compressor.level(torch.tensor([quality], device=latents.device))
+        # the finder sees the whole picture: a latent is small
+        roi = compressor.find_roi(latents)
+        channels = latents.shape[1]
         values = tiled(
-            lambda x: compressor.analyse(x, level),
-            latents,
+            lambda x: compressor.analyse(x[:, :channels], level, None if roi is None else x[:, channels:]),
+            latents if roi is None else torch.cat([latents, roi], dim=1),
             tile=self.tile,
             margin=compressor.analysis_radius,
             cell_in=compressor.config.patch,

@@ -1,16 +1,19 @@
 """The command ``slim``: one module a command, none of which imports torch or numpy before it has to."""
 
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from slimcodec.cli.bench import bench
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
 from slimcodec.cli.map import map_
 from slimcodec.cli.messages import FAILED, complain, describe, say
+from slimcodec.cli.report import report
 from slimcodec.cli.train import train
 from slimcodec.version import __version__
 
@@ -26,6 +29,8 @@ app.command()(decode)
 app.command()(info)
 app.command("map")(map_)
 app.command()(train)
+app.command()(bench)
+app.command()(report)
 app.add_typer(bundle, name="bundle")
 
 
@@ -49,13 +54,16 @@ def slim(
       slim decode slims/ -o pictures/
       slim info slims/
       slim map photo.jpg -o bits.png
+      slim bench val.parquet -c judge.onnx -o result.json
+      slim report result.json -o report/
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``slim`` on ``arguments`` (default: the process's); ends by ``SystemExit`` with its status."""
     try:
-        app(args=arguments, prog_name="slim")
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        app(args=words, prog_name="slim", obj=words)
     except Exception as error:  # noqa: BLE001  the last net: users get a line, never a traceback
         complain(describe(error))
         raise SystemExit(FAILED) from None

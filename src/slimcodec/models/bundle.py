@@ -49,7 +49,15 @@ EMBEDDED = "slim-tiny"
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
-    "compressor": ("analysis.", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "compressor": (
+        "analysis.",
+        "enter.",
+        "finder.",
+        "outside",
+        "log_gain",
+        "hyper_analysis.",
+        "log_hyper_gain",
+    ),
 }
 #: settings that do not change what a file means: those of the encoder, and defaults that a user may override
 NOT_IN_ID = (
@@ -62,6 +70,7 @@ NOT_IN_ID = (
     "autoencoder.encoder_blocks",
     "compressor.analysis_blocks",
     "compressor.hyper_width",
+    "compressor.roi_width",
     "captioners.threshold",
     "captioners.dropout",
     # where a pretrained part comes from: what it is, its hash says
@@ -166,6 +175,10 @@ class Bundle:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
             for part in (module.analysis, module.synthesis, module.hyper_analysis):
                 part.to(self.dtype)
+            if module.finder is not None:
+                # its table of offsets stays in float32
+                for child in module.finder.children():
+                    child.to(self.dtype)
             return module
 
         return self._part("compressor", build)

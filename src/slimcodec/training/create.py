@@ -21,9 +21,9 @@ from slimcodec.errors import SlimError
 from slimcodec.images import load_image
 from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
+from slimcodec.models.denoiser import fitting_strength
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_space import PretrainedAutoencoder
-from slimcodec.models.denoiser import fitting_strength
 from slimcodec.models.ldm import LdmFacts, load_scheduler, refer_ldm
 from slimcodec.models.prior import PriorConfig
 from slimcodec.training.export import fitted_tables, latent_codec_parts

@@ -183,7 +183,10 @@ class LabelledViews:
         seed: int,
         thumbnail_share: float = 0.15,
         smallest_area: float = 0.5,
+        nameless: bool = False,
     ) -> None:
+        """``nameless``: take photos without label and opinion too; their target is zero."""
+        self.nameless = nameless
         self.photos, self.thumbnails = photos, thumbnails
         self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
         self.thumbnail_share = thumbnail_share if thumbnails is not None else 0.0
@@ -204,7 +207,7 @@ class LabelledViews:
             source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
             photo = draw(source, step, rng)
             tag = self.tags.get(photo.label or "", -1)
-            if photo.logits is None and tag < 0:
+            if photo.logits is None and tag < 0 and not self.nameless:
                 continue
             target = torch.zeros(self.count)
             if photo.logits is not None:

@@ -122,11 +122,12 @@ def start_as_transform(
 
 @dataclass
 class Coded:
-    """A pass through the compressor in training."""
+    """A pass through the compressor in training: what comes back, bits per picture [B], and the RoI that was found."""
 
     latents: Tensor
     bits: Tensor
     hyper_bits: Tensor
+    roi: Tensor | None
 
 
 def straight_round(x: Tensor) -> Tensor:
@@ -169,7 +170,8 @@ def code(
 
     compressor, network = model.compressor, model.prior
     level = compressor.level(quality)
-    values = compressor.analyse(latents, level)
+    roi = compressor.find_roi(latents)
+    values = compressor.analyse(latents, level, roi)
     hyper = compressor.hyper_analyse(values, level)
     with torch.autocast(latents.device.type, enabled=False):
         values, hyper = values.float(), hyper.float()
@@ -197,4 +199,4 @@ def code(
         grid = grid.clone()
         grid[:, ~anchors] = rest
     decoded = compressor.synthesise(grid.permute(0, 3, 1, 2), level)
-    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits)
+    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits, roi)

@@ -111,9 +111,13 @@ class CaptionerRecipe:
 
     optimisation: Optimisation = field(default_factory=Optimisation)
     network: CaptionerConfig = field(default_factory=CaptionerConfig)
-    #: begin with the weights of the first teacher, which then must be a MobileNet-v2
-    start_from_teacher: bool = True
+    #: begin with the weights of the first teacher, which then must be a MobileNet-v2, or without teachers with the embedded ones
+    start_from_weights: bool = True
     thumbnail_share: float = 0.15
+    #: teachers look at every view, in place of once at every photo; dearer and better
+    teachers_see_views: bool = True
+    #: least area of a view, as a share of the photo
+    smallest_area: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,8 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     ``data=PATH`` is short for ``data.photos=PATH``, and one text stands for a list of one.
     """
     path = Path(source)
-    if not path.suffix and not path.exists():
+    # a folder may be called like a recipe
+    if not path.suffix and not path.is_file():
         path = RECIPES / f"{source}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

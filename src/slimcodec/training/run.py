@@ -126,22 +126,26 @@ class Run:
         recipe = self.recipe.captioner
         self._begin(recipe.optimisation)
         tagger = self._tagger()
-        if recipe.start_from_teacher:
-            if not self.materials.teachers:
-                raise SlimError(
-                    "captioner.start_from_teacher needs a teacher: set teachers.models, or it to false"
-                )
-            start_from_classifier(tagger, self.materials.teachers[0])
+        teachers = self.materials.teachers
+        if recipe.start_from_weights:
+            if teachers:
+                start_from_classifier(tagger, teachers[0])
+            else:
+                self._start_from_embedded(tagger)
+        watching = teachers if recipe.teachers_see_views else []
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=bool(self.materials.teachers)),
+            self.materials.photos(recipe.optimisation, opinions=bool(teachers) and not watching),
             self.materials.vocabulary,
             self.materials.thumbnails,
-            size=tagger.config.side,
+            size=watching[0].side if watching else tagger.config.side,
             batch=recipe.optimisation.batch,
             seed=recipe.optimisation.seed,
             thumbnail_share=recipe.thumbnail_share,
+            smallest_area=recipe.smallest_area,
+            nameless=bool(watching),
         )
-        self._train(CaptionerStage(tagger, views, self.materials.vocabulary), recipe.optimisation)
+        stage = CaptionerStage(tagger, views, self.materials.vocabulary, watching)
+        self._train(stage, recipe.optimisation)
 
     def enhance(self) -> None:
         """The diffusion enhancer: stage 2 of SLIM."""
@@ -294,7 +298,11 @@ class Run:
 
     def _fidelity(self, background: float, features: Features) -> Fidelity:
         loss = None
-        if self.materials.teachers and features.weight:
+        if features.weight and not self.materials.teachers:
+            logger.warning(
+                "teachers.models is not set: fidelity is squared error alone, which classifiers like less"
+            )
+        elif features.weight:
             teachers = self.recipe.teachers
             loss = FeatureLoss(
                 self.materials.teachers, features.weights, features.logits, teachers.scales, teachers.shift
@@ -311,6 +319,15 @@ class Run:
         pool: Any = self.materials.photos(self.recipe.compressor.optimisation, opinions=False).pool(0)
         rows = np.random.default_rng(0).permutation(len(pool))[:count]
         return (photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None)
+
+    def _start_from_embedded(self, tagger: Tagger) -> None:
+        embedded = Bundle.from_pretrained()
+        if embedded.vocabulary != self.materials.vocabulary:
+            raise SlimError(
+                "the captioner cannot start from the embedded one, whose vocabulary is another: set teachers.models, or "
+                "captioner.start_from_weights=false"
+            )
+        tagger.load_state_dict(embedded.captioners[0].state_dict())
 
     def _tagger(self) -> Tagger:
         return Tagger(replace(self.recipe.captioner.network, tags=len(self.materials.vocabulary)))

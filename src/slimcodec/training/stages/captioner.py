@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from slimcodec.models.captioner import Tagger
@@ -12,21 +13,42 @@ from slimcodec.training.draws import Draws
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage
 
+#: weight of a known label beside a classifier's opinion
+LABEL_SHARE = 0.5
+
 
 class CaptionerStage(BaseStage):
-    """Cross-entropy to the labels and to frozen classifiers' mean probabilities."""
+    """Cross-entropy to the labels and to what frozen classifiers say.
+
+    With ``teachers`` one of them looks at the very view that the tagger sees, at its own resolution (Beyer et al. 2022, "a good
+    teacher is patient and consistent"); without, the targets hold what was said of the whole photo.
+    """
 
     name = "captioner"
 
-    def __init__(self, model: Tagger, views: LabelledViews, vocabulary: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: Tagger,
+        views: LabelledViews,
+        vocabulary: Sequence[str],
+        teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]] = (),
+    ) -> None:
         self.model: Tagger = model
-        self.batches, self.vocabulary = views, vocabulary
+        self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k."""
         self.model.train()
         logits = self.model(batch.pictures)
-        loss = -(batch.targets * logits.log_softmax(1)).sum(1).mean()
+        targets = batch.targets
+        if self.teachers:
+            teacher = self.teachers[draws.common(0, len(self.teachers))]
+            with torch.no_grad():
+                said = teacher((batch.pictures + 1) / 2)[0].softmax(1)
+            known = LABEL_SHARE * batch.known.float()[:, None]
+            targets = known * targets
+            targets[:, : said.shape[1]] += (1 - known) * said
+        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         terms: dict[str, Tensor] = {}
         if batch.known.any():
             right = logits.argmax(1) == batch.targets.argmax(1)

@@ -1,0 +1,226 @@
+"""The codecs beside SLIM, through one small interface: Pillow's own, its plugins, and any command."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, features
+
+from slimcodec.errors import SlimError
+from slimcodec.evaluation.protocol import Photo
+from slimcodec.images import Pixels
+
+#: seconds after which a command counts as stuck
+PATIENCE = 600
+
+
+class PictureCodec(Protocol):
+    """What the benchmark asks of a codec: real bytes, and the picture from these bytes alone."""
+
+    def encode(self, photo: Photo, quality: int) -> bytes:
+        """The whole file for ``photo.pixels``."""
+
+    def decode(self, data: bytes) -> Pixels:
+        """The picture [H, W, 3] uint8 in the size that was encoded."""
+
+    def describe(self) -> dict[str, Any]:
+        """Version and settings, for the result."""
+
+
+@dataclass(frozen=True)
+class PillowCodec:
+    """A format that Pillow writes. ``options`` maps a quality to arguments of ``Image.save``."""
+
+    format: str
+    options: Callable[[int], dict[str, Any]]
+    version: str
+
+    def encode(self, photo: Photo, quality: int) -> bytes:
+        """A file of bare pixels: no EXIF data, no colour profile."""
+        file = io.BytesIO()
+        Image.fromarray(photo.pixels).save(file, self.format, **self.options(quality))
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> Pixels:
+        """The picture of a file."""
+        with Image.open(io.BytesIO(data), formats=[self.format]) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def describe(self) -> dict[str, Any]:
+        """Library's version and the arguments of ``Image.save``, q standing for the quality."""
+        settings = {key: value for key, value in self.options(0).items()}
+        varied = {key for key, value in self.options(1).items() if value != settings[key]}
+        return {
+            "version": self.version,
+            "settings": {k: "q" if k in varied else v for k, v in settings.items()},
+        }
+
+
+@dataclass(frozen=True)
+class CommandCodec:
+    """A codec run by two commands, each in a folder of its own: the decoder sees nothing but the encoder's file.
+
+    ``{in}`` and ``{out}`` stand for files and ``{q}`` for the quality. Pictures are PNG files; the encoder's file ends in the
+    codec's ``name``, for tools that look at the suffix.
+    """
+
+    name: str
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, template: str) -> CommandCodec:
+        """The codec of ``name: enc COMMAND : dec COMMAND``; ``SlimError`` for another form or a missing program."""
+        match = re.fullmatch(r"\s*([\w.+-]+)\s*:\s*enc\s+(.+?)\s+:\s*dec\s+(.+?)\s*", template, re.DOTALL)
+        if not match:
+            raise SlimError(
+                f"{template!r} is no codec; write 'name: enc PROGRAM {{in}} {{out}} -q {{q}} : dec PROGRAM {{in}} {{out}}'"
+            )
+        name, *commands = match.groups()
+        try:
+            encoder, decoder = (tuple(shlex.split(command)) for command in commands)
+        except ValueError as error:
+            raise SlimError(f"codec {name}: {error} in its command") from error
+        for command, needed in ((encoder, ("{in}", "{out}", "{q}")), (decoder, ("{in}", "{out}"))):
+            missing = [mark for mark in needed if not any(mark in word for word in command)]
+            if missing:
+                raise SlimError(f"codec {name}: {' and '.join(missing)} missing in {shlex.join(command)!r}")
+            if shutil.which(command[0]) is None:
+                raise SlimError(f"codec {name}: no program {command[0]!r}; install it, or give its path")
+        return cls(name, encoder, decoder)
+
+    def encode(self, photo: Photo, quality: int) -> bytes:
+        """The file that the encoder writes for a PNG of the pixels."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "photo.png"), Path(folder, f"file.{self.name}")
+            Image.fromarray(photo.pixels).save(source)
+            self._run(self.encoder, source, target, quality)
+            return target.read_bytes()
+
+    def decode(self, data: bytes) -> Pixels:
+        """The PNG that the decoder writes for a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, f"file.{self.name}"), Path(folder, "decoded.png")
+            source.write_bytes(data)
+            self._run(self.decoder, source, target, None)
+            with Image.open(target) as picture:
+                return np.asarray(picture.convert("RGB"))
+
+    def describe(self) -> dict[str, Any]:
+        """The commands; a program's version is whatever was installed."""
+        return {"version": "", "settings": {"enc": shlex.join(self.encoder), "dec": shlex.join(self.decoder)}}
+
+    def _run(self, command: tuple[str, ...], source: Path, target: Path, quality: int | None) -> None:
+        words = [
+            word.replace("{in}", str(source)).replace("{out}", str(target)).replace("{q}", str(quality))
+            for word in command
+        ]
+        try:
+            done = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SlimError(f"codec {self.name}: {error}") from error
+        if done.returncode or not target.is_file():
+            said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+            raise SlimError(
+                f"codec {self.name}: {command[0]} ended with status {done.returncode} "
+                f"and {'a' if target.is_file() else 'no'} file: {said[-1] if said else 'it said nothing'}"
+            )
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to make a Pillow codec: its format, settings, the qualities that cover about 0.05 to 1 bpp, what it needs."""
+
+    format: str
+    options: Callable[[int], dict[str, Any]]
+    qualities: tuple[int, ...]
+    library: str
+    plugin: tuple[str, str] | None = None
+
+
+def _jpeg2000(ratio: int) -> dict[str, Any]:
+    # the bare codestream: the JP2 boxes around it are 85 bytes that no decoder needs
+    return {
+        "quality_mode": "rates",
+        "quality_layers": [ratio],
+        "irreversible": True,
+        "mct": 1,
+        "no_jp2": True,
+    }
+
+
+#: quality of JPEG 2000 is the compression ratio, of the others what the library calls quality, 0 or 1..100
+PEERS = {
+    "jpeg": Peer(
+        "JPEG",
+        lambda q: {"quality": q, "optimize": True, "progressive": True, "subsampling": "4:2:0"},
+        (1, 5, 10, 15, 25, 45),
+        "jpg",
+    ),
+    "jpeg2000": Peer("JPEG2000", _jpeg2000, (800, 400, 200, 100, 50, 25), "jpg_2000"),
+    "webp": Peer("WEBP", lambda q: {"quality": q, "method": 6}, (0, 2, 7, 20, 40, 60), "webp"),
+    "avif": Peer(
+        "AVIF",
+        lambda q: {"quality": q, "speed": 6, "max_threads": 1, "subsampling": "4:2:0"},
+        (0, 10, 20, 30, 40, 52),
+        "avif",
+    ),
+    "jxl": Peer(
+        "JXL",
+        lambda q: {"quality": q, "effort": 7, "num_threads": 1},
+        (1, 7, 20, 35, 50, 65),
+        "jxl",
+        ("pillow_jxl", "pillow-jxl-plugin"),
+    ),
+    "heic": Peer(
+        "HEIF",
+        lambda q: {"quality": q, "chroma": 420},
+        (1, 10, 20, 25, 31, 41),
+        "heif",
+        ("pillow_heif", "pillow-heif"),
+    ),
+}
+
+
+def load_peer(name: str) -> PillowCodec:
+    """A codec of ``PEERS``; ``SlimError`` where it is unknown or not installed, with what to install."""
+    if name not in PEERS:
+        raise SlimError(
+            f"{name!r} is no codec of the benchmark; take slim, {', '.join(PEERS)}, or a command with --codec"
+        )
+    peer = PEERS[name]
+    if peer.plugin is None:
+        if not features.check(peer.library):
+            raise SlimError(
+                f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI"
+            )
+        return PillowCodec(
+            peer.format, peer.options, f"Pillow, {peer.library} {features.version(peer.library)}"
+        )
+    module, package = peer.plugin
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
+    from importlib.metadata import version
+
+    if module == "pillow_heif":
+        plugin.register_heif_opener()
+        libraries = plugin.libheif_info()
+        return PillowCodec(
+            peer.format,
+            peer.options,
+            f"{package} {version(package)}, libheif {libraries['libheif']}, {libraries['HEIF']}",
+        )
+    return PillowCodec(peer.format, peer.options, f"{package} {version(package)}")

@@ -1,0 +1,187 @@
+"""What happens to one photo: coded by every curve at every quality, decoded from the bytes, judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from slimcodec.errors import SlimError
+from slimcodec.evaluation.classifiers import judge, load_classifier
+from slimcodec.evaluation.datasets import Sample
+from slimcodec.evaluation.detection import TRUTH_SCORE, Boxes, Detector, matched
+from slimcodec.evaluation.measures import load_lpips, ms_ssim, psnr
+from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
+from slimcodec.evaluation.protocol import Photo, prepare, protocol
+from slimcodec.evaluation.slim_curves import (
+    SlimCodec,
+    SlimSettings,
+    caption_alone,
+    class_names,
+    shared_codec,
+)
+from slimcodec.images import Pixels
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A codec under fixed settings, and the qualities at which it is run.
+
+    ``template``: of a command codec; ``slim``: how SLIM is run; neither: a name of ``peers.PEERS``.
+    """
+
+    name: str
+    qualities: tuple[int, ...]
+    template: str | None = None
+    slim: SlimSettings | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that decides what is measured of a photo; picklable, so that every process can build it."""
+
+    curves: tuple[Curve, ...]
+    classifiers: tuple[str, ...]
+    protocol: str = "icm-256"
+    detector: str | None = None
+    lpips: str | None = None
+    model: str | None = None
+    device: str = "cpu"
+
+
+def build_codec(curve: Curve, model: str | None, device: str) -> PictureCodec:
+    """The codec of a curve; ``SlimError`` where it is not installed."""
+    if curve.slim is not None:
+        return SlimCodec(curve.slim, shared_codec(model, device))
+    if curve.template is not None:
+        return CommandCodec.parse(curve.template)
+    return load_peer(curve.name)
+
+
+class Worker:
+    """Codecs and judges of a ``Setup``, loaded once in a process."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.protocol = protocol(setup.protocol)
+        self.classifiers = [load_classifier(source, setup.protocol) for source in setup.classifiers]
+        names = [classifier.name for classifier in self.classifiers]
+        if len(set(names)) < len(names):
+            raise SlimError(f"two classifiers are called {max(names, key=names.count)}; rename one's file")
+        self.detector = Detector(setup.detector) if setup.detector else None
+        self.lpips = load_lpips(setup.lpips) if setup.lpips else None
+        self.codecs = [build_codec(curve, setup.model, setup.device) for curve in setup.curves]
+
+    def describe(self) -> dict[str, Any]:
+        """Protocol, judges and curves, as a result states them."""
+        return {
+            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "classifiers": [classifier.describe() for classifier in self.classifiers],
+            "detector": self.detector.describe() if self.detector else None,
+            "lpips": self.setup.lpips is not None,
+            "curves": [
+                {
+                    "name": curve.name,
+                    "qualities": list(curve.qualities),
+                    "template": curve.template,
+                    "slim": asdict(curve.slim) if curve.slim else None,
+                    **codec.describe(),
+                }
+                for curve, codec in zip(self.setup.curves, self.codecs, strict=True)
+            ],
+        }
+
+    def try_out(self) -> None:
+        """Codes a small picture with every codec; ``SlimError`` names the one that fails."""
+        ramp = np.linspace(0, 255, 64).astype(np.uint8)
+        pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[::-1], (48, 1)), np.full((48, 64), 90)], 2)
+        photo = Photo("probe", 0, np.ascontiguousarray(pixels, dtype=np.uint8))
+        for curve, codec in zip(self.setup.curves, self.codecs, strict=True):
+            for quality in {min(curve.qualities), max(curve.qualities)}:
+                _coded(curve, codec, photo, quality)
+
+    def photo(self, sample: Sample) -> Photo:
+        """The photo of a sample under this setup's protocol."""
+        return prepare(sample, self.protocol)
+
+    def row(self, sample: Sample) -> dict[str, Any]:
+        """All that is measured of a photo, JSON-ready; a pure function of setup and sample but for milliseconds.
+
+        ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
+        bytes, judgements, fidelity and times; ``caption``: the control without a picture, where SLIM is among the codecs.
+        """
+        photo = self.photo(sample)
+        height, width = photo.pixels.shape[:2]
+        truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
+        row: dict[str, Any] = {
+            "id": sample.id,
+            "label": sample.label,
+            "pixels": width * height,
+            "reference": [list(judge(c, photo.pixels, photo.label)) for c in self.classifiers],
+        }
+        if truth is not None:
+            row["objects"] = truth.classes.tolist()
+        slim = next((codec for codec in self.codecs if isinstance(codec, SlimCodec)), None)
+        if slim is not None:
+            codec = shared_codec(self.setup.model, self.setup.device)
+            if class_names(codec.bundle.vocabulary):
+                row["caption"] = caption_alone(codec, photo)
+        row["points"] = [
+            [self._point(curve, codec, photo, quality, truth) for quality in curve.qualities]
+            for curve, codec in zip(self.setup.curves, self.codecs, strict=True)
+        ]
+        return row
+
+    def _point(
+        self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int, truth: Boxes | None
+    ) -> dict[str, Any]:
+        data, decoded, encode_ms, decode_ms = _coded(curve, codec, photo, quality)
+        point: dict[str, Any] = {
+            "bytes": len(data),
+            "judged": [list(judge(c, decoded, photo.label)) for c in self.classifiers],
+            "psnr": _rounded(psnr(photo.pixels, decoded), 3),
+            "ms_ssim": _rounded(ms_ssim(photo.pixels, decoded), 5),
+            "encode_ms": round(encode_ms, 2),
+            "decode_ms": round(decode_ms, 2),
+        }
+        if isinstance(codec, SlimCodec):
+            point |= codec.parts(data)
+            drawn = codec.drawn(photo)
+            point |= {} if drawn is None else {"drawn": drawn}
+        if photo.roi is not None:
+            point["psnr_roi"] = _rounded(psnr(photo.pixels, decoded, photo.roi), 3)
+            point["psnr_background"] = _rounded(psnr(photo.pixels, decoded, ~photo.roi), 3)
+        if self.lpips is not None:
+            point["lpips"] = _rounded(self.lpips(photo.pixels, decoded), 5)
+        if self.detector is not None and truth is not None:
+            point["detections"] = matched(self.detector(decoded), truth)
+        return point
+
+
+def _coded(
+    curve: Curve, codec: PictureCodec, photo: Photo, quality: int
+) -> tuple[bytes, Pixels, float, float]:
+    """File, decoded picture, and milliseconds of both; an error says which curve and photo."""
+    try:
+        data, encode_ms = _timed(lambda: codec.encode(photo, quality))
+        decoded, decode_ms = _timed(lambda: codec.decode(data))
+    except Exception as error:
+        raise SlimError(f"{curve.name} at quality {quality}, photo {photo.id}: {error}") from error
+    if decoded.shape != photo.pixels.shape:
+        raise SlimError(
+            f"{curve.name} at quality {quality}, photo {photo.id}: decoded to {decoded.shape}, it was {photo.pixels.shape}"
+        )
+    return data, decoded, encode_ms, decode_ms
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = function()
+    return result, (time.perf_counter() - start) * 1000
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
