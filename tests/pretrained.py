@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -19,7 +21,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from slimcodec.training.generated import generated_rows
 
 #: the shapes of Stable Diffusion 1.x, 2.x, Turbo, LCM, SDXL
 FAMILIES = ("sd1", "sd2", "turbo", "lcm", "sdxl")
@@ -72,6 +77,25 @@ def autoencoder(scale: float = 0.18215) -> Any:
         sample_size=64,
         scaling_factor=scale,
     )
+
+
+def fit(vae: Any, steps: int = 60) -> None:
+    """Trains an autoencoder on drawn pictures until its latents mean something, and gives them unit variance."""
+    rows = [row["image"]["bytes"] for row in generated_rows(16)]
+    pictures = torch.stack([torch.tensor(np.asarray(Image.open(io.BytesIO(data)))) for data in rows])
+    pictures = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = torch.randint(0, len(pictures), (4,), generator=draws)
+        x, y = torch.randint(0, 96, (2,), generator=draws).tolist()
+        batch = pictures[chosen, :, y : y + 64, x : x + 64]
+        latents = vae.encode(batch).latent_dist.mode()
+        loss = (vae.decode(latents).sample - batch).square().mean() + 1e-3 * latents.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vae.register_to_config(scaling_factor=1 / float(latents.std()))
 
 
 def tiny_autoencoder() -> Any:
@@ -143,7 +167,10 @@ def pipeline(family: str, folder: Path) -> Any:
     )
 
 
-def save_pipeline(family: str, folder: Path) -> Path:
-    """Saves a pipeline of a family to ``folder / family`` and returns that folder."""
-    pipeline(family, folder / f"{family}-words").save_pretrained(folder / family)
+def save_pipeline(family: str, folder: Path, *, fitted: bool = False) -> Path:
+    """Saves a pipeline of a family to ``folder / family`` and returns that folder; ``fitted``: its autoencoder has learnt."""
+    made = pipeline(family, folder / f"{family}-words")
+    if fitted:
+        fit(made.vae)
+    made.save_pretrained(folder / family)
     return folder / family

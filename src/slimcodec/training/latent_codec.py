@@ -115,9 +115,10 @@ def start_as_transform(
     predicted: float = 0.3,
 ) -> None:
     """Makes an untrained compressor a transform codec: KLT of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], and gains."""
-    latents = torch.cat([space.encode(picture[None]) for picture in pictures])
+    device = next(space.parameters()).device
+    latents = torch.cat([space.encode(picture[None].to(device)) for picture in pictures])
     scale = codec.init_transform(latents, space.latent_scale(latents[:2]))
-    codec.init_gains(scale * 127.5, lambdas, predicted)
+    codec.init_gains(scale.to(lambdas.device) * 127.5, lambdas, predicted)
 
 
 @dataclass

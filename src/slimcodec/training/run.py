@@ -8,8 +8,9 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,13 +30,16 @@ from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
+from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.ldm import refer_ldm
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
+from slimcodec.training.create import SAMPLES, measured_strength, with_captioner
 from slimcodec.training.data import LabelledViews, Photos
 from slimcodec.training.export import fitted_tables, latent_codec_parts
 from slimcodec.training.latent_codec import LatentCodec
 from slimcodec.training.loop import Optimisation, Stage, train
-from slimcodec.training.lora import add_lora, merge_lora
+from slimcodec.training.lora import add_lora, low_rank_part, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
 from slimcodec.training.materials import Materials
 from slimcodec.training.recipe import STAGES, Recipe
@@ -45,6 +49,7 @@ from slimcodec.training.stages import (
     CompressorStage,
     DiffusionStage,
     EnhanceStage,
+    PretrainedEnhanceStage,
 )
 from slimcodec.training.stages.compressor import RateFidelity
 from slimcodec.training.teachers import start_from_classifier
@@ -85,6 +90,8 @@ class Run:
 
     def autoencoder(self) -> None:
         """The latent space."""
+        if self._skipped("autoencoder", "the latent space"):
+            return
         recipe = self.recipe.autoencoder
         self._begin(recipe.optimisation)
         stage = AutoencoderStage(
@@ -97,10 +104,12 @@ class Run:
 
     def diffusion(self) -> None:
         """A text-conditioned UNet on the latent space."""
+        if self._skipped("diffusion", "the UNet"):
+            return
         recipe = self.recipe.diffusion
         self._begin(recipe.optimisation)
         stage = DiffusionStage(
-            self._load_autoencoder(),
+            self._load_own_autoencoder(),
             Enhancer.build(self._enhancer_config),
             self._text_encoder(),
             self.materials.crops(recipe.optimisation),
@@ -123,6 +132,9 @@ class Run:
 
     def captioner(self) -> None:
         """The tagger."""
+        if self.recipe.ldm.source and self.recipe.ldm.captioner:
+            logger.info("captioner: skipped, that of %s is taken", self.recipe.ldm.captioner)
+            return
         recipe = self.recipe.captioner
         self._begin(recipe.optimisation)
         tagger = self._tagger()
@@ -153,6 +165,31 @@ class Run:
         self._begin(recipe.optimisation)
         autoencoder = self._load_autoencoder()
         codec = self._load_codec(autoencoder, "compressor")
+        options: dict[str, Any] = {
+            "objective": self._objective(warm=True) if recipe.rate else None,
+            "caption_dropout": recipe.caption_dropout,
+            "denoising_weight": recipe.denoising,
+            "fidelity_weight": recipe.fidelity,
+            "rate_weight": recipe.rate,
+        }
+        crops = self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks)
+        fidelity = self._fidelity(recipe.background, recipe.features)
+        if self.pretrained is not None:
+            denoiser: Any = self.pretrained.enhancer
+            prompts: Any = self.pretrained.caption_encoder
+            add_lora(denoiser, recipe.lora_rank, recipe.lora_targets)
+            adapted = PretrainedEnhanceStage(
+                cast(PretrainedAutoencoder, autoencoder),
+                codec.to(self.accelerator.device),
+                denoiser,
+                prompts,
+                crops,
+                fidelity,
+                **options,
+            )
+            adapted.measure_errors()
+            self._train(adapted, recipe.optimisation)
+            return
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
         if self._weights("diffusion").exists():
             fill(enhancer, text, self._load("diffusion"))
@@ -164,20 +201,24 @@ class Run:
             codec,
             enhancer,
             text,
-            self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks),
-            self._fidelity(recipe.background, recipe.features),
-            objective=self._objective(warm=True) if recipe.rate else None,
-            caption_dropout=recipe.caption_dropout,
-            denoising_weight=recipe.denoising,
-            fidelity_weight=recipe.fidelity,
-            rate_weight=recipe.rate,
+            crops,
+            fidelity,
+            **options,
         )
         stage.measure_errors()
         self._train(stage, recipe.optimisation)
 
     def bundle(self) -> Bundle:
         """Packs what the stages made into ``<run>/bundle`` and returns it; a part that was not trained is left out."""
-        autoencoder = self._load_autoencoder()
+        bundle = self._bundle() if self.pretrained is None else self._pretrained_bundle(self.pretrained)
+        if self.accelerator.is_main_process:
+            bundle.save_pretrained(self.folder / "bundle")
+            logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
+        self.accelerator.wait_for_everyone()
+        return bundle
+
+    def _bundle(self) -> Bundle:
+        autoencoder = self._load_own_autoencoder()
         codec = self._load_codec(autoencoder)
         parts: dict[str, dict[str, Tensor]] = {
             "autoencoder": dict(autoencoder.state_dict()),
@@ -202,12 +243,61 @@ class Run:
         vocabulary = self.materials.vocabulary
         draft = Codec(Bundle(config, parts, vocabulary, text))
         parts |= latent_codec_parts(codec, fitted_tables(draft, self._some_photos(FITTED_PHOTOS)))
-        bundle = Bundle(config, parts, vocabulary, text)
-        if self.accelerator.is_main_process:
-            bundle.save_pretrained(self.folder / "bundle")
-            logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
-        self.accelerator.wait_for_everyone()
-        return bundle
+        return Bundle(config, parts, vocabulary, text)
+
+    def _pretrained_bundle(self, model: Bundle) -> Bundle:
+        device = str(self.accelerator.device)
+        codec = self._load_codec(model.autoencoder)
+        config = replace(model.config, compressor=self.recipe.compressor.network, training=self._history())
+        parts = latent_codec_parts(codec)
+        enhancer = replace(config.enhancer or EnhancerConfig(), mode="noise", noise=1.0)
+        if self._weights("enhance").exists():
+            state = part_of(self._load("enhance"), "lora")
+            low, high = (float(share) for share in state.pop("strength"))
+            parts["lora"] = low_rank_part(state)
+            enhancer = replace(enhancer, mode="trained", noise=self.recipe.ldm.noise, strength=(low, high))
+        vocabulary = self.materials.vocabulary
+        photos = list(self._some_photos(FITTED_PHOTOS))
+        draft = Bundle(config, parts, vocabulary, device=device)
+        parts |= latent_codec_parts(codec, fitted_tables(Codec(draft), photos))
+        if enhancer.mode == "noise":
+            draft = Bundle(config, parts, vocabulary, device=device)
+            strength = self.recipe.ldm.strength
+            measured = max(strength) <= 0
+            enhancer = replace(
+                enhancer, strength=measured_strength(draft, photos[:SAMPLES]) if measured else strength
+            )
+        config = replace(config, enhancer=enhancer)
+        if self._weights("captioner").exists():
+            parts["captioner-0"] = self._load("captioner")
+            config = replace(config, captioners=(self._tagger().config,))
+        elif self.recipe.ldm.captioner:
+            config, parts, vocabulary = with_captioner(config, parts, vocabulary, self.recipe.ldm.captioner)
+        return Bundle(config, parts, vocabulary)
+
+    @cached_property
+    def pretrained(self) -> Bundle | None:
+        """The pretrained model that the recipe names, as a bundle with no parts of ours; None where it names none."""
+        recipe, network = self.recipe.ldm, self.recipe.compressor.network
+        if not recipe.source:
+            return None
+        facts = refer_ldm(recipe.source, recipe.autoencoder, recipe.text_encoder)
+        if network.latent_channels != facts.latent_channels or network.patch < 2:
+            raise SlimError(
+                f"compressor.network: latents of {recipe.source} have {facts.latent_channels} channels; set "
+                f"latent_channels={facts.latent_channels}, patch=2 and prior.channels={4 * facts.latent_channels}"
+            )
+        enhancer = EnhancerConfig(
+            "trained", facts.latent_channels, noise=recipe.noise, strength=recipe.strength
+        )
+        config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
+        return Bundle(config, {}, (), device=str(self.accelerator.device))
+
+    def _skipped(self, stage: str, what: str) -> bool:
+        source = self.recipe.ldm.source
+        if source:
+            logger.info("%s: skipped, %s is that of %s", stage, what, source)
+        return bool(source)
 
     # ---- shared parts ------------------------------------------------------------------------------------------
 
@@ -266,12 +356,17 @@ class Run:
             raise SlimError(f"{path} is missing: run `slim train {stage}` with the same --set out= first")
         return load_file(path)
 
-    def _load_autoencoder(self) -> PatchAutoencoder:
+    def _load_autoencoder(self) -> LatentSpace:
+        if self.pretrained is not None:
+            return self.pretrained.autoencoder
+        return self._load_own_autoencoder()
+
+    def _load_own_autoencoder(self) -> PatchAutoencoder:
         autoencoder = PatchAutoencoder(self.recipe.autoencoder.network)
         autoencoder.load_state_dict(self._load("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: PatchAutoencoder, stage: str | None = None) -> LatentCodec:
+    def _load_codec(self, autoencoder: LatentSpace, stage: str | None = None) -> LatentCodec:
         """The latent codec as a stage left it: by default ``enhance`` where that tuned it, else ``compressor``."""
         # its state holds the autoencoder's decoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)

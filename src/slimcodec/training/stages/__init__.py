@@ -5,5 +5,13 @@ from slimcodec.training.stages.captioner import CaptionerStage
 from slimcodec.training.stages.compressor import CompressorStage
 from slimcodec.training.stages.diffusion import DiffusionStage
 from slimcodec.training.stages.enhance import EnhanceStage
+from slimcodec.training.stages.enhance_pretrained import PretrainedEnhanceStage
 
-__all__ = ["AutoencoderStage", "CaptionerStage", "CompressorStage", "DiffusionStage", "EnhanceStage"]
+__all__ = [
+    "AutoencoderStage",
+    "CaptionerStage",
+    "CompressorStage",
+    "DiffusionStage",
+    "EnhanceStage",
+    "PretrainedEnhanceStage",
+]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
+from slimcodec.models.denoiser import Denoiser
 from slimcodec.models.enhancer import Enhancer
+from slimcodec.models.latent_space import LatentSpace
+from slimcodec.models.prompt import PromptEncoder
 from slimcodec.models.text import CaptionEncoder
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
@@ -43,21 +46,24 @@ class EnhanceStage(BaseStage):
 
     def __init__(
         self,
-        autoencoder: PatchAutoencoder,
+        autoencoder: LatentSpace,
         codec: LatentCodec,
-        enhancer: Enhancer,
-        text: CaptionEncoder,
+        enhancer: Enhancer | Denoiser,
+        text: CaptionEncoder | PromptEncoder,
         crops: Crops,
         fidelity: Fidelity,
         *,
+        trained: dict[str, nn.Module] | None = None,
         objective: RateFidelity | None = None,
         caption_dropout: float = 0.15,
         denoising_weight: float = 1.0,
         fidelity_weight: float = 1.0,
         rate_weight: float = 1.0,
     ) -> None:
-        self.autoencoder, self.codec = autoencoder.requires_grad_(False), codec.requires_grad_(False)
-        parts: dict[str, nn.Module] = {"enhancer": enhancer, "text": text}
+        """``trained``: the modules that are trained and saved, by default enhancer and text encoder."""
+        self.autoencoder: Any = autoencoder.requires_grad_(False)
+        self.codec = codec.requires_grad_(False)
+        parts: dict[str, nn.Module] = dict(trained or {"enhancer": enhancer, "text": text})
         if objective is not None:
             # the decoder stays: it serves the picture without enhancement as well
             codec.requires_grad_(True)
@@ -65,7 +71,9 @@ class EnhanceStage(BaseStage):
             parts["codec"] = codec
         self.model = nn.ModuleDict(parts)
         self.frozen = [autoencoder, codec]
-        self.enhancer, self.text, self.batches = enhancer, text, crops
+        self.enhancer: Any = enhancer
+        self.text: Any = text
+        self.batches = crops
         self.fidelity, self.objective, self.caption_dropout = fidelity, objective, caption_dropout
         self.denoising_weight, self.fidelity_weight = denoising_weight, fidelity_weight
         self.rate_weight = rate_weight
