@@ -22,7 +22,17 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from slimcodec.training.generated import generated_rows
 
@@ -174,3 +184,59 @@ def save_pipeline(family: str, folder: Path, *, fitted: bool = False) -> Path:
         fit(made.vae)
     made.save_pretrained(folder / family)
     return folder / family
+
+
+def save_blip(folder: Path) -> list[str]:
+    """Saves a BLIP captioner to a folder; returns the words that it knows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[DEC]",
+        *["a", "photo", "of", "cat", "dog", "cup"],
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    vocabulary: Any = str(folder / "vocab.txt")
+    BertTokenizer(vocabulary, additional_special_tokens=["[DEC]"]).save_pretrained(folder)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "encoder_hidden_size": 16, "max_position_embeddings": 40}
+    special = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    torch.manual_seed(3)
+    config = BlipConfig(
+        text_config=layers | text | special,
+        vision_config=layers | {"image_size": 32, "patch_size": 16, "initializer_range": 0.5},
+        projection_dim=16,
+        image_text_hidden_size=16,
+    )
+    model = BlipForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.text_decoder.parameters():
+            parameter.mul_(5)
+        model.text_decoder.cls.predictions.bias[:6] = -100
+    model.save_pretrained(folder)
+    settings = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(settings | {"processor_class": "BlipProcessor"})
+    )
+    return words[6:]
+
+
+def save_clip(folder: Path) -> None:
+    """Saves a CLIP model of pictures and texts to a folder."""
+    torch.manual_seed(5)
+    words = tokenizer(folder)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "max_position_embeddings": 20, "eos_token_id": len(words) - 1}
+    config = CLIPConfig(
+        text_config=layers | text | {"initializer_range": 0.5},
+        vision_config=layers | {"image_size": 32, "patch_size": 16, "initializer_range": 0.5},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}}
+    settings |= {"crop_size": {"height": 32, "width": 32}, "processor_class": "CLIPProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from photos import photo
-from pretrained import FAMILIES, save_pipeline, tiny_autoencoder
+from pretrained import FAMILIES, save_blip, save_clip, save_pipeline, tiny_autoencoder
 
 import slimcodec
 from slimcodec import ModelMismatchError, SlimError
 from slimcodec.cli import main
+from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.ldm import REQUIRED, LdmConfig, refer_ldm
 from slimcodec.models.packing import save
@@ -278,3 +279,42 @@ def test_what_cannot_be_used_is_refused(home: Path, tmp_path: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(SlimError, match="pickled"):
         create(Wishes(source, captioner=""))
+
+
+def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp_path: Path) -> None:
+    source = str(home / "models" / "sd1")
+    words = save_blip(tmp_path / "blip")
+    save_clip(tmp_path / "clip")
+    (tmp_path / "tags.txt").write_text("cat\ncoffee cup\nrocket\n")
+    plain = create(Wishes(source, captioner=""))
+    said = create(Wishes(source, captioner=str(tmp_path / "blip")))
+    asked = create(Wishes(source, captioner=str(tmp_path / "blip"), prompt="a photo of"))
+    tagged = create(Wishes(source, captioner=str(tmp_path / "clip"), tags=str(tmp_path / "tags.txt")))
+    # who names captions is the encoder's business
+    assert plain.bundle_id == said.bundle_id == asked.bundle_id
+    picture = photo("coffee", 64, 64)
+    captions = []
+    for bundle in (said, asked):
+        data = Codec(bundle).encode(picture, 30)
+        caption = slimcodec.inspect(data).caption
+        assert caption is not None and set(caption.split()) <= set(words) and len(caption.encode()) <= 200
+        captions.append(caption)
+        assert Codec(plain).decode(data, steps=1).size == (64, 64)
+    assert captions[1].startswith("a photo of")
+    save(tagged, tmp_path / "tagged", packed=True)
+    shutil.rmtree(tmp_path / "clip")
+    codec = slimcodec.load(tmp_path / "tagged", dtype="float32")
+    assert codec.bundle.vocabulary == ("cat", "coffee cup", "rocket")
+    data = codec.encode(picture, 30)
+    caption = codec.decompress(data).caption
+    assert caption in ("a photo of a cat", "a photo of a coffee cup", "a photo of a rocket")
+    # a missing captioner is missed by nobody who decodes
+    shutil.rmtree(tmp_path / "blip")
+    with pytest.raises(ModelMismatchError, match="part captioner"):
+        Codec(fresh(said)).encode(picture, 30)
+    assert Codec(fresh(said)).encode(picture, 30, "a cup")
+
+
+def fresh(bundle: Bundle) -> Bundle:
+    """The same bundle with nothing loaded yet."""
+    return Bundle(bundle.config, bundle.stored, bundle.vocabulary)

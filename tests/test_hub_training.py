@@ -108,8 +108,9 @@ def test_the_loss_falls_and_only_ours_changes(
     assert codec.decode(data, steps=1).size == (64, 64)
 
     # the merged matrices do what they did beside the weights
-    trained, merged = run.pretrained and run.pretrained.enhancer, codec.bundle.enhancer
-    assert trained is not None and merged is not None
+    assert run.pretrained is not None
+    trained: Any = run.pretrained.enhancer
+    merged: Any = codec.bundle.enhancer
     state = load_file(tmp_path / "run" / "enhance.safetensors")
     with torch.no_grad():
         for name, parameter in trained.unet.named_parameters():
@@ -121,8 +122,8 @@ def test_the_loss_falls_and_only_ours_changes(
                     parameter.copy_(state["lora." + name.removesuffix(theirs).replace(".", "/") + ours])
     latents, times = torch.randn(1, 4, 8, 8), torch.tensor([300])
     prompt = codec.bundle.encode_captions(["a cat"])
-    ours, theirs = (made.predict(latents, times, prompt) for made in (merged, trained))  # type: ignore[operator]
-    assert torch.allclose(ours, theirs, atol=2e-2 * float(theirs.std()))
+    beside, inside = (made.predict(latents, times, prompt) for made in (trained, merged))
+    assert torch.allclose(inside, beside, atol=2e-2 * float(beside.std()))
 
     # its compressor serves another bundle on the same model, its matrices too
     again = create(Wishes(str(source), compressor=str(tmp_path / "run"), captioner=""))

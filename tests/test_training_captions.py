@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from photos import photo
+from pretrained import save_blip
 from small import small_bundle
 
 from slimcodec import SlimError
-from slimcodec.training.captions import MAX_BYTES, RoiCaptioner, clean_caption, label_captions, roi_box
+from slimcodec.models.caption_model import MAX_BYTES, clean_caption
+from slimcodec.training.captions import RoiCaptioner, label_captions, roi_box
 
 
 def test_captions_of_labels() -> None:
@@ -110,47 +110,14 @@ def test_a_bundle_folder_captions_the_crop(tmp_path: Path) -> None:
 
 
 def test_an_image_to_text_model_captions_the_crop(tmp_path: Path) -> None:
-    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "[DEC]",
-        *["a", "photo", "of", "cat", "dog", "cup"],
-    ]
-    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    vocabulary: Any = str(tmp_path / "vocab.txt")
-    BertTokenizer(vocabulary, additional_special_tokens=["[DEC]"]).save_pretrained(tmp_path)
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(words), "encoder_hidden_size": 16, "max_position_embeddings": 40}
-    special = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
-    torch.manual_seed(3)
-    config = BlipConfig(
-        text_config=layers | text | special,
-        vision_config=layers | {"image_size": 32, "patch_size": 16, "initializer_range": 0.5},
-        projection_dim=16,
-        image_text_hidden_size=16,
-    )
-    model = BlipForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.text_decoder.parameters():
-            parameter.mul_(5)
-        model.text_decoder.cls.predictions.bias[:6] = -100
-    model.save_pretrained(tmp_path)
-    settings = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps(settings | {"processor_class": "BlipProcessor"})
-    )
+    words = save_blip(tmp_path)
     captioner = RoiCaptioner(str(tmp_path))
     pixels = np.asarray(photo("coffee"))
     mask = np.zeros((16, 16), np.float32)
     mask[8:, 8:] = 1
     captions = [captioner(pixels), captioner(pixels, mask), captioner(pixels, mask)]
     for caption in captions:
-        assert caption is not None and set(caption.split()) <= set(words[6:])
+        assert caption is not None and set(caption.split()) <= set(words)
         assert len(caption.split()) <= 24
     assert captions[1] == captions[2]
     x0, y0, x1, y1 = roi_box(mask, (256, 256))

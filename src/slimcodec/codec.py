@@ -159,6 +159,10 @@ class Codec:
         return encode_caption(caption, self.bundle.vocabulary)
 
     def _auto_caption(self, pixels: Pixels) -> str | None:
+        model = self.bundle.caption_model
+        if model is not None:
+            with self.bundle.lock:
+                return model(pixels)
         if not self.bundle.captioners:
             return None
         tagger = self.bundle.captioners[0]

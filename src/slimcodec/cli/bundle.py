@@ -32,8 +32,15 @@ def create(
     ] = "",
     captioner: Annotated[
         str,
-        typer.Option(metavar="ID|FOLDER|none", help="A bundle with a tagger (default: slim-tiny's)."),
+        typer.Option(
+            metavar="ID|FOLDER|none",
+            help="Image-to-text or zero-shot model, or a bundle (default: slim-tiny).",
+        ),
     ] = "slim-tiny",
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What an image-to-text model is asked.")] = "",
+    tags: Annotated[
+        str, typer.Option(metavar="FILE", help="Tags, a line each, for a zero-shot captioner.")
+    ] = "",
     compressor: Annotated[
         str, typer.Option(metavar="RUN|DIR", help="Trained compressor (default: a transform code).")
     ] = "",
@@ -76,6 +83,8 @@ def create(
             text_encoder=text_encoder,
             compressor=compressor,
             captioner="" if captioner == "none" else captioner,
+            prompt=prompt,
+            tags=tags,
             alternatives=tuple(alternative or ()),
             photos=photos,
             name=name,

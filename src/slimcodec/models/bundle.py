@@ -27,6 +27,7 @@ from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
+from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
@@ -39,6 +40,7 @@ from slimcodec.models.references import FoundPart, PartReference, find_part
 from slimcodec.models.storage import from_storage, to_storage
 
 if TYPE_CHECKING:
+    from slimcodec.models.caption_model import ImageToText, ZeroShotTagger
     from slimcodec.models.denoiser import Denoiser
     from slimcodec.models.enhancer import Enhancer
     from slimcodec.models.prompt import PromptEncoder
@@ -74,10 +76,11 @@ NOT_IN_ID = (
     "captioners.threshold",
     "captioners.dropout",
     # where a pretrained part comes from: what it is, its hash says
+    "caption_model",
     *(f"ldm.parts.{entry.name}" for entry in fields(PartReference) if entry.name not in ("name", "sha256")),
 )
 #: settings that are written only where they are set: bundles of older releases are without them
-OPTIONAL = ("ldm",)
+OPTIONAL = ("ldm", "caption_model")
 T = TypeVar("T")
 
 
@@ -99,6 +102,8 @@ class BundleConfig:
     training: dict[str, Any] = field(default_factory=dict)
     #: the pretrained model whose latent space, UNet and text encoder stand in for ours
     ldm: LdmConfig | None = None
+    #: a pretrained model that names captions, in place of the captioners
+    caption_model: CaptionModelConfig | None = None
 
     def described(self) -> dict[str, Any]:
         """The configuration as it is written to a file."""
@@ -219,14 +224,31 @@ class Bundle:
 
     def references(self) -> tuple[PartReference, ...]:
         """The pretrained parts that the bundle names."""
-        return () if self.config.ldm is None else self.config.ldm.parts
+        parts = () if self.config.ldm is None else self.config.ldm.parts
+        return parts if self.config.caption_model is None else (*parts, self.config.caption_model.part)
 
     def found(self, name: str) -> FoundPart:
         """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
-        reference = self.config.ldm.part(name) if self.config.ldm is not None else None
-        if reference is None:
-            raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
-        return find_part(reference, self.folder, self.base)
+        for reference in self.references():
+            if reference.name == name:
+                return find_part(reference, self.folder, self.base)
+        raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
+
+    @property
+    def caption_model(self) -> ImageToText | ZeroShotTagger | None:
+        """The pretrained model that names captions, None in a bundle without one; imports transformers."""
+        config = self.config.caption_model
+        if config is None:
+            return None
+
+        def build() -> ImageToText | ZeroShotTagger:
+            from slimcodec.models.caption_model import load_captioner
+
+            return load_captioner(
+                self.found(config.part.name).folder, config, self.vocabulary, str(self.device)
+            )
+
+        return self._part("caption_model", build)
 
     @property
     def enhancer(self) -> Enhancer | Denoiser | None:

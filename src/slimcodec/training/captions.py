@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from slimcodec.entropy.caption import normalise_caption, tag_phrase
+from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import EMBEDDED, Bundle
-from slimcodec.models.pretrained import load_model, pretrained_folder, read_json
+from slimcodec.models.caption_model import ImageToText, clean_caption
+from slimcodec.models.pretrained import pretrained_folder, read_json
 
-MAX_BYTES = 200
-MAX_NEW_TOKENS = 24
 #: mask values from here up are region of interest
 INSIDE = 0.5
 
@@ -36,17 +33,6 @@ def label_captions(label: str, templates: Sequence[str] = ()) -> list[str]:
             f"caption templates hold {{label}} or {{a_label}} and nothing else in braces ({error!r})"
         ) from error
     return captions or [tag_phrase(label)]
-
-
-def clean_caption(text: str) -> str | None:
-    """The text on one line, without control characters, cut after a word to at most 200 bytes; None if nothing is left."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    words = normalise_caption(printable)
-    if len(words.encode()) > MAX_BYTES:
-        # the 201st byte shows whether a word ends at the 200th
-        start = words.encode()[: MAX_BYTES + 1].decode(errors="ignore")
-        words = start.rpartition(" ")[0] or words.encode()[:MAX_BYTES].decode(errors="ignore")
-    return words or None
 
 
 def roi_box(
@@ -90,15 +76,7 @@ class RoiCaptioner:
             if not self.bundle.captioners:
                 raise SlimError(f"{source}: this bundle has no captioner; choose another one")
             return
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self.model = load_model(AutoModelForImageTextToText, Path(folder), device)
-        try:
-            self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers' errors have no common base
-            raise SlimError(
-                f"{source}: its image processor or tokenizer cannot be loaded ({error})"
-            ) from error
+        self.model = ImageToText(Path(folder), device)
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None = None) -> str | None:
@@ -113,6 +91,4 @@ class RoiCaptioner:
             picture = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
             (name,) = self.bundle.captioners[0].name(picture, self.bundle.vocabulary)
             return clean_caption(name or "")
-        inputs = self.processor(images=Image.fromarray(crop), return_tensors="pt").to(self.device)
-        tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
-        return clean_caption(self.processor.batch_decode(tokens, skip_special_tokens=True)[0])
+        return self.model(crop)

@@ -20,12 +20,15 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.images import load_image
 from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
+from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.denoiser import fitting_strength
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_space import PretrainedAutoencoder
 from slimcodec.models.ldm import LdmFacts, load_scheduler, refer_ldm
+from slimcodec.models.pretrained import is_hub_id, pretrained_folder
 from slimcodec.models.prior import PriorConfig
+from slimcodec.models.references import refer, revision_of
 from slimcodec.training.export import fitted_tables, latent_codec_parts
 from slimcodec.training.generated import generated_rows
 from slimcodec.training.latent_codec import LatentCodec, start_as_transform
@@ -45,7 +48,11 @@ class Wishes:
     text_encoder: str = ""
     #: a bundle, or a run's folder, whose compressor (and LoRA) is taken
     compressor: str = ""
+    #: a bundle with a tagger, or a model of transformers
     captioner: str = EMBEDDED
+    prompt: str = ""
+    #: a file of tags for a zero-shot captioner
+    tags: str = ""
     alternatives: tuple[str, ...] = ()
     #: a folder of pictures, for the transform of an untrained compressor
     photos: str = ""
@@ -78,7 +85,9 @@ def create(wishes: Wishes, device: str = "cpu") -> Bundle:
         )
         config = replace(config, enhancer=replace(config.enhancer, strength=strength))
     if wishes.captioner:
-        config, parts, vocabulary = with_captioner(config, parts, vocabulary, wishes.captioner)
+        config, parts, vocabulary = with_captioner(
+            config, parts, vocabulary, wishes.captioner, wishes.prompt, wishes.tags
+        )
     return Bundle(config, parts, vocabulary)
 
 
@@ -86,9 +95,31 @@ Parts = dict[str, dict[str, Tensor]]
 
 
 def with_captioner(
-    config: BundleConfig, parts: Parts, vocabulary: tuple[str, ...], source: str
+    config: BundleConfig,
+    parts: Parts,
+    vocabulary: tuple[str, ...],
+    source: str,
+    prompt: str = "",
+    tags: str = "",
 ) -> tuple[BundleConfig, Parts, tuple[str, ...]]:
-    """Configuration, parts and vocabulary with the taggers of another bundle."""
+    """Configuration, parts and vocabulary with a captioner: the taggers of another bundle, or a model of transformers.
+
+    ``tags``: a file of tags, a line each, that a zero-shot model chooses from.
+    """
+    if source != EMBEDDED and not (Path(source).expanduser() / "vocabulary.txt").is_file():
+        folder = pretrained_folder(source)
+        named = (
+            source
+            if is_hub_id(source) and not Path(source).is_dir()
+            else str(Path(source).expanduser().resolve())
+        )
+        part = refer("captioner", folder, named, "", revision_of(folder))
+        config = replace(config, caption_model=CaptionModelConfig(part, prompt))
+        return config, parts, read_vocabulary(tags) if tags else vocabulary
+    if tags:
+        raise SlimError(
+            f"{source}: a bundle's captioner has tags of its own; --tags goes with a zero-shot model"
+        )
     other = Bundle.from_pretrained(source)
     if not other.captioners:
         raise SlimError(f"{source}: this bundle has no captioner; choose another one")
