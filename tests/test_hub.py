@@ -318,3 +318,63 @@ def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp
 def fresh(bundle: Bundle) -> Bundle:
     """The same bundle with nothing loaded yet."""
     return Bundle(bundle.config, bundle.stored, bundle.vocabulary)
+
+
+def test_the_doctor_says_what_is_missing(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slim("doctor") == 0
+    said = capsys.readouterr().out
+    for words in ("torch", "diffusers", "peft", "cpu", "slim-tiny", "cache"):
+        assert words in said
+    shutil.copytree(home / "models" / "sd1", tmp_path / "model")
+    save(create(Wishes(str(tmp_path / "model"), captioner="")), tmp_path / "made")
+    assert slim("doctor", "--model", tmp_path / "made", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)["bundle"]["parts"]) == set(REQUIRED)
+    shutil.rmtree(tmp_path / "model" / "vae")
+    assert slim("doctor", "--model", tmp_path / "made") == 1
+    assert "missing: the bundle needs the pretrained part vae" in capsys.readouterr().out
+    assert slim("doctor", "--model", tmp_path / "nothing", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["bundle"]["problems"]
+
+
+def test_a_bundle_goes_to_the_hub_with_its_card(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    seen: dict[str, Any] = {}
+
+    class Hub:
+        def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
+            seen["private"] = private
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, repo_id: str, folder_path: str) -> None:
+            seen["files"] = {path.name for path in Path(folder_path).iterdir()}
+            seen["card"] = (Path(folder_path) / "README.md").read_text()
+            seen["id"] = Bundle.from_pretrained(folder_path).bundle_id
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    bundle = create(Wishes("someone/sd", captioner=""))
+    address = bundle.push_to_hub("me/mine", private=True, curve=[{"bpp": 0.1, "top-1": 50.0}])
+    assert address == "https://hub/me/mine" and seen["private"] and seen["id"] == bundle.bundle_id
+    assert seen["files"] == {
+        "README.md",
+        "config.json",
+        "vocabulary.txt",
+        *(f"{p}.safetensors" for p in bundle.stored),
+    }
+    for words in (
+        "base_model: [someone/sd]",
+        "| unet | someone/sd | 1111",
+        "| mit |",
+        "| 0.1 | 50.0 |",
+        bundle.sha256,
+    ):
+        assert words in seen["card"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(Hub, "upload_folder", refuse)
+    with pytest.raises(SlimError, match="the hub did not take"):
+        bundle.push_to_hub("me/mine")

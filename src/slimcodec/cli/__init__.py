@@ -9,6 +9,7 @@ import typer
 from slimcodec.cli.bench import bench
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
+from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
 from slimcodec.cli.map import map_
@@ -31,6 +32,7 @@ app.command("map")(map_)
 app.command()(train)
 app.command()(bench)
 app.command()(report)
+app.command()(doctor)
 app.add_typer(bundle, name="bundle")
 
 

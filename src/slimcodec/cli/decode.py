@@ -17,6 +17,7 @@ class Decode:
 
     model: str | None
     device: str
+    dtype: str | None
     steps: int | None
     guidance: float | None
     max_pixels: int | None
@@ -30,7 +31,7 @@ class Decode:
         import slimcodec
         from slimcodec.container import read_source
 
-        codec = slimcodec.load(self.model, device=self.device)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
         formats = Image.registered_extensions()
 
         def run(job: Job) -> Output:
@@ -64,6 +65,7 @@ def decode(
     ] = None,
     model: options.Model = None,
     device: options.Device = "cpu",
+    dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
@@ -82,7 +84,7 @@ def decode(
       slim decode slims/ -o pictures/ --jobs 4
     """
     run_batch(
-        Decode(model, device, steps, guidance, max_pixels),
+        Decode(model, device, dtype, steps, guidance, max_pixels),
         inputs,
         out,
         reads=(".slim",),

@@ -26,6 +26,7 @@ class Encode:
 
     model: str | None
     device: str
+    dtype: str | None
     caption: str | None
     rate: Rate
     max_pixels: int | None
@@ -34,7 +35,7 @@ class Encode:
         """Load the codec; raises what ``slimcodec.load`` raises."""
         import slimcodec
 
-        codec = slimcodec.load(self.model, device=self.device)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
 
         def run(job: Job) -> Output:
             picture = job.source.read_bytes()
@@ -62,6 +63,7 @@ def encode(
     ] = "auto",
     model: options.Model = None,
     device: options.Device = "cpu",
+    dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
@@ -87,7 +89,7 @@ def encode(
     if target_bpp is not None and not target_bpp > 0:
         stop("--target-bpp must be above 0", USAGE)
     run_batch(
-        Encode(model, device, None if caption == "none" else caption, Rate(**given), max_pixels),  # type: ignore[typeddict-item]
+        Encode(model, device, dtype, None if caption == "none" else caption, Rate(**given), max_pixels),  # type: ignore[typeddict-item]
         inputs,
         out,
         reads=options.PICTURES,

@@ -19,6 +19,14 @@ Model = Annotated[
 Device = Annotated[
     str, typer.Option("--device", metavar="D", help="Where the networks run: cpu, cuda, cuda:1, mps.")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="T",
+        help="Of the networks: float32, bfloat16, float16 (default: the fastest on the device).",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -409,6 +410,29 @@ class Bundle:
         }
         # last, so that a folder with a configuration is whole
         atomic_write(path / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, curve: Sequence[dict[str, Any]] = ()
+    ) -> str:
+        """Uploads the bundle with a model card to a Hugging Face hub id and returns its address.
+
+        ``curve``: rows of measured figures for the card, all with the same keys. Pretrained parts stay where they are; only what
+        the bundle holds is uploaded. Raises ``SlimError`` where the hub refuses.
+        """
+        from huggingface_hub import HfApi
+
+        from slimcodec.models.model_card import model_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / "README.md").write_text(model_card(self, repository, curve), encoding="utf-8")
+            try:
+                hub = HfApi()
+                address = hub.create_repo(repository, private=private, exist_ok=True)
+                hub.upload_folder(repo_id=repository, folder_path=folder)
+            except Exception as error:  # the hub client's errors have no common base
+                raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
+        return str(address)
 
     @classmethod
     def from_pretrained(

@@ -1,0 +1,139 @@
+"""Milliseconds and memory of a bundle on a full-size Stable Diffusion 1.5 with random weights: what encode and decode cost.
+
+    python benchmarks/hub.py [--side 512] [--device cpu] [--out results/speed-hub.json]
+
+A pipeline of the shape of Stable Diffusion 1.5 (860 M parameters in the UNet, 84 M in the autoencoder, 123 M in the text encoder)
+is built and saved (2.1 GB, half precision), a bundle is made on it, and a picture goes through it in fresh processes, one for each
+operation. What the weights say costs nothing, so random ones tell the time of trained ones. One thread on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+OPERATIONS = ("encode", "decode 0", "decode 1", "decode 4")
+
+WORK = """
+import json, re, sys, time
+import torch
+torch.set_num_threads(1)
+import slimcodec
+from slimcodec.training.generated import generated_rows
+bundle, data, operation, side, device = sys.argv[1:]
+began = time.perf_counter()
+codec = slimcodec.load(bundle, device=device)
+import io
+from PIL import Image
+picture = Image.open(io.BytesIO(generated_rows(1)[0]["image"]["bytes"])).resize((int(side), int(side)))
+
+def run():
+    if operation == "encode":
+        open(data, "wb").write(codec.encode(picture, 50, "a photo of a cat"))
+    else:
+        codec.decode(data, steps=int(operation.split()[1]))
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+run()
+first = time.perf_counter() - began
+times = []
+for _ in range(1 if device == "cpu" else 10):
+    began = time.perf_counter()
+    run()
+    times.append(time.perf_counter() - began)
+# not getrusage: its peak begins with that of the process that started this one
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+result = {"ms": round(1000 * sorted(times)[len(times) // 2], 1), "first_ms": round(1000 * first, 1), "peak_mb": peak}
+if device != "cpu":
+    result["device_peak_mb"] = torch.cuda.max_memory_allocated() // 2**20
+print(json.dumps(result | {"dtype": str(codec.bundle.dtype).removeprefix("torch.")}))
+"""
+
+
+def build(folder: Path) -> None:
+    """Saves a pipeline of Stable Diffusion 1.5's configuration with random weights in half precision."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    words = folder.with_name("words")
+    words.mkdir(parents=True)
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (words / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer: Any = CLIPTokenizer
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            sample_size=512,
+        ),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        ),
+        tokenizer=tokenizer.from_pretrained(words, model_max_length=77),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
+
+
+def processor() -> str:
+    """The name of the machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    """Measures, prints a table, and writes it as JSON where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=512, help="side of the picture in pixels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, help="folder for the model (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"side": options.side, "device": options.device, "processor": processor()}
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.work or Path(made)
+        model, bundle, data = folder / "model", folder / "bundle", folder / "photo.slim"
+        if not model.exists():
+            build(model)
+        if not bundle.exists():
+            command = [sys.executable, "-m", "slimcodec.cli", "bundle", "create", "--ldm", str(model)]
+            subprocess.run([*command, "--captioner", "none", "-o", str(bundle)], check=True)
+        for operation in OPERATIONS:
+            command = [sys.executable, "-c", WORK, str(bundle), str(data), operation, str(options.side)]
+            done = subprocess.run([*command, options.device], check=True, stdout=subprocess.PIPE, text=True)
+            result[operation] = json.loads(done.stdout.splitlines()[-1])
+            print(operation, result[operation], flush=True)
+        result["file_bytes"] = data.stat().st_size
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
