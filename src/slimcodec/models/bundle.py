@@ -165,7 +165,8 @@ class Bundle:
             if self.config.ldm is not None:
                 from slimcodec.models.ldm import load_autoencoder
 
-                return load_autoencoder(self.found("vae"), self.dtype).to(self.device)
+                space = load_autoencoder(self.found("vae"), self.dtype)
+                return space.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
             module.encoder.to(self.dtype)
             module.decoder.to(self.dtype)

@@ -15,7 +15,7 @@ import torch
 
 from slimcodec.errors import SlimError
 from slimcodec.models.latent_space import KNOWN, PretrainedAutoencoder, stride_of
-from slimcodec.models.pretrained import is_hub_id, read_json
+from slimcodec.models.pretrained import hub_folder, is_hub_id, read_json
 from slimcodec.models.references import FoundPart, PartReference, part_from_hub, refer, revision_of
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
@@ -44,7 +44,6 @@ class LdmFacts:
 
     config: LdmConfig
     latent_channels: int
-    class_names: dict[str, str]
 
 
 def refer_ldm(
@@ -56,7 +55,7 @@ def refer_ldm(
     text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
     for what is not a pipeline, or not one that this release can run.
     """
-    index = read_json(_folder(source, "") / "model_index.json")
+    index = read_json(_index(source))
     parts, folders = [], {}
     replaced = {"vae": autoencoder, "text_encoder": text_encoder}
     for name in (*REQUIRED, *OPTIONAL):
@@ -79,20 +78,31 @@ def refer_ldm(
         parts.append(refer(name, folder, named, subfolder, revision_of(top), others))
     vae = read_json(folders["vae"] / "config.json")
     unet = read_json(folders["unet"] / "config.json")
-    names = {"vae": str(vae.get("_class_name")), "unet": str(unet.get("_class_name"))}
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
     config = LdmConfig(tuple(parts), stride_of(vae), zeros)
-    return LdmFacts(config, int(vae["latent_channels"]), names)
+    return LdmFacts(config, int(vae["latent_channels"]))
+
+
+def _index(source: str) -> Path:
+    """The file that names a pipeline's parts; of a hub repository nothing else is downloaded."""
+    local = _local(source)
+    return (local or hub_folder(source, "", ["model_index.json", "README.md"])) / "model_index.json"
 
 
 def _folder(source: str, subfolder: str) -> Path:
+    local = _local(source)
+    return (local or part_from_hub(source, "", subfolder)) / subfolder
+
+
+def _local(source: str) -> Path | None:
+    """The folder that a source is, None for a hub id."""
     local = Path(source).expanduser()
     if local.is_dir():
-        return local / subfolder
+        return local
     if not is_hub_id(source):
         raise SlimError(f"{source}: no such model; give a pipeline's folder or a hub id like owner/name")
-    return part_from_hub(source, "", subfolder) / subfolder
+    return None
 
 
 def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:

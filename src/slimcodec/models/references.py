@@ -199,37 +199,57 @@ def find_part(
     if packed and _has_part(packed) and (variant := _matching(packed, reference, reasons)) is not None:
         return FoundPart(packed, variant, "packed")
     for source in (reference.source, *reference.alternatives):
-        local = Path(source).expanduser()
-        if local.is_dir():
-            kind, folders = "folder", list(_candidates(local, reference))
-            if not folders:
-                reasons.append(f"{source} has no such part")
-        elif is_hub_id(source):
-            kind = "hub"
-            # the commit belongs to the first source, a mirror has its own
-            revision = reference.revision if source == reference.source else ""
-            try:
-                folders = list(_candidates(part_from_hub(source, revision, reference.subfolder), reference))
-            except SlimError as error:
-                reasons.append(str(error))
-                continue
-        else:
-            reasons.append(f"no folder {source}")
-            continue
-        for folder in folders:
-            if (variant := _matching(folder, reference, reasons)) is not None:
-                return FoundPart(folder, variant, kind)
+        if (found := _in_source(source, reference, reasons)) is not None:
+            return found
     raise _missing(reference, reasons)
 
 
-def part_from_hub(source: str, revision: str, subfolder: str) -> Path:
-    """The snapshot of a hub repository with one of its subfolders (or its top) on this machine; ``SlimError`` if it fails."""
+def _in_source(source: str, reference: PartReference, reasons: list[str]) -> FoundPart | None:
+    """The part in a folder or a hub repository; None, and a reason more, where it is not there as it must be."""
+    local = Path(source).expanduser()
+    if not (local.is_dir() or is_hub_id(source)):
+        reasons.append(f"no folder {source}")
+        return None
+    # the commit belongs to the first source, a mirror has its own
+    revision = reference.revision if source == reference.source else ""
+    for variants in (False,) if local.is_dir() else (False, True):
+        try:
+            root = (
+                local
+                if local.is_dir()
+                else part_from_hub(source, revision, reference.subfolder, variants=variants)
+            )
+        except SlimError as error:
+            reasons.append(str(error))
+            return None
+        folders = list(_candidates(root, reference))
+        if not folders:
+            reasons.append(f"{source} has no such part")
+            return None
+        for folder in folders:
+            if (variant := _matching(folder, reference, reasons)) is not None:
+                return FoundPart(folder, variant, "folder" if local.is_dir() else "hub")
+    return None
+
+
+def part_from_hub(source: str, revision: str, subfolder: str, *, variants: bool = False) -> Path:
+    """The snapshot of a hub repository with one of its subfolders (or its top) on this machine; ``SlimError`` if it fails.
+
+    Of its weights the plain ones are downloaded; ``variants``, or where there are none: those in half precision too.
+    """
     prefix = f"{subfolder}/" if subfolder else ""
     patterns = [
         "README.md",
         *(f"{prefix}*.{kind}" for kind in ("safetensors", "json", "txt", "model", "jinja")),
     ]
-    return hub_folder(source, revision, patterns, [] if subfolder else ["*/*"])
+    without = ["*.non_ema*"] if subfolder else ["*.non_ema*", "*/*"]
+    snapshot = hub_folder(
+        source, revision, patterns, without if variants else [*without, "*.fp16*", "*.bf16*"]
+    )
+    folder = snapshot / subfolder
+    if not variants and (folder / "config.json").is_file() and not weight_files(folder):
+        return part_from_hub(source, revision, subfolder, variants=True)
+    return snapshot
 
 
 def _candidates(root: Path, reference: PartReference) -> Iterator[Path]:

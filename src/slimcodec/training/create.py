@@ -35,6 +35,8 @@ from slimcodec.training.latent_codec import LatentCodec, start_as_transform
 
 #: pictures from which an untrained compressor's transform and tables are taken, and their side in pixels
 SAMPLES, SIDE = 12, 128
+#: pictures on which the errors are measured that set the start of denoising
+MEASURED = 4
 #: weights of the squared error at quality 1 and 100, as in the recipes
 LAMBDAS = (6e-5, 2e-2)
 

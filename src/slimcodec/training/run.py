@@ -34,7 +34,7 @@ from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.ldm import refer_ldm
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
-from slimcodec.training.create import SAMPLES, measured_strength, with_captioner
+from slimcodec.training.create import MEASURED, measured_strength, with_captioner
 from slimcodec.training.data import LabelledViews, Photos
 from slimcodec.training.export import fitted_tables, latent_codec_parts
 from slimcodec.training.latent_codec import LatentCodec
@@ -265,7 +265,7 @@ class Run:
             strength = self.recipe.ldm.strength
             measured = max(strength) <= 0
             enhancer = replace(
-                enhancer, strength=measured_strength(draft, photos[:SAMPLES]) if measured else strength
+                enhancer, strength=measured_strength(draft, photos[:MEASURED]) if measured else strength
             )
         config = replace(config, enhancer=enhancer)
         if self._weights("captioner").exists():

@@ -1,0 +1,67 @@
+"""docs/hub.md: every command in it runs as it stands, on tiny models in the places of the real ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from photos import photo
+from pretrained import save_blip, save_clip, save_pipeline, tiny_autoencoder
+from test_hub_training import SETTINGS
+
+from slimcodec.cli import main
+
+TEXT = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line
+]
+
+
+def keep(cache: Path, name: str, folder: Path) -> None:
+    """Puts a model into a hub's cache under the id ``name``."""
+    commit = "3" * 40
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_the_commands_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    tiny_autoencoder().save_pretrained(tmp_path / "models" / "taesd")
+    save_blip(tmp_path / "models" / "blip")
+    save_clip(tmp_path / "models" / "clip")
+    for name, folder in (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", save_pipeline("sd1", tmp_path / "models")),
+        ("stabilityai/sdxl-turbo", save_pipeline("sdxl", tmp_path / "models")),
+        ("madebyollin/taesd", tmp_path / "models" / "taesd"),
+        ("Salesforce/blip-image-captioning-base", tmp_path / "models" / "blip"),
+        ("openai/clip-vit-base-patch32", tmp_path / "models" / "clip"),
+    ):
+        keep(tmp_path / "cache", name, folder)
+    shutil.rmtree(tmp_path / "models")
+    (tmp_path / "photos").mkdir()
+    for name in ("coffee", "chelsea"):
+        photo(name, 140, 130).save(tmp_path / "photos" / f"{name}.png")
+    photo("chelsea", 64, 64).save(tmp_path / "photos" / "cat.png")
+    (tmp_path / "tags.txt").write_text("cat\ncoffee cup\n")
+    small = [part for setting in SETTINGS if not setting.startswith("data=") for part in ("--set", setting)]
+    small += ["--set", "compressor.optimisation.steps=2", "--set", "enhance.optimisation.steps=2"]
+    assert len(COMMANDS) >= 14
+    for command in COMMANDS:
+        program, *arguments = shlex.split(command)
+        assert program == "slim"
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, *(small if arguments[0] == "train" else [])])
+        assert not caught.value.code, (command, capsys.readouterr().err)
+    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png"):
+        assert (tmp_path / name).is_file()
