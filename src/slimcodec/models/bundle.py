@@ -42,15 +42,8 @@ EMBEDDED = "slim-tiny"
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
-    "compressor": (
-        "analysis.",
-        "enter.",
-        "finder.",
-        "outside",
-        "log_gain",
-        "hyper_analysis.",
-        "log_hyper_gain",
-    ),
+    "compressor": ("analysis.", "enter.", "roi.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "captioner-0": ("roi_",),
 }
 #: settings that do not change what a file means: those of the encoder, and defaults that a user may override
 NOT_IN_ID = (
@@ -63,8 +56,9 @@ NOT_IN_ID = (
     "autoencoder.encoder_blocks",
     "compressor.analysis_blocks",
     "compressor.hyper_width",
-    "compressor.roi_width",
+    "compressor.roi",
     "captioners.threshold",
+    "captioners.roi",
     "captioners.dropout",
 )
 #: matrices with fewer values stay in floating point
@@ -145,10 +139,8 @@ class Bundle:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
             for part in (module.analysis, module.synthesis, module.hyper_analysis):
                 part.to(self.dtype)
-            if module.finder is not None:
-                # its table of offsets stays in float32
-                for child in module.finder.children():
-                    child.to(self.dtype)
+            if module.roi is not None:
+                module.roi.beside.to(self.dtype)
             return module
 
         return self._part("compressor", build)
