@@ -377,7 +377,7 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     with torch.no_grad():
         compressor.roi.beside.weight.zero_()
         compressor.roi.outside.fill_(-0.5)
-        tagger.roi_coarse.weight.mul_(30)
+        tagger.roi_coarse.weight.normal_()
     parts = {name: dict(state) for name, state in plain.stored.items()}
     # what is stored stays as it is: quantising a second time may round otherwise
     for part, module in (("compressor", compressor), ("captioner-0", tagger)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,6 +89,10 @@ class Tagger(nn.Module):
         self.head = nn.Linear(FEATURES, config.tags)
         if config.roi:
             self.roi_fine, self.roi_coarse = nn.Conv2d(middle_channels, 1, 1), nn.Conv2d(FEATURES, 1, 1)
+            with torch.no_grad():
+                # nothing is known at first: a random guess over so many features would be a loud one
+                for head in (self.roi_fine, self.roi_coarse):
+                    head.weight.zero_()
 
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
