@@ -1,10 +1,11 @@
 """What training with region-of-interest masks is worth: the same compressor twice, with and without them.
 
-Both runs start from one autoencoder, see the same crops in the same order, and differ in ``compressor.background`` alone. They
-are compared on photos with annotated masks that neither has seen: error inside the masks at equal bits per pixel, and the share
-of the bits that is spent there. Bits are those of whole files.
+Both runs start from one autoencoder, see the same crops in the same order, and differ in ``compressor.background`` alone; both
+are told where to look by one captioner, which learned from the same masks. They are compared on photos with annotated masks that
+none of them has seen, and no mask is given: error inside the masks at equal bits per pixel, and the share of the bits that is
+spent there. Bits are those of whole files.
 
-    python benchmarks/roi.py --photos 'photos-*.parquet' --autoencoder runs/slim-tiny -o results/roi.json
+    python benchmarks/roi.py --photos 'photos-*.parquet' --autoencoder runs/slim-tiny --teacher a.pt -o results/roi.json
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from slimcodec.codec import Codec, fast_dtype
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
+from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
-from slimcodec.training.data import Crops
+from slimcodec.training.data import Crops, LabelledViews
 from slimcodec.training.export import latent_codec_parts
 from slimcodec.training.loop import Reports, train
 from slimcodec.training.losses import Fidelity
 from slimcodec.training.photos import Photo, PhotoSet
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.sources import open_sources
+from slimcodec.training.stages.captioner import CaptionerStage
 from slimcodec.training.stages.compressor import CompressorStage, RateFidelity
+from slimcodec.training.teachers import load_teacher, start_from_classifier
 
 QUALITIES = (1, *range(4, 89, 4))
 
@@ -56,7 +62,26 @@ class Chosen:
         return self
 
 
-def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder: Path) -> Codec:
+def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path) -> Tagger:
+    """Trains a captioner that tells the region of interest, from a teacher's weights."""
+    recipe = load_recipe("tiny-cpu").captioner
+    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    options = replace(recipe.optimisation, steps=arguments.captioner_steps)
+    tagger = Tagger(replace(recipe.network, tags=len(vocabulary), roi=True))
+    teacher = load_teacher(arguments.teacher)
+    start_from_classifier(tagger, teacher)
+    views = LabelledViews(
+        photos, vocabulary, size=teacher.side, batch=options.batch, seed=options.seed, watched=True
+    )
+    stage = CaptionerStage(tagger, views, vocabulary, [teacher])
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    tagger.load_state_dict(train(stage, folder, options, Reports(), accelerator, resume=True))
+    return tagger.eval()
+
+
+def run(
+    arguments: argparse.Namespace, background: float, photos: Chosen, tagger: Tagger, folder: Path
+) -> Codec:
     """Trains a compressor with a background weight and returns a codec with it."""
     recipe = load_recipe("tiny-cpu", arguments.settings).compressor
     options = replace(recipe.optimisation, steps=arguments.steps, crop=arguments.crop, batch=arguments.batch)
@@ -69,9 +94,16 @@ def run(arguments: argparse.Namespace, background: float, photos: Chosen, folder
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     weights = train(stage, folder, options, Reports(sample_every=500), accelerator, resume=True)
     stage.model.load_state_dict(weights)
-    parts = {"autoencoder": dict(autoencoder.state_dict()), **latent_codec_parts(stage.model)}
-    config = BundleConfig("roi", load_recipe("tiny-cpu").autoencoder.network, recipe.network)
-    return Codec(Bundle(config, parts, (), None, dtype=fast_dtype()))
+    parts = {
+        "autoencoder": dict(autoencoder.state_dict()),
+        "captioner-0": dict(tagger.state_dict()),
+        **latent_codec_parts(stage.model),
+    }
+    config = BundleConfig(
+        "roi", load_recipe("tiny-cpu").autoencoder.network, recipe.network, captioners=(tagger.config,)
+    )
+    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    return Codec(Bundle(config, parts, vocabulary, None, dtype=fast_dtype()))
 
 
 def measure(codec: Codec, photos: list[Photo]) -> list[dict[str, float]]:
@@ -130,6 +162,8 @@ def main() -> None:
     parser.add_argument(
         "--autoencoder", type=Path, required=True, help="run folder with autoencoder.safetensors"
     )
+    parser.add_argument("--teacher", required=True, help="a MobileNet-v2 as a TorchScript file")
+    parser.add_argument("--captioner-steps", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=Path("runs/roi"))
     parser.add_argument("--background", type=float, default=0.15)
     parser.add_argument("--steps", type=int, default=2000)
@@ -148,9 +182,10 @@ def main() -> None:
     held_out = np.random.default_rng(0).permutation(drawn)[: arguments.held_out].tolist()
     seen = Chosen(photos, sorted(set(annotated) - set(held_out)))
     tests = [photo for photo in map(photos.__getitem__, held_out) if photo is not None]
+    tagger = train_captioner(arguments, seen, arguments.folder / "captioner")
     curves = {}
     for name, background in (("plain", 1.0), ("roi", arguments.background)):
-        codec = run(arguments, background, seen, arguments.folder / name)
+        codec = run(arguments, background, seen, tagger, arguments.folder / name)
         curves[name] = measure(codec, tests)
     result = {
         "command": f"benchmarks/roi.py --steps {arguments.steps} --crop {arguments.crop} --batch {arguments.batch} "

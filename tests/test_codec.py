@@ -356,33 +356,48 @@ def test_the_five_public_names() -> None:
     assert slimcodec.decode(data, steps=0).size == (48, 48)
 
 
-def test_a_compressor_with_a_roi_finder_codes_and_tiles() -> None:
+def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     from small import small_bundle
 
     from slimcodec.models.bundle import Bundle
+    from slimcodec.models.captioner import Tagger
     from slimcodec.models.compressor import Compressor
-    from slimcodec.training.export import latent_codec_parts
-    from slimcodec.training.latent_codec import LatentCodec
 
     plain = small_bundle()
-    config = replace(plain.config, compressor=replace(plain.config.compressor, roi_width=8))
+    config = replace(
+        plain.config,
+        compressor=replace(plain.config.compressor, roi=True),
+        captioners=(replace(plain.config.captioners[0], roi=True),),
+    )
     torch.manual_seed(1)
-    model = LatentCodec(Compressor(config.compressor), plain.autoencoder)
+    compressor, tagger = Compressor(config.compressor), Tagger(config.captioners[0])
+    compressor.load_state_dict(plain.compressor.state_dict(), strict=False)
+    tagger.load_state_dict(plain.captioners[0].state_dict(), strict=False)
+    assert compressor.roi is not None
     with torch.no_grad():
-        assert model.compressor.finder is not None
-        model.compressor.finder.outside.fill_(-0.2)
-        model.compressor.load_state_dict(plain.compressor.state_dict(), strict=False)
+        compressor.roi.beside.weight.zero_()
+        compressor.roi.outside.fill_(-0.5)
+        tagger.roi_coarse.weight.normal_()
     parts = {name: dict(state) for name, state in plain.stored.items()}
-    parts |= {"compressor": latent_codec_parts(model)["compressor"]}
+    # what is stored stays as it is: quantising a second time may round otherwise
+    for part, module in (("compressor", compressor), ("captioner-0", tagger)):
+        parts[part] |= {name: value for name, value in module.state_dict().items() if name.startswith("roi")}
     bundle = Bundle(config, parts, plain.vocabulary, plain.text)
-    # the finder is the encoder's own business: files and their id stay
+    # how the encoder looks at a picture is its own business: files and their id stay
     assert bundle.bundle_id == plain.bundle_id
-    picture = photo("chelsea", 150, 110)
-    codec = Codec(bundle)
-    roi = codec.bundle.compressor.find_roi(codec._latents(np.asarray(picture)))
-    assert roi is not None and roi.shape == (1, 1, 7, 10)
+    picture, codec = photo("chelsea", 150, 110), Codec(bundle)
+    pixels = np.asarray(picture)
+    _, roi = codec._look(pixels, codec._latents(pixels), named=False)
+    assert roi is not None and roi.shape == (1, 1, 7, 10) and 0 <= float(roi.min()) < float(roi.max()) <= 1
+    assert codec.bit_map(picture, 90).sum() < Codec(plain).bit_map(picture, 90).sum()
+    # what is outside gets fewer bits
+    left = torch.zeros(1, 1, 7, 10)
+    left[..., :5] = 1
+    latents = codec._latents(pixels)
+    maps = [bundle.coder.bit_map(codec._quantise(latents, 90, roi)) for roi in (None, left)]
+    assert maps[1][:, 5:].sum() < 0.6 * maps[0][:, 5:].sum()
+    assert maps[1][:, :5].sum() > 0.9 * maps[0][:, :5].sum()
     data = codec.encode(picture, 90)
-    assert data != Codec(plain).encode(picture, 90)
     assert np.array_equal(np.asarray(codec.decode(data, 0)), np.asarray(Codec(plain).decode(data, 0)))
     assert np.array_equal(
         codec.quantise(picture, 90).symbols(), Codec(bundle, tile=3).quantise(picture, 90).symbols()

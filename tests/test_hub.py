@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from photos import photo
 from pretrained import FAMILIES, save_blip, save_clip, save_pipeline, tiny_autoencoder
 
 import slimcodec
+import slimcodec.training.create
 from slimcodec import ModelMismatchError, SlimError
 from slimcodec.cli import main
 from slimcodec.codec import Codec
@@ -30,6 +32,7 @@ OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_
 #: decodes the .slim files of a folder with the bundle of their name, at several numbers of steps, in a fresh process
 DECODE = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 import slimcodec
 folder = Path(sys.argv[1])
@@ -38,6 +41,14 @@ for file in sorted(folder.glob("*.slim")):
     for steps in (0, 1, 4):
         codec.decode(file, steps=steps).save(folder / f"{file.stem}-{steps}.png")
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples() -> Iterator[None]:
+    """Untrained compressors are made from fewer pictures than users' are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slimcodec.training.create, "SAMPLES", 3)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ SETTINGS = [
     "precision=no",
     "compressor.network.width=16",
     "compressor.network.hyper_width=16",
-    "compressor.network.roi_width=8",
     "compressor.network.prior.width=16",
     "compressor.network.prior.head_width=16",
     "compressor.network.prior.hyper_channels=4",

@@ -282,14 +282,15 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
             self.config = CaptionerConfig(tags=3, side=8)
             self.head = nn.Linear(1, 3)
 
-        def forward(self, pictures: Tensor) -> Tensor:
-            return self.head(pictures.mean((1, 2, 3))[:, None])
+        def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+            return self.head(pictures.mean((1, 2, 3))[:, None]), None
 
     tagger: Any = Bias()
     stage = CaptionerStage(tagger, Any, ("a", "b", "c"), [says])  # type: ignore[arg-type]
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
-    views = Views(pictures, targets, torch.tensor([True, False]), range(2))
+    masks = torch.full((2, 1, 1, 1), -1.0)
+    views = Views(pictures, targets, torch.tensor([True, False]), masks, range(2))
     with torch.no_grad():
         tagger.head.weight.zero_()
         tagger.head.bias.copy_(torch.tensor([0.0, -1, -2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -95,10 +95,11 @@ class Codec:
         height, width = pixels.shape[:2]
         self._check_area(width, height, max_pixels)
         latents = self._latents(pixels)
-        section = self._caption_section(caption, pixels)
+        found, roi = self._look(pixels, latents, named=caption == "auto")
+        section = self._caption_section(found if caption == "auto" else caption)
 
         def file(quality: int) -> bytes:
-            payload = self.bundle.coder.write(self._quantise(latents, quality))
+            payload = self.bundle.coder.write(self._quantise(latents, quality, roi))
             bundle_id = bytes.fromhex(self.bundle.bundle_id)
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
@@ -109,7 +110,16 @@ class Codec:
     @torch.inference_mode()
     def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
-        return self._quantise(self._latents(load_image(image)), quality)
+        return next(self.quantise_each(image, (quality,)))
+
+    @torch.inference_mode()
+    def quantise_each(self, image: ImageLike, qualities: Iterable[int]) -> Iterator[CodedLatent]:
+        """``quantise`` at several qualities; the picture's latent is computed once."""
+        pixels = load_image(image)
+        latents = self._latents(pixels)
+        roi = self._look(pixels, latents, named=False)[1]
+        for quality in qualities:
+            yield self._quantise(latents, quality, roi)
 
     def latents(self, image: ImageLike) -> Tensor:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
@@ -135,11 +145,9 @@ class Codec:
         )
 
     @torch.inference_mode()
-    def _quantise(self, latents: Tensor, quality: int) -> CodedLatent:
+    def _quantise(self, latents: Tensor, quality: int, roi: Tensor | None = None) -> CodedLatent:
         compressor = self.bundle.compressor
         level = compressor.level(torch.tensor([quality], device=latents.device))
-        # the finder sees the whole picture: a latent is small
-        roi = compressor.find_roi(latents)
         channels = latents.shape[1]
         values = tiled(
             lambda x: compressor.analyse(x[:, :channels], level, None if roi is None else x[:, channels:]),
@@ -151,25 +159,27 @@ class Codec:
         return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
 
     @torch.inference_mode()
-    def _caption_section(self, caption: str | None, pixels: Pixels) -> bytes:
-        if caption == "auto":
-            caption = self._auto_caption(pixels)
-        if caption is None:
-            return b""
-        return encode_caption(caption, self.bundle.vocabulary)
-
-    def _auto_caption(self, pixels: Pixels) -> str | None:
-        model = self.bundle.caption_model
+    def _look(self, pixels: Pixels, latents: Tensor, named: bool) -> tuple[str | None, Tensor | None]:
+        """What the captioner names, and the interest [1, 1, h, w] in [0, 1] of every latent position, where it tells."""
+        config, model = self.bundle.config, self.bundle.caption_model
         if model is not None:
             with self.bundle.lock:
-                return model(pixels)
-        if not self.bundle.captioners:
-            return None
+                return model(pixels) if named else None, None
+        located = config.compressor.roi and bool(config.captioners) and config.captioners[0].roi
+        if not (config.captioners and (named or located)):
+            return None, None
         tagger = self.bundle.captioners[0]
         side = tagger.config.side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
         square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        return tagger.name(self._as_tensor(np.asarray(square)), self.bundle.vocabulary)[0]
+        logits, roi = tagger.look(self._as_tensor(np.asarray(square)))
+        if located and roi is not None:
+            roi = F.interpolate(roi, latents.shape[2:], mode="bilinear").sigmoid()
+        return tagger.name(logits, self.bundle.vocabulary)[0], roi if located else None
+
+    @torch.inference_mode()
+    def _caption_section(self, caption: str | None) -> bytes:
+        return b"" if caption is None else encode_caption(caption, self.bundle.vocabulary)
 
     def _as_tensor(self, pixels: Pixels) -> Tensor:
         # the array's own order is channels-last, which the convolutions like best
@@ -214,18 +224,23 @@ class Codec:
     def decompress(self, data: Source, *, max_pixels: int | None = None) -> Rough:
         """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
         container, coded = self.read(data, max_pixels=max_pixels)
+        latents = self.synthesise(coded, container.quality)
+        caption = decode_caption(container.caption, self.bundle.vocabulary) if container.caption else None
+        return Rough(
+            latents, container, caption.text if caption else None, caption.index if caption else None
+        )
+
+    @torch.no_grad()
+    def synthesise(self, coded: CodedLatent, quality: int) -> Tensor:
+        """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
         compressor = self.bundle.compressor
-        level = compressor.level(torch.tensor([container.quality], device=self.bundle.device))
-        latents = tiled(
+        level = compressor.level(torch.tensor([quality], device=self.bundle.device))
+        return tiled(
             lambda x: compressor.synthesise(x, level),
             coded.values,
             tile=self.tile,
             margin=compressor.synthesis_radius,
             cell_out=compressor.config.patch,
-        )
-        caption = decode_caption(container.caption, self.bundle.vocabulary) if container.caption else None
-        return Rough(
-            latents, container, caption.text if caption else None, caption.index if caption else None
         )
 
     @torch.inference_mode()

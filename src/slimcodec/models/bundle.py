@@ -52,15 +52,8 @@ EMBEDDED = "slim-tiny"
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
-    "compressor": (
-        "analysis.",
-        "enter.",
-        "finder.",
-        "outside",
-        "log_gain",
-        "hyper_analysis.",
-        "log_hyper_gain",
-    ),
+    "compressor": ("analysis.", "enter.", "roi.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "captioner-0": ("roi_",),
 }
 #: settings that do not change what a file means: those of the encoder, and defaults that a user may override
 NOT_IN_ID = (
@@ -73,8 +66,9 @@ NOT_IN_ID = (
     "autoencoder.encoder_blocks",
     "compressor.analysis_blocks",
     "compressor.hyper_width",
-    "compressor.roi_width",
+    "compressor.roi",
     "captioners.threshold",
+    "captioners.roi",
     "captioners.dropout",
     # where a pretrained part comes from: what it is, its hash says
     "caption_model",
@@ -182,10 +176,8 @@ class Bundle:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
             for part in (module.analysis, module.synthesis, module.hyper_analysis):
                 part.to(self.dtype)
-            if module.finder is not None:
-                # its table of offsets stays in float32
-                for child in module.finder.children():
-                    child.to(self.dtype)
+            if module.roi is not None:
+                module.roi.beside.to(self.dtype)
             return module
 
         return self._part("compressor", build)

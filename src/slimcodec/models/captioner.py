@@ -27,13 +27,14 @@ FEATURES = 1280
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """What a ``Tagger`` sees and names: pictures squeezed to ``side`` pixels, a number of tags."""
+    """What a ``Tagger`` sees and names: pictures squeezed to ``side`` pixels, a number of tags; ``roi``: and where that is."""
 
     tags: int = 1116
     side: int = 128
     dropout: float = 0.2
     #: below this probability no tag is named
     threshold: float = 0.2
+    roi: bool = False
 
 
 class SameConv(nn.Conv2d):
@@ -77,26 +78,46 @@ class Tagger(nn.Module):
         layers: list[nn.Module] = [SameConv(3, 32, 3, 2), nn.ReLU6(inplace=True)]
         channels = 32
         for expansion, width, blocks, stride in STAGES:
+            if width == STAGES[-2][1]:
+                # up to here at a sixteenth of the resolution: where things are is still seen
+                self.middle, middle_channels = len(layers), channels
             for number in range(blocks):
                 layers.append(InvertedResidual(channels, width, stride if number == 0 else 1, expansion))
                 channels = width
         self.body = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(FEATURES, config.tags)
+        if config.roi:
+            self.roi_fine, self.roi_coarse = nn.Conv2d(middle_channels, 1, 1), nn.Conv2d(FEATURES, 1, 1)
+            with torch.no_grad():
+                # nothing is known at first: a random guess over so many features would be a loud one
+                for head in (self.roi_fine, self.roi_coarse):
+                    head.weight.zero_()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32."""
+    def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
+
+        And, with ``config.roi``, logits [B, 1, side/16, side/16] of the region of interest.
+        """
         side = self.config.side
         if pictures.shape[2:] != (side, side):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        pooled = self.body(pictures.to(dtype_of(self.body))).float().mean((2, 3))
-        logits: Tensor = self.head(self.dropout(pooled))
-        return logits
+        middle = self.body[: self.middle](pictures.to(dtype_of(self.body)))
+        last = self.body[self.middle :](middle).float()
+        logits: Tensor = self.head(self.dropout(last.mean((2, 3))))
+        if not self.config.roi:
+            return logits, None
+        fine = self.roi_fine(middle.float())
+        coarse = F.interpolate(self.roi_coarse(last), fine.shape[2:], mode="bilinear")
+        return logits, fine + coarse
 
-    @torch.no_grad()
-    def name(self, pictures: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
-        """The caption of each picture, "a photo of a {tag}", or None where no tag is likely enough."""
-        probability, tag = self(pictures).softmax(1).max(1)
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] to logits [B, tags], float32."""
+        return self.look(pictures)[0]
+
+    def name(self, logits: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
+        """The caption of each picture by its logits [B, tags], "a photo of a {tag}", or None where no tag is likely enough."""
+        probability, tag = logits.softmax(1).max(1)
         return [
             tag_phrase(vocabulary[int(index)]) if float(p) >= self.config.threshold else None
             for p, index in zip(probability, tag, strict=True)

@@ -1,8 +1,8 @@
 """The RoI latent compressor: latents to symbols at any quality, and symbols to the decompressed latent.
 
 One model covers qualities 1..100 by gain vectors interpolated between trained levels (Cui et al. 2021, "Asymmetric gained
-deep image compression"). The analysis predicts a gate for every coefficient. Trained with RoI masks, a finder tells where the
-region of interest is, the gate learns to shut the rest off, and no mask is needed at inference.
+deep image compression"). The analysis predicts a gate for every coefficient: trained with RoI masks, it learns to shut the
+background off. At inference no mask is needed: the captioner, which looks at the picture anyway, tells where the region is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
-from slimcodec.models.roi_finder import RoiFinder
+from slimcodec.models.roi_gate import RoiGate
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns
 GATE = 3.0
@@ -26,7 +26,7 @@ class CompressorConfig:
     """Sizes of a ``Compressor``.
 
     ``patch`` latent positions a side become one coded position (1 for slim-tiny, 2 for latents at 1/8 resolution).
-    ``roi_width`` is the width of the RoI finder, 0 = none.
+    ``roi``: whether the analysis is told where the region of interest is.
     """
 
     latent_channels: int = 128
@@ -36,7 +36,7 @@ class CompressorConfig:
     synthesis_blocks: int = 2
     hyper_width: int = 96
     prior: PriorConfig = field(default_factory=PriorConfig)
-    roi_width: int = 0
+    roi: bool = False
 
 
 class LevelBranch(nn.Module):
@@ -74,7 +74,7 @@ class Compressor(nn.Module):
         self.leave: nn.Module = nn.Identity() if same else nn.Conv2d(channels, inner, 1)
         self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
         self.synthesis = LevelBranch(channels, width, channels, config.synthesis_blocks, levels)
-        self.finder = RoiFinder(channels, width, levels, config.roi_width) if config.roi_width else None
+        self.roi = RoiGate(channels, width, levels) if config.roi else None
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))
         self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
         hidden = config.hyper_width
@@ -101,24 +101,18 @@ class Compressor(nn.Module):
         """Quality [B] in 1..100 as a position between trained levels."""
         return quality_to_level(quality, self.config.prior.levels)
 
-    def find_roi(self, latents: Tensor) -> Tensor | None:
-        """Logits [B, 1, h, w] of the region of interest that the encoder sees in latents; None without a finder."""
-        if self.finder is None:
-            return None
-        found: Tensor = self.finder(self.enter(F.pixel_unshuffle(latents, self.config.patch)))
-        return F.interpolate(found, scale_factor=self.config.patch, mode="nearest")
-
     def analyse(self, latents: Tensor, level: Tensor, roi: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] to values y [B, channels, h/patch, w/patch], float32, that are rounded to symbols.
 
-        ``roi``: what ``find_roi`` says of these latents.
+        ``roi`` [B, 1, h, w] in [0, 1] is the interest in every position, None for everywhere.
         """
         x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
-        beside, outside = None, torch.zeros(())
-        if self.finder is not None and roi is not None:
-            beside, outside = self.finder.condition(F.avg_pool2d(roi, self.config.patch), level)
+        beside, outside = None, torch.zeros((), device=latents.device)
+        if self.roi is not None:
+            interest = torch.ones_like(latents[:, :1]) if roi is None else roi
+            beside, outside = self.roi(F.avg_pool2d(interest, self.config.patch), level)
         residual, gate = self.analysis(x, level, beside).float().chunk(2, dim=1)
-        kept = (x.float() + residual) * torch.sigmoid(gate + outside.to(gate.device) + GATE)
+        kept = (x.float() + residual) * torch.sigmoid(gate + outside + GATE)
         return kept * at_level(self.log_gain, level).exp()[..., None, None]
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:

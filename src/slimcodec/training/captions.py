@@ -89,6 +89,7 @@ class RoiCaptioner:
         crop = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         if self.bundle is not None:
             picture = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
-            (name,) = self.bundle.captioners[0].name(picture, self.bundle.vocabulary)
+            tagger = self.bundle.captioners[0]
+            (name,) = tagger.name(tagger(picture), self.bundle.vocabulary)
             return clean_caption(name or "")
         return self.model(crop)

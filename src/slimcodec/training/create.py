@@ -159,8 +159,9 @@ def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> 
     errors: tuple[list[float], list[float]] = ([], [])
     for picture in pictures:
         latents = codec.latents(picture)
-        for quality, found in zip((1, 100), errors, strict=True):
-            rough = codec.decode_latent(codec.encode(picture, quality, None))
+        coded = codec.quantise_each(picture, (1, 100))
+        for quality, symbols, found in zip((1, 100), coded, errors, strict=True):
+            rough = codec.synthesise(symbols, quality)[0]
             found.append(float((rough - latents).square().mean()))
     low, high = (float(np.mean(found)) ** 0.5 for found in errors)
     return fitting_strength((low, high), load_scheduler(bundle.found("scheduler")))

@@ -133,35 +133,51 @@ class Crops:
         return Batch(scaled, torch.stack(masks)[:, None].float(), captions, numbers)
 
 
-def view(photo: Photo, size: int, rng: np.random.Generator, smallest_area: float) -> Tensor:
-    """A random view for classification, [3, size, size] uint8: a part of the photo, squeezed to a square, maybe flipped."""
+def view(
+    photo: Photo, size: int, rng: np.random.Generator, smallest_area: float
+) -> tuple[Tensor, Tensor | None]:
+    """A random view for classification: a part of the photo, squeezed to a square, maybe flipped.
+
+    Picture [3, size, size] uint8, and the mask [size/16, size/16] in [0, 1] of the same place where the photo has one.
+    """
     height, width = photo.pixels.shape[:2]
     area = rng.uniform(smallest_area, 1.0)
     stretch = np.exp(rng.uniform(-0.25, 0.25))
     columns = min(width, round(width * np.sqrt(area) * stretch))
     rows = min(height, round(height * np.sqrt(area) / stretch))
     x, y = int(rng.integers(0, width - columns + 1)), int(rng.integers(0, height - rows + 1))
-    part = Image.fromarray(photo.pixels).resize(
-        (size, size), Image.Resampling.BILINEAR, box=(x, y, x + columns, y + rows)
-    )
-    pixels = np.asarray(part)
-    if rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    flip = rng.random() < 0.5
+
+    def part(image: Image.Image, side: int, across: float, down: float) -> NDArray[Any]:
+        box = (x * across, y * down, (x + columns) * across, (y + rows) * down)
+        seen = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+        return seen[:, ::-1] if flip else seen
+
+    pixels = part(Image.fromarray(photo.pixels), size, 1.0, 1.0)
+    mask = None
+    if photo.mask is not None:
+        full = Image.fromarray(photo.mask)
+        mask = torch.from_numpy(part(full, size // 16, full.width / width, full.height / height).copy())
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), mask
 
 
 @dataclass
 class Views:
-    """Views for classification: pictures [B, 3, S, S] in [-1, 1], probabilities [B, tags], whether a label was known [B]."""
+    """Views for classification.
+
+    Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
+    -1 where there is none.
+    """
 
     pictures: Tensor
     targets: Tensor
     known: Tensor
+    masks: Tensor
     numbers: range
 
     def to(self, device: torch.device) -> Views:
         """The views with their tensors on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pictures", "targets", "known")}
+        moved = {name: getattr(self, name).to(device) for name in ("pictures", "targets", "known", "masks")}
         return replace(self, **moved)
 
 
@@ -183,10 +199,10 @@ class LabelledViews:
         seed: int,
         thumbnail_share: float = 0.15,
         smallest_area: float = 0.5,
-        nameless: bool = False,
+        watched: bool = False,
     ) -> None:
-        """``nameless``: take photos without label and opinion too; their target is zero."""
-        self.nameless = nameless
+        """``watched``: classifiers will look at every view, so that what they said of the photo does not count."""
+        self.watched = watched
         self.photos, self.thumbnails = photos, thumbnails
         self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
         self.thumbnail_share = thumbnail_share if thumbnails is not None else 0.0
@@ -197,25 +213,29 @@ class LabelledViews:
     def __call__(self, step: int, share: Share = WHOLE) -> Views:
         numbers = share.numbers(self.batch)
         parts = [self._one(step, generator(self.seed, step, number)) for number in numbers]
-        pictures, targets, known = zip(*parts, strict=True)
+        pictures, targets, known, masks = zip(*parts, strict=True)
         scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Views(scaled, torch.stack(targets), torch.tensor(known), numbers)
+        return Views(scaled, torch.stack(targets), torch.tensor(known), torch.stack(masks)[:, None], numbers)
 
-    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool]:
+    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor]:
         for _ in range(MANY):
             thumbnail = self.thumbnails is not None and rng.random() < self.thumbnail_share
             source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
             photo = draw(source, step, rng)
             tag = self.tags.get(photo.label or "", -1)
-            if photo.logits is None and tag < 0 and not self.nameless:
+            logits = None if self.watched else photo.logits
+            if logits is None and tag < 0 and not self.watched:
                 continue
             target = torch.zeros(self.count)
-            if photo.logits is not None:
-                probability = photo.logits.softmax(0)
+            if logits is not None:
+                probability = logits.softmax(0)
                 target[: len(probability)] = probability * (0.5 if tag >= 0 else 1.0)
             if tag >= 0:
-                target[tag] += 0.5 if photo.logits is not None else 1.0
-            return view(photo, self.size, rng, self.smallest_area), target, tag >= 0
+                target[tag] += 0.5 if logits is not None else 1.0
+            picture, mask = view(photo, self.size, rng, self.smallest_area)
+            if mask is None:
+                mask = torch.full((self.size // 16, self.size // 16), -1.0)
+            return picture, target, tag >= 0, mask
         raise SlimError(
             "the photos have neither labels from the vocabulary nor classifiers' opinions: give teachers.models, or labels"
         )

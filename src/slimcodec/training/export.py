@@ -35,8 +35,8 @@ def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> Symbol
     tables = codec.bundle.coder.tables
     counts = np.zeros(len(tables.frequencies), np.int64)
     for picture in pictures:
-        for quality in FITTED_QUALITIES:
-            for part in codec.quantise(picture, quality).passes:
+        for coded in codec.quantise_each(picture, FITTED_QUALITIES):
+            for part in coded.passes:
                 counts += tables.count(part.symbols, part.indices)
     return SymbolTables.from_counts(_scales(), counts)
 

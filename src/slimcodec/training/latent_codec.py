@@ -123,17 +123,22 @@ def start_as_transform(
 
 @dataclass
 class Coded:
-    """A pass through the compressor in training: what comes back, bits per picture [B], and the RoI that was found."""
+    """A pass through the compressor in training: what comes back, and bits per picture [B]."""
 
     latents: Tensor
     bits: Tensor
     hyper_bits: Tensor
-    roi: Tensor | None
 
 
 def straight_round(x: Tensor) -> Tensor:
     """Rounding whose gradient is one (straight-through)."""
     return x + (x.round() - x).detach()
+
+
+def interest(masks: Tensor, latents: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] as coarse a map [B, 1, h, w] of interest in the latents' positions as a captioner can tell."""
+    coarse = nn.functional.avg_pool2d(masks, masks.shape[2] // latents.shape[2])
+    return nn.functional.avg_pool2d(coarse, 3, 1, 1, count_include_pad=False)
 
 
 def rate_bits(residual: Tensor, index: Tensor, rate: str, noise: Tensor | None = None) -> Tensor:
@@ -155,11 +160,16 @@ def rate_bits(residual: Tensor, index: Tensor, rate: str, noise: Tensor | None =
 
 
 def code(
-    model: LatentCodec, latents: Tensor, quality: Tensor, rate: str, draws: Draws | None = None
+    model: LatentCodec,
+    latents: Tensor,
+    quality: Tensor,
+    rate: str,
+    draws: Draws | None = None,
+    roi: Tensor | None = None,
 ) -> Coded:
     """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B] (see ``rate_bits``).
 
-    ``draws`` gives the noise of the rate, for all models but ``rounded``.
+    ``draws`` gives the noise of the rate, for all models but ``rounded``; ``roi`` is the interest [B, 1, h, w] in every position.
 
     The synthesis and the context see rounded symbols (straight-through).
     """
@@ -171,7 +181,6 @@ def code(
 
     compressor, network = model.compressor, model.prior
     level = compressor.level(quality)
-    roi = compressor.find_roi(latents)
     values = compressor.analyse(latents, level, roi)
     hyper = compressor.hyper_analyse(values, level)
     with torch.autocast(latents.device.type, enabled=False):
@@ -200,4 +209,4 @@ def code(
         grid = grid.clone()
         grid[:, ~anchors] = rest
     decoded = compressor.synthesise(grid.permute(0, 3, 1, 2), level)
-    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits, roi)
+    return Coded(decoded, first_bits + rest_bits + hyper_bits, hyper_bits)

@@ -146,7 +146,7 @@ class Run:
                 self._start_from_embedded(tagger)
         watching = teachers if recipe.teachers_see_views else []
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=bool(teachers) and not watching),
+            self.materials.photos(recipe.optimisation, opinions=bool(teachers) or self._masks_by_networks),
             self.materials.vocabulary,
             self.materials.thumbnails,
             size=watching[0].side if watching else tagger.config.side,
@@ -154,7 +154,7 @@ class Run:
             seed=recipe.optimisation.seed,
             thumbnail_share=recipe.thumbnail_share,
             smallest_area=recipe.smallest_area,
-            nameless=bool(watching),
+            watched=bool(watching),
         )
         stage = CaptionerStage(tagger, views, self.materials.vocabulary, watching)
         self._train(stage, recipe.optimisation)
@@ -422,7 +422,8 @@ class Run:
                 "the captioner cannot start from the embedded one, whose vocabulary is another: set teachers.models, or "
                 "captioner.start_from_weights=false"
             )
-        tagger.load_state_dict(embedded.captioners[0].state_dict())
+        # where things are may still be to learn
+        tagger.load_state_dict(embedded.captioners[0].state_dict(), strict=False)
 
     def _tagger(self) -> Tagger:
         return Tagger(replace(self.recipe.captioner.network, tags=len(self.materials.vocabulary)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimcodec.models.captioner import Tagger
 from slimcodec.training.data import LabelledViews, Views
@@ -15,6 +15,8 @@ from slimcodec.training.stages.common import BaseStage
 
 #: weight of a known label beside a classifier's opinion
 LABEL_SHARE = 0.5
+#: weight of the region of interest beside the names
+ROI_WEIGHT = 1.0
 
 
 class CaptionerStage(BaseStage):
@@ -37,9 +39,9 @@ class CaptionerStage(BaseStage):
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """- sum_k p_k log softmax(T(x))_k."""
+        """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
         self.model.train()
-        logits = self.model(batch.pictures)
+        logits, roi = self.model.look(batch.pictures)
         targets = batch.targets
         if self.teachers:
             teacher = self.teachers[draws.common(0, len(self.teachers))]
@@ -53,16 +55,27 @@ class CaptionerStage(BaseStage):
         if batch.known.any():
             right = logits.argmax(1) == batch.targets.argmax(1)
             terms["top1_train"] = right[batch.known].float().mean()
+        masked = batch.masks[:, 0, 0, 0] >= 0
+        if roi is not None and masked.any():
+            masks = nn.functional.interpolate(batch.masks[masked], roi.shape[2:], mode="bilinear")
+            missed = nn.functional.binary_cross_entropy_with_logits(roi[masked], masks)
+            share = masked.float().mean()
+            terms["roi_entropy"] = missed.detach()
+            terms["roi_right"] = ((roi[masked].detach() > 0) == (masks > 0.5)).float().mean()
+            loss = loss + ROI_WEIGHT * share * missed
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
-        """Views with what they should and do say."""
-        found = self.model(batch.pictures).softmax(1).max(1)
-        tiles = [
-            Tile.of(
-                picture,
-                f"{self.vocabulary[int(tag)]} {float(p):.0%} / {self.vocabulary[int(target.argmax())]}",
-            )
-            for picture, p, tag, target in zip(batch.pictures, *found, batch.targets, strict=True)
-        ]
-        return [tiles[n : n + 4] for n in range(0, len(tiles), 4)]
+        """Views with what they should and do say, and the regions of interest wanted and found."""
+        logits, roi = self.model.look(batch.pictures)
+        size = (batch.pictures.shape[3], batch.pictures.shape[2])
+        rows = []
+        for n, (picture, target) in enumerate(zip(batch.pictures, batch.targets, strict=True)):
+            p, tag = logits[n].softmax(0).max(0)
+            wanted = self.vocabulary[int(target.argmax())] if batch.known[n] else "nobody said"
+            row = [Tile.of(picture, f"{self.vocabulary[int(tag)]} {float(p):.0%} / {wanted}")]
+            if roi is not None:
+                row.append(Tile.heat(batch.masks[n, 0].cpu(), size, "region of interest"))
+                row.append(Tile.heat(roi[n, 0].sigmoid().cpu(), size, "found"))
+            rows.append(row)
+        return rows

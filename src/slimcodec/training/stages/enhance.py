@@ -16,7 +16,7 @@ from slimcodec.models.prompt import PromptEncoder
 from slimcodec.models.text import CaptionEncoder
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.latent_codec import LatentCodec, code
+from slimcodec.training.latent_codec import LatentCodec, code, interest
 from slimcodec.training.losses import Fidelity, region_errors, roi_weights, weighted_mse
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage, rate_trouble
@@ -85,8 +85,10 @@ class EnhanceStage(BaseStage):
         for row, quality in enumerate(torch.linspace(1, 100, levels)):
             squares = []
             for step in range(batches):
-                latents = self.autoencoder.encode(self.batches(step).pictures)
-                decoded = code(self.codec, latents, quality.expand(len(latents)), "rounded").latents
+                batch = self.batches(step)
+                latents = self.autoencoder.encode(batch.pictures)
+                roi = interest(batch.masks, latents)
+                decoded = code(self.codec, latents, quality.expand(len(latents)), "rounded", roi=roi).latents
                 squares.append((decoded - latents).square().mean((0, 2, 3)))
             self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
 
@@ -96,11 +98,12 @@ class EnhanceStage(BaseStage):
         quality = 1 + 99 * draws.uniform() ** 1.5
         with torch.no_grad():
             latents = self.autoencoder.encode(batch.pictures)
+        roi = interest(batch.masks, latents)
         if self.objective is None:
             with torch.no_grad():
-                coded = code(self.codec, latents, quality, "rounded")
+                coded = code(self.codec, latents, quality, "rounded", roi=roi)
         else:
-            coded = code(self.codec, latents, quality, "mixed", draws)
+            coded = code(self.codec, latents, quality, "mixed", draws, roi)
         rough = coded.latents
         at_start = draws.every(START_SHARE)
         captions = dropped(batch.captions, self.caption_dropout, draws)
@@ -175,7 +178,7 @@ class EnhanceStage(BaseStage):
         ]
         for quality in (10, 40):
             level = torch.full((len(latents),), quality, device=latents.device)
-            rough = code(self.codec, latents, level, "rounded").latents
+            rough = code(self.codec, latents, level, "rounded", roi=interest(batch.masks, latents)).latents
             text = self.text(batch.captions)
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
             for words, made in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):

@@ -13,7 +13,7 @@ from slimcodec.models.latent_space import PretrainedAutoencoder
 from slimcodec.models.prompt import PromptEncoder
 from slimcodec.training.data import Crops
 from slimcodec.training.draws import Draws
-from slimcodec.training.latent_codec import LatentCodec, code
+from slimcodec.training.latent_codec import LatentCodec, code, interest
 from slimcodec.training.lora import LowRank
 from slimcodec.training.losses import Fidelity
 from slimcodec.training.stages.diffusion import by_energy
@@ -58,11 +58,12 @@ class PretrainedEnhanceStage(EnhanceStage):
         for quality in (1, 100):
             squares = []
             for step in range(batches):
-                latents = self.autoencoder.encode(self.batches(step).pictures.to(device))
+                batch = self.batches(step)
+                latents = self.autoencoder.encode(batch.pictures.to(device))
                 level = torch.full((len(latents),), quality, device=device)
-                squares.append(
-                    (code(self.codec, latents, level, "rounded").latents - latents).square().mean()
-                )
+                roi = interest(batch.masks.to(device), latents)
+                rough = code(self.codec, latents, level, "rounded", roi=roi).latents
+                squares.append((rough - latents).square().mean())
             errors.append(float(torch.stack(squares).mean().sqrt()))
         self.energy = self.autoencoder.latent_scale(latents[:2])
         config = self.enhancer.config
