@@ -161,10 +161,11 @@ class Codec:
     @torch.inference_mode()
     def _look(self, pixels: Pixels, latents: Tensor, named: bool) -> tuple[str | None, Tensor | None]:
         """What the captioner names, and the interest [1, 1, h, w] in [0, 1] of every latent position, where it tells."""
-        config, model = self.bundle.config, self.bundle.caption_model
+        config = self.bundle.config
+        model = self.bundle.caption_model if named else None
         if model is not None:
             with self.bundle.lock:
-                return model(pixels) if named else None, None
+                return model(pixels), None
         located = config.compressor.roi and bool(config.captioners) and config.captioners[0].roi
         if not (config.captioners and (named or located)):
             return None, None
