@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pretrained import autoencoder, tiny_autoencoder
 
+from slimcodec.models.blocks import dtype_of
 from slimcodec.models.latent_space import PretrainedAutoencoder
+from slimcodec.models.ldm import load_autoencoder
+from slimcodec.models.references import FoundPart
 
 
 def made(kind: str) -> PretrainedAutoencoder:
@@ -59,3 +63,13 @@ def test_the_scale_of_a_channel_is_its_energy_in_the_picture() -> None:
     space.decode = decode  # type: ignore[method-assign]
     scale = space.latent_scale(torch.randn(2, 4, 4, 4))
     assert torch.allclose(scale, torch.tensor([24.0, 8.0, 1e-4, 8.0]), rtol=1e-3)
+
+
+def test_half_precision_is_left_to_those_that_bear_it(tmp_path: Path) -> None:
+    for upcast in (True, False):
+        vae = autoencoder()
+        vae.register_to_config(force_upcast=upcast)
+        vae.save_pretrained(tmp_path / str(upcast))
+        space = load_autoencoder(FoundPart(tmp_path / str(upcast), "", "folder"), torch.float16)
+        assert dtype_of(space) == (torch.float32 if upcast else torch.float16)
+        assert load_autoencoder(FoundPart(tmp_path / str(upcast), "", "folder"), torch.bfloat16)

@@ -35,8 +35,6 @@ class PretrainedAutoencoder(nn.Module):
         self.latent_channels: int = config.latent_channels
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.shift = float(config.get("shift_factor") or 0.0)
-        # half precision overflows in some decoders, which then say so
-        self.full_precision = bool(config.get("force_upcast", False))
         if hasattr(vae, "tile_sample_min_size"):
             vae.tile_sample_min_size = max(_side(config.get("sample_size")), WHOLE_SIDE)
             vae.tile_latent_min_size = vae.tile_sample_min_size // self.stride

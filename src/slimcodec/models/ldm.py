@@ -130,12 +130,12 @@ def load_autoencoder(found: FoundPart, dtype: torch.dtype) -> PretrainedAutoenco
     """The latent space, frozen; in ``dtype``, or in float32 where half precision would overflow."""
     import diffusers
 
-    kind = read_json(found.folder / "config.json").get("_class_name")
-    vae = _load(getattr(diffusers, str(kind)), found, dtype)
-    space = PretrainedAutoencoder(vae)
-    if space.full_precision and dtype == torch.float16:
-        space.float()
-    return space.requires_grad_(False).eval()
+    settings = read_json(found.folder / "config.json")
+    if settings.get("force_upcast") and dtype == torch.float16:
+        # some decoders overflow in half precision, and say so
+        dtype = torch.float32
+    vae = _load(getattr(diffusers, str(settings.get("_class_name"))), found, dtype)
+    return PretrainedAutoencoder(vae).requires_grad_(False).eval()
 
 
 def load_unet(found: FoundPart, dtype: torch.dtype) -> Any:
