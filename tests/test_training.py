@@ -34,6 +34,7 @@ from slimcodec.training.losses import (
 )
 from slimcodec.training.photos import Photo
 from slimcodec.training.recipe import RECIPES, load_recipe
+from slimcodec.training.sheets import GAP, LINE, Tile, sheet
 from slimcodec.training.stages import CaptionerStage
 from slimcodec.training.teachers import start_from_classifier
 
@@ -299,3 +300,13 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
     # half its label and half the teacher for the first, the teacher alone for the second
     wanted = -(0.5 * scores[2] + 0.5 * scores[1] + scores[0]) / 2
     assert float(loss) == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_sheets_show_pictures_of_any_precision() -> None:
+    picture = torch.linspace(-1, 1, 3 * 8 * 8).view(3, 8, 8)
+    tile = Tile.of(picture.bfloat16(), "a picture with many words under it")
+    heat = Tile.heat(torch.linspace(0, 1, 4).view(2, 2).bfloat16(), (8, 8))
+    assert tile.pixels.shape == heat.pixels.shape == (8, 8, 3)
+    assert int(heat.pixels[0, 0, 0]) == 0 and int(heat.pixels[-1, -1, 0]) == 255
+    drawn = sheet([[tile, heat], [tile]])
+    assert drawn.size == (2 * 8 + 3 * GAP, 2 * (8 + LINE) + 3 * GAP)

@@ -28,9 +28,10 @@ class Tile:
         return cls(scaled.to(torch.uint8).permute(1, 2, 0).cpu().numpy(), words)
 
     @classmethod
-    def heat(cls, values: Any, size: tuple[int, int], words: str = "") -> Tile:
+    def heat(cls, values: Tensor, size: tuple[int, int], words: str = "") -> Tile:
         """A tile of a map [h, w] in 0..1 as grey, at ``size`` (width, height)."""
-        grey = Image.fromarray((np.asarray(values, np.float32).clip(0, 1) * 255).astype(np.uint8))
+        levels = values.detach().float().clamp(0, 1).mul(255).to(torch.uint8).cpu().numpy()
+        grey = Image.fromarray(levels)
         return cls(np.asarray(grey.resize(size, Image.Resampling.NEAREST).convert("RGB")), words)
 
 

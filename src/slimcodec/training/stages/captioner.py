@@ -75,7 +75,7 @@ class CaptionerStage(BaseStage):
             wanted = self.vocabulary[int(target.argmax())] if batch.known[n] else "nobody said"
             row = [Tile.of(picture, f"{self.vocabulary[int(tag)]} {float(p):.0%} / {wanted}")]
             if roi is not None:
-                row.append(Tile.heat(batch.masks[n, 0].cpu(), size, "region of interest"))
-                row.append(Tile.heat(roi[n, 0].sigmoid().cpu(), size, "found"))
+                row.append(Tile.heat(batch.masks[n, 0], size, "region of interest"))
+                row.append(Tile.heat(roi[n, 0].sigmoid(), size, "found"))
             rows.append(row)
         return rows

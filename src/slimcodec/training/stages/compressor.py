@@ -123,7 +123,7 @@ class CompressorStage(BaseStage):
         size = (batch.pictures.shape[3], batch.pictures.shape[2])
         roi = interest(batch.masks, latents)
         rows = [
-            [Tile.of(picture, "original"), Tile.heat(mask[0].cpu(), size, "region of interest")]
+            [Tile.of(picture, "original"), Tile.heat(mask[0], size, "region of interest")]
             for picture, mask in zip(batch.pictures, batch.masks, strict=True)
         ]
         for quality in (10, 40, 80):
