@@ -31,15 +31,14 @@ from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
-from slimcodec.models.ldm import refer_ldm
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
-from slimcodec.training.create import MEASURED, measured_strength, with_captioner
 from slimcodec.training.data import LabelledViews, Photos
 from slimcodec.training.export import fitted_tables, latent_codec_parts
+from slimcodec.training.hub import Made, open_model, pretrained_bundle
 from slimcodec.training.latent_codec import LatentCodec
 from slimcodec.training.loop import Optimisation, Stage, train
-from slimcodec.training.lora import add_lora, low_rank_part, merge_lora
+from slimcodec.training.lora import add_lora, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
 from slimcodec.training.materials import Materials
 from slimcodec.training.recipe import STAGES, Recipe
@@ -246,52 +245,22 @@ class Run:
         return Bundle(config, parts, vocabulary, text)
 
     def _pretrained_bundle(self, model: Bundle) -> Bundle:
-        device = str(self.accelerator.device)
-        codec = self._load_codec(model.autoencoder)
-        config = replace(model.config, compressor=self.recipe.compressor.network, training=self._history())
-        parts = latent_codec_parts(codec)
-        enhancer = replace(config.enhancer or EnhancerConfig(), mode="noise", noise=1.0)
-        if self._weights("enhance").exists():
-            state = part_of(self._load("enhance"), "lora")
-            low, high = (float(share) for share in state.pop("strength"))
-            parts["lora"] = low_rank_part(state)
-            enhancer = replace(enhancer, mode="trained", noise=self.recipe.ldm.noise, strength=(low, high))
-        vocabulary = self.materials.vocabulary
+        made = Made(
+            codec=self._load_codec(model.autoencoder),
+            low_rank=part_of(self._load("enhance"), "lora") if self._weights("enhance").exists() else {},
+            tagger=(self._tagger().config, self._load("captioner"))
+            if self._weights("captioner").exists()
+            else None,
+            vocabulary=self.materials.vocabulary,
+            training=self._history(),
+        )
         photos = list(self._some_photos(FITTED_PHOTOS))
-        draft = Bundle(config, parts, vocabulary, device=device)
-        parts |= latent_codec_parts(codec, fitted_tables(Codec(draft), photos))
-        if enhancer.mode == "noise":
-            draft = Bundle(config, parts, vocabulary, device=device)
-            strength = self.recipe.ldm.strength
-            measured = max(strength) <= 0
-            enhancer = replace(
-                enhancer, strength=measured_strength(draft, photos[:MEASURED]) if measured else strength
-            )
-        config = replace(config, enhancer=enhancer)
-        if self._weights("captioner").exists():
-            parts["captioner-0"] = self._load("captioner")
-            config = replace(config, captioners=(self._tagger().config,))
-        elif self.recipe.ldm.captioner:
-            config, parts, vocabulary = with_captioner(config, parts, vocabulary, self.recipe.ldm.captioner)
-        return Bundle(config, parts, vocabulary)
+        return pretrained_bundle(self.recipe, model, made, photos)
 
     @cached_property
     def pretrained(self) -> Bundle | None:
         """The pretrained model that the recipe names, as a bundle with no parts of ours; None where it names none."""
-        recipe, network = self.recipe.ldm, self.recipe.compressor.network
-        if not recipe.source:
-            return None
-        facts = refer_ldm(recipe.source, recipe.autoencoder, recipe.text_encoder)
-        if network.latent_channels != facts.latent_channels or network.patch < 2:
-            raise SlimError(
-                f"compressor.network: latents of {recipe.source} have {facts.latent_channels} channels; set "
-                f"latent_channels={facts.latent_channels}, patch=2 and prior.channels={4 * facts.latent_channels}"
-            )
-        enhancer = EnhancerConfig(
-            "trained", facts.latent_channels, noise=recipe.noise, strength=recipe.strength
-        )
-        config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
-        return Bundle(config, {}, (), device=str(self.accelerator.device))
+        return open_model(self.recipe, str(self.accelerator.device)) if self.recipe.ldm.source else None
 
     def _skipped(self, stage: str, what: str) -> bool:
         source = self.recipe.ldm.source
