@@ -30,13 +30,18 @@ def test_guidance_raises_the_score_within_its_bound() -> None:
     def tagger(latents: torch.Tensor) -> torch.Tensor:
         return latents.mean((2, 3)) @ weights.T
 
-    latents, scale = torch.randn(1, 4, 6, 6), torch.tensor([1.0, 0.5, 0.1, 2.0])
-    moved = guide_by_caption(latents, 3, [tagger], scale, 0.4)
+    def guided(strength: float, seed: int = 0) -> torch.Tensor:
+        return guide_by_caption(latents, 3, lambda x: x * 1.0, [tagger], scale, strength, seed)
+
+    latents, scale = torch.randn(1, 4, 40, 60), torch.tensor([1.0, 0.5, 0.1, 2.0])
+    moved = guided(0.4)
     before, after = (tagger(x).log_softmax(1)[0, 3] for x in (latents, moved))
     assert after > before
     change = (moved - latents) / scale[:, None, None]
     assert 0.1 < float(change.square().mean().sqrt()) <= 0.4 + 1e-5
-    assert torch.equal(guide_by_caption(latents, 3, [tagger], scale, 0.0), latents)
+    assert torch.equal(guided(0.0), latents)
+    # a file gives the same picture each time, and every step looks at another part
+    assert torch.equal(guided(0.4), moved) and not torch.equal(guided(0.4, seed=1), moved)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (20, 9), (33, 41)])

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
 
 if TYPE_CHECKING:
-    from slimcodec.models.captioner import Tagger
     from slimcodec.models.latent_coder import CodedLatent
 
 #: latent positions up to which caption guidance is applied: its gradient needs the whole picture in memory
@@ -288,9 +287,8 @@ class Codec:
         text = self.bundle.encode_captions([rough.caption])
         empty = self.bundle.encode_captions([None]) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
-        noise = seeded_noise(rough.latents.shape, zlib.crc32(rough.container.payload)).to(
-            rough.latents.device
-        )
+        seed = zlib.crc32(rough.container.payload)
+        noise = seeded_noise(rough.latents.shape, seed).to(rough.latents.device)
         latents = blended(
             lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
             rough.latents,
@@ -304,12 +302,16 @@ class Codec:
         if guidance and small and rough.tag is not None and self.bundle.captioners:
             level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
             lost = at_level(enhancer.error_scale, level)[0]
-            scores = [partial(self._scores, tagger) for tagger in self.bundle.captioners]
-            latents = guide_by_caption(latents, rough.tag, scores, lost, guidance)
+            latents = guide_by_caption(
+                latents,
+                rough.tag,
+                self.bundle.autoencoder.decode,
+                self.bundle.captioners,
+                lost,
+                guidance,
+                seed,
+            )
         return latents
-
-    def _scores(self, tagger: Tagger, latents: Tensor) -> Tensor:
-        return tagger(self.bundle.autoencoder.decode(latents))
 
     @torch.inference_mode()
     def _picture(self, latents: Tensor, container: Container) -> Image.Image:

@@ -176,28 +176,50 @@ class Enhancer(nn.Module):
         return state
 
 
+#: most that a view in guidance leaves out, and most that it is shifted by, as a share of a side
+VIEW_CROP, VIEW_SHIFT = 0.15, 0.05
+
+
 def guide_by_caption(
     latents: Tensor,
     tag: int,
+    decode: Callable[[Tensor], Tensor],
     taggers: Sequence[Callable[[Tensor], Tensor]],
     scale: Tensor,
     strength: float,
-    steps: int = 4,
+    seed: int,
+    steps: int = 8,
 ) -> Tensor:
     """Moves latents [1, C, h, w] uphill on the taggers' log-probability of ``tag`` (classifier guidance).
 
-    ``scale`` [C] is the standard deviation of what the compressor lost: directions that were not lost hardly move. The change
-    has a mean square of at most ``strength`` in those units (Dhariwal & Nichol 2021, equation 10, with a bounded step).
+    Every step one tagger sees another view of the decoded picture, shifted and cropped at random by ``seed``: what pleases one
+    network at one place is no evidence, what pleases them all from everywhere is. ``scale`` [C] is the standard deviation of what
+    the compressor lost: directions that were not lost hardly move. The change has a root mean square of at most ``strength`` in those
+    units (Dhariwal & Nichol 2021, equation 10, with a bounded step).
     """
+    rng = np.random.Generator(np.random.Philox(key=seed))
     # gradients are needed whatever mode the caller runs in, and clones are no inference tensors
     with torch.inference_mode(False), torch.enable_grad():
         latents, weight = latents.clone(), scale.clone()[:, None, None]
         moved = torch.zeros_like(latents)
         for step in range(steps):
             point = (latents + moved).requires_grad_()
-            score = taggers[step % len(taggers)](point).log_softmax(1)[:, tag].sum()
+            seen = _view(decode(point), rng)
+            score = taggers[step % len(taggers)](seen).log_softmax(1)[:, tag].sum()
             (gradient,) = torch.autograd.grad(score, point)
             direction = gradient * weight
             direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)
             moved = moved + (strength / steps) * weight * direction
         return latents + moved
+
+
+def _view(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+    """A random part of pictures [B, 3, H, W] after a cyclic shift."""
+    sides = pictures.shape[2:]
+    shifts = [int(rng.integers(-int(VIEW_SHIFT * side), int(VIEW_SHIFT * side) + 1)) for side in sides]
+    shifted = torch.roll(pictures, shifts, (2, 3))
+    share = rng.uniform(0, VIEW_CROP)
+    (top, height), (left, width) = (
+        (int(rng.integers(0, int(share * side) + 1)), side - int(share * side)) for side in sides
+    )
+    return shifted[:, :, top : top + height, left : left + width]
