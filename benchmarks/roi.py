@@ -66,7 +66,7 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
     """Trains a captioner that tells the region of interest, from a teacher's weights."""
     recipe = load_recipe("tiny-cpu").captioner
     vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
-    options = replace(recipe.optimisation, steps=arguments.captioner_steps)
+    options = replace(recipe.optimisation, steps=arguments.captioner_steps, warmup=20)
     tagger = Tagger(replace(recipe.network, tags=len(vocabulary), roi=True))
     teacher = load_teacher(arguments.teacher)
     start_from_classifier(tagger, teacher)

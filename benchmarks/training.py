@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,10 +71,15 @@ def main() -> None:
     )
     parser.add_argument("--config", default="tiny-cpu")
     parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument(
+        "--targets", type=Path, help="targets.pt of an earlier run on the same photos, to save its time"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.targets:
+            shutil.copy(arguments.targets, Path(folder) / "targets.pt")
         for stage in STAGES:
             rows.append(measure(stage, arguments.config, arguments.settings, folder))
             print(rows[-1], flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from slimcodec.training.stages.common import BaseStage
 LABEL_SHARE = 0.5
 #: weight of the region of interest beside the names
 ROI_WEIGHT = 1.0
+ROI_RATE = 20.0
 
 
 class CaptionerStage(BaseStage):
@@ -37,6 +39,13 @@ class CaptionerStage(BaseStage):
     ) -> None:
         self.model: Tagger = model
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """What tells the region of interest begins at nothing on features that are there already: it learns faster."""
+        located = [parameter for name, parameter in self.model.named_parameters() if name.startswith("roi_")]
+        ids = {id(parameter) for parameter in located}
+        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in ids]
+        return [{"params": rest, "lr": learning_rate}, {"params": located, "lr": learning_rate * ROI_RATE}]
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
