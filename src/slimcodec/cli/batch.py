@@ -156,7 +156,7 @@ def run_batch(
             tally.skipped.append(str(job.source))
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
-        with _progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
+        with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
             for job, outcome in zip(todo, outcomes, strict=True):
                 _finish(job, outcome, tally)
                 advance()
@@ -252,7 +252,7 @@ def _do(job: Job) -> Outcome:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def progress(total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on stderr if that is a terminal; yields the function to call after each file."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None
