@@ -25,17 +25,22 @@ import typer
 
 from slimcodec.cli.messages import FAILED, complain, describe, printable, say, stop
 from slimcodec.cli.paths import Job, find_inputs, plan
+from slimcodec.cli.removal import FileState, remove_source
 from slimcodec.container import SlimInfo
 from slimcodec.files import atomic_write
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read."""
+    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
+
+    ``spent``: the state of a source that is to be removed once ``data`` is safe on disk, None to keep it.
+    """
 
     data: bytes
     info: SlimInfo
     bytes_in: int
+    spent: FileState | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class Tally:
         complain(reason, source)
         self.failed.append((str(source), reason))
 
-    def add(self, job: Job, output: Output, seconds: float) -> None:
-        """Count a file that was written."""
+    def add(self, job: Job, output: Output, seconds: float, deleted: bool) -> None:
+        """Count a file that was written, and whether its source was deleted."""
         info = output.info
         self.bytes_in += output.bytes_in
         self.bytes_out += len(output.data)
@@ -92,6 +97,7 @@ class Tally:
                 "bpp": info.bpp,
                 "quality": info.quality,
                 "caption": info.caption,
+                "source_deleted": deleted,
                 "seconds": round(seconds, 4),
             }
         )
@@ -174,13 +180,20 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
     if outcome.output is None:
         tally.fail(job.source, outcome.error)
         return
+    output, deleted = outcome.output, False
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(job.target, outcome.output.data)
+        atomic_write(job.target, output.data, durable=output.spent is not None)
     except OSError as error:
         tally.fail(job.source, f"cannot write {job.target}: {describe(error)}")
-    else:
-        tally.add(job, outcome.output, outcome.seconds)
+        return
+    if output.spent is not None:
+        kept = "its warning asks for a look" if outcome.warnings else ""
+        kept = kept or remove_source(job, output.data, output.spent)
+        if kept:
+            tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
+        deleted = not kept
+    tally.add(job, output, outcome.seconds, deleted)
 
 
 def _outcomes(work: Work, todo: Sequence[Job], jobs: int) -> Generator[Outcome, None, None]:
