@@ -26,6 +26,7 @@ import typer
 from slimcodec.cli.messages import FAILED, complain, describe, printable, say, stop
 from slimcodec.cli.paths import Job, find_inputs, plan
 from slimcodec.cli.removal import FileState, remove_source
+from slimcodec.cli.streams import stream_job, write_stdout
 from slimcodec.container import SlimInfo
 from slimcodec.files import atomic_write
 
@@ -139,23 +140,30 @@ def run_batch(
     jobs: int,
     overwrite: bool,
     as_json: bool,
+    stdin_limit: int | None = None,
 ) -> None:
     """Do ``work`` on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
     ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the first is the default.
-    ``jobs``: processes, each with one thread; 1 works in this process with all threads.
+    ``jobs``: processes, each with one thread; 1 works in this process with all threads. ``stdin_limit``: most
+    bytes that standard input, given as ``-``, may hold; None for any number.
     """
     start = time.perf_counter()
     tally = Tally()
-    inputs, problems = find_inputs(arguments, reads)
-    plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
+    stream = stream_job(arguments, out, as_json, stdin_limit)
+    if stream is None:
+        inputs, problems = find_inputs(arguments, reads)
+        plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
+        single = len(arguments) == 1 and bool(inputs) and inputs[0].named
+    else:
+        plans, problems, single = [stream], [], True
     for argument, problem in problems:
         tally.fail(argument, problem)
     todo = []
     for job in plans:
-        if overwrite or not job.target.is_file():
+        if overwrite or job.to_stdout or not job.target.is_file():
             todo.append(job)
-        elif len(arguments) == 1 and inputs[0].named:
+        elif single:
             tally.fail(job.source, f"{job.target} exists; --overwrite replaces it")
         else:
             complain(f"skipped: {job.target} exists; --overwrite replaces it", job.source)
@@ -168,7 +176,8 @@ def run_batch(
                 advance()
     except CannotStartError as error:
         stop(str(error), FAILED)
-    tally.print(time.perf_counter() - start, as_json)
+    if stream is None or not stream.to_stdout:
+        tally.print(time.perf_counter() - start, as_json)
     if tally.failed:
         raise typer.Exit(FAILED)
 
@@ -181,6 +190,12 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
         tally.fail(job.source, outcome.error)
         return
     output, deleted = outcome.output, False
+    if job.to_stdout:
+        try:
+            write_stdout(output.data)
+        except OSError as error:
+            tally.fail(job.source, f"cannot write to standard output: {describe(error)}")
+        return
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(job.target, output.data, durable=output.spent is not None)

@@ -41,7 +41,7 @@ class Encode:
 
         def run(job: Job) -> Output:
             spent = file_state(job.source) if self.delete_source else None
-            picture = job.source.read_bytes()
+            picture = job.read()
             data = codec.encode(picture, caption=self.caption, max_pixels=self.max_pixels, **self.rate)
             if self.delete_source:
                 # what is compared with the file on disk, before the source goes, has been decoded here
@@ -52,7 +52,9 @@ class Encode:
 
 
 def encode(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs; - is standard input.")
+    ],
     out: options.Out = None,
     quality: Annotated[
         int | None, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100 (default: 50).")
@@ -96,6 +98,7 @@ def encode(
       slim encode photos/ -o slims/ --quality 30 --jobs 4
       slim encode 'photos/**/*.png' -o slims/ --caption none
       slim encode photos/ -o slims/ --delete-source
+      slim encode - -o - < photo.jpg > photo.slim
     """
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
     given = {name: value for name, value in rates.items() if value is not None}
@@ -103,6 +106,8 @@ def encode(
         stop(f"give only one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
         stop("--target-bpp must be above 0", USAGE)
+    if delete_source and "-" in (*inputs, out):
+        stop("--delete-source needs a file to read and a file to write, not -", USAGE)
     run_batch(
         Encode(
             model,
