@@ -16,6 +16,7 @@ from slimcodec.cli.map import map_
 from slimcodec.cli.messages import FAILED, complain, describe, say
 from slimcodec.cli.report import report
 from slimcodec.cli.train import train
+from slimcodec.cli.verify import verify
 from slimcodec.version import __version__
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(encode)
 app.command()(decode)
 app.command()(info)
+app.command()(verify)
 app.command("map")(map_)
 app.command()(train)
 app.command()(bench)
@@ -55,6 +57,7 @@ def slim(
       slim encode photos/ -o slims/ --quality 40
       slim decode slims/ -o pictures/
       slim info slims/
+      slim verify slims/
       slim map photo.jpg -o bits.png
       slim bench val.parquet -c judge.onnx -o result.json
       slim report result.json -o report/

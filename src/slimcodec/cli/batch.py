@@ -25,17 +25,23 @@ import typer
 
 from slimcodec.cli.messages import FAILED, complain, describe, printable, say, stop
 from slimcodec.cli.paths import Job, find_inputs, plan
+from slimcodec.cli.removal import FileState, remove_source
+from slimcodec.cli.streams import stream_job, write_stdout
 from slimcodec.container import SlimInfo
 from slimcodec.files import atomic_write
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read."""
+    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
+
+    ``spent``: the state of a source that is to be removed once ``data`` is safe on disk, None to keep it.
+    """
 
     data: bytes
     info: SlimInfo
     bytes_in: int
+    spent: FileState | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Tally:
         complain(reason, source)
         self.failed.append((str(source), reason))
 
-    def add(self, job: Job, output: Output, seconds: float) -> None:
-        """Count a file that was written."""
+    def add(self, job: Job, output: Output, seconds: float, deleted: bool) -> None:
+        """Count a file that was written, and whether its source was deleted."""
         info = output.info
         self.bytes_in += output.bytes_in
         self.bytes_out += len(output.data)
@@ -92,6 +98,7 @@ class Tally:
                 "bpp": info.bpp,
                 "quality": info.quality,
                 "caption": info.caption,
+                "source_deleted": deleted,
                 "seconds": round(seconds, 4),
             }
         )
@@ -133,36 +140,44 @@ def run_batch(
     jobs: int,
     overwrite: bool,
     as_json: bool,
+    stdin_limit: int | None = None,
 ) -> None:
     """Do ``work`` on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
     ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the first is the default.
-    ``jobs``: processes, each with one thread; 1 works in this process with all threads.
+    ``jobs``: processes, each with one thread; 1 works in this process with all threads. ``stdin_limit``: most
+    bytes that standard input, given as ``-``, may hold; None for any number.
     """
     start = time.perf_counter()
     tally = Tally()
-    inputs, problems = find_inputs(arguments, reads)
-    plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
+    stream = stream_job(arguments, out, as_json, stdin_limit)
+    if stream is None:
+        inputs, problems = find_inputs(arguments, reads)
+        plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
+        single = len(arguments) == 1 and bool(inputs) and inputs[0].named
+    else:
+        plans, problems, single = [stream], [], True
     for argument, problem in problems:
         tally.fail(argument, problem)
     todo = []
     for job in plans:
-        if overwrite or not job.target.is_file():
+        if overwrite or job.to_stdout or not job.target.is_file():
             todo.append(job)
-        elif len(arguments) == 1 and inputs[0].named:
+        elif single:
             tally.fail(job.source, f"{job.target} exists; --overwrite replaces it")
         else:
             complain(f"skipped: {job.target} exists; --overwrite replaces it", job.source)
             tally.skipped.append(str(job.source))
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
-        with _progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
+        with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
             for job, outcome in zip(todo, outcomes, strict=True):
                 _finish(job, outcome, tally)
                 advance()
     except CannotStartError as error:
         stop(str(error), FAILED)
-    tally.print(time.perf_counter() - start, as_json)
+    if stream is None or not stream.to_stdout:
+        tally.print(time.perf_counter() - start, as_json)
     if tally.failed:
         raise typer.Exit(FAILED)
 
@@ -174,13 +189,26 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
     if outcome.output is None:
         tally.fail(job.source, outcome.error)
         return
+    output, deleted = outcome.output, False
+    if job.to_stdout:
+        try:
+            write_stdout(output.data)
+        except OSError as error:
+            tally.fail(job.source, f"cannot write to standard output: {describe(error)}")
+        return
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(job.target, outcome.output.data)
+        atomic_write(job.target, output.data, durable=output.spent is not None)
     except OSError as error:
         tally.fail(job.source, f"cannot write {job.target}: {describe(error)}")
-    else:
-        tally.add(job, outcome.output, outcome.seconds)
+        return
+    if output.spent is not None:
+        kept = "its warning asks for a look" if outcome.warnings else ""
+        kept = kept or remove_source(job, output.data, output.spent)
+        if kept:
+            tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
+        deleted = not kept
+    tally.add(job, output, outcome.seconds, deleted)
 
 
 def _outcomes(work: Work, todo: Sequence[Job], jobs: int) -> Generator[Outcome, None, None]:
@@ -252,7 +280,7 @@ def _do(job: Job) -> Outcome:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def progress(total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on stderr if that is a terminal; yields the function to call after each file."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None

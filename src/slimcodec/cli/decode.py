@@ -9,6 +9,7 @@ import typer
 from slimcodec.cli import options
 from slimcodec.cli.batch import Output, run_batch
 from slimcodec.cli.paths import Job
+from slimcodec.container import MAX_FILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Decode:
             suffix = job.target.suffix.lower() or ".png"
             if formats.get(suffix) not in Image.SAVE:
                 raise ValueError(f"{job.target}: Pillow writes no {suffix} files; use .png, .jpg or .webp")
-            data = read_source(job.source)
+            data = read_source(job.source if job.data is None else job.data)
             picture = codec.decode(data, steps=self.steps, guidance=self.guidance, max_pixels=self.max_pixels)
             file = io.BytesIO()
             # PNG takes no quality; for a lossy format its default would be a second, visible compression.
@@ -49,7 +50,9 @@ class Decode:
 
 
 def decode(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN", help=".slim files, folders or globs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN", help=".slim files, folders or globs; - is standard input.")
+    ],
     out: options.Out = None,
     steps: Annotated[
         int | None,
@@ -82,6 +85,7 @@ def decode(
       slim decode photo.slim
       slim decode photo.slim -o photo.webp --steps 0
       slim decode slims/ -o pictures/ --jobs 4
+      slim decode - -o - < photo.slim > photo.png
     """
     run_batch(
         Decode(model, device, dtype, steps, guidance, max_pixels),
@@ -92,4 +96,5 @@ def decode(
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
+        stdin_limit=MAX_FILE_BYTES,
     )

@@ -10,6 +10,7 @@ from slimcodec.cli import options
 from slimcodec.cli.batch import Output, run_batch
 from slimcodec.cli.messages import USAGE, stop
 from slimcodec.cli.paths import Job
+from slimcodec.cli.removal import file_state
 
 
 class Rate(TypedDict, total=False):
@@ -30,6 +31,7 @@ class Encode:
     caption: str | None
     rate: Rate
     max_pixels: int | None
+    delete_source: bool = False
 
     def prepare(self) -> Callable[[Job], Output]:
         """Load the codec; raises what ``slimcodec.load`` raises."""
@@ -38,15 +40,21 @@ class Encode:
         codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
 
         def run(job: Job) -> Output:
-            picture = job.source.read_bytes()
+            spent = file_state(job.source) if self.delete_source else None
+            picture = job.read()
             data = codec.encode(picture, caption=self.caption, max_pixels=self.max_pixels, **self.rate)
-            return Output(data, slimcodec.inspect(data), len(picture))
+            if self.delete_source:
+                # what is compared with the file on disk, before the source goes, has been decoded here
+                codec.read(data, max_pixels=self.max_pixels)
+            return Output(data, slimcodec.inspect(data), len(picture), spent)
 
         return run
 
 
 def encode(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs; - is standard input.")
+    ],
     out: options.Out = None,
     quality: Annotated[
         int | None, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100 (default: 50).")
@@ -67,6 +75,12 @@ def encode(
     jobs: options.Jobs = 1,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
+    delete_source: Annotated[
+        bool,
+        typer.Option(
+            "--delete-source", help="Remove each picture once its file was read back from disk and checked."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures to .slim files.
@@ -74,6 +88,8 @@ def encode(
     Folders are searched recursively and mirrored below OUT.
     A result that exists is kept: in a batch its input is skipped, so that
     an interrupted batch can be taken up again; for a single picture it is an error.
+    --delete-source keeps the source of whatever failed, warned, was skipped or
+    changed meanwhile. A .slim file holds neither metadata nor a second frame.
     Exit status: 0 all fine, 1 some failed, 2 usage.
 
     Examples:
@@ -81,6 +97,8 @@ def encode(
       slim encode photo.jpg -o small.slim --target-bytes 400
       slim encode photos/ -o slims/ --quality 30 --jobs 4
       slim encode 'photos/**/*.png' -o slims/ --caption none
+      slim encode photos/ -o slims/ --delete-source
+      slim encode - -o - < photo.jpg > photo.slim
     """
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
     given = {name: value for name, value in rates.items() if value is not None}
@@ -88,8 +106,18 @@ def encode(
         stop(f"give only one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
         stop("--target-bpp must be above 0", USAGE)
+    if delete_source and "-" in (*inputs, out):
+        stop("--delete-source needs a file to read and a file to write, not -", USAGE)
     run_batch(
-        Encode(model, device, dtype, None if caption == "none" else caption, Rate(**given), max_pixels),  # type: ignore[typeddict-item]
+        Encode(
+            model,
+            device,
+            dtype,
+            None if caption == "none" else caption,
+            Rate(**given),  # type: ignore[typeddict-item]
+            max_pixels,
+            delete_source,
+        ),
         inputs,
         out,
         reads=options.PICTURES,

@@ -7,7 +7,10 @@ import typer
 Out = Annotated[
     str | None,
     typer.Option(
-        "--out", "-o", metavar="OUT", help="File, or folder for several inputs (default: beside each input)."
+        "--out",
+        "-o",
+        metavar="OUT",
+        help="File, or folder for several inputs (default: beside each input); - is standard output.",
     ),
 ]
 Model = Annotated[

@@ -27,10 +27,19 @@ class Input:
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and the file to write from it."""
+    """One file to read and the file to write from it.
+
+    ``data``: what was read of it already, as standard input is. ``to_stdout``: write there, not to ``target``.
+    """
 
     source: Path
     target: Path
+    data: bytes | None = None
+    to_stdout: bool = False
+
+    def read(self) -> bytes:
+        """Return the bytes of the source. Raises ``OSError``."""
+        return self.source.read_bytes() if self.data is None else self.data
 
 
 def find_inputs(

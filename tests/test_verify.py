@@ -1,0 +1,87 @@
+"""``slim verify``: every kind of damage is a line and exit status 1, and whole files are none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import slimcodec
+from slimcodec.cli import main
+from slimcodec.container import Container, pack, unpack
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = ("--model", str(GOLDEN / "small"))
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return exit_.value.code, out, err
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "slims"
+    shutil.copytree(GOLDEN / "small-files", folder, ignore=shutil.ignore_patterns("*.json"))
+    return folder
+
+
+def with_payload(data: bytes, payload: bytes) -> bytes:
+    """The file with another payload and a checksum that fits it."""
+    old = unpack(data)
+    return pack(Container(old.width, old.height, old.quality, old.bundle_id, old.caption, payload))
+
+
+def test_whole_files_of_a_folder_a_glob_and_by_name(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argument in (files, files / "*.slim", next(files.glob("*.slim"))):
+        status, out, err = verify(capsys, argument, *SMALL)
+        assert (status, err) == (0, "")
+        assert out.startswith("1 file good" if argument.suffix and argument.exists() else "6 files good")
+
+
+def test_every_bad_file_is_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (files / "coffee-256x192-q50.slim").read_bytes()
+    bad = {
+        "changed": whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+        "cut": whole[:-9],
+        "empty": b"",
+        "text": b"this is no slim file at all",
+        # the checksum fits, so only the symbols tell
+        "long": with_payload(whole, unpack(whole).payload + b"\1"),
+        "foreign": (GOLDEN / "slim-tiny" / "rocket-1x1-q75.slim").read_bytes(),
+    }
+    for name, data in bad.items():
+        (files / f"{name}.slim").write_bytes(data)
+    slimcodec.inspect(files / "long.slim")
+    status, out, err = verify(capsys, files, files / "missing.slim", *SMALL)
+    assert status == 1 and out.startswith("6 files good, 7 bad")
+    lines = err.splitlines()
+    assert len(lines) == 7
+    for name in (*bad, "missing"):
+        assert any(line.startswith(f"slim: {files / name}.slim: ") for line in lines)
+    status, out, _ = verify(capsys, files, "--json", *SMALL)
+    summary = json.loads(out)
+    assert status == 1 and (summary["good"], summary["bad"]) == (6, 6)
+    failed = {Path(row["file"]).stem for row in summary["files"] if row["error"] is not None}
+    assert failed == set(bad)
+
+
+def test_limit_on_pixels(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = files / "coffee-256x192-q50.slim"
+    status, _, err = verify(capsys, file, "--max-pixels", 100, *SMALL)
+    assert status == 1 and "max_pixels=100" in err
+
+
+def test_a_bundle_that_cannot_be_loaded_is_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = verify(capsys, files, "--model", files / "none")
+    assert (status, out) == (1, "") and len(err.splitlines()) == 1
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = verify(capsys, "--help")
+    assert status == 0 and "Examples:" in out and "slim verify photo.slim" in out
