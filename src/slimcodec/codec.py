@@ -175,7 +175,8 @@ class Codec:
         logits, roi = tagger.look(self._as_tensor(np.asarray(square)))
         if located and roi is not None:
             roi = F.interpolate(roi, latents.shape[2:], mode="bilinear").sigmoid()
-        return tagger.name(logits, self.bundle.vocabulary)[0], roi if located else None
+        caption = tagger.name(logits, self.bundle.vocabulary)[0] if named else None
+        return caption, roi if located else None
 
     @torch.inference_mode()
     def _caption_section(self, caption: str | None) -> bytes:

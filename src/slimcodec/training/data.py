@@ -19,6 +19,8 @@ from slimcodec.training.photos import Photo, Pool
 
 #: tries before a set of photos counts as broken
 MANY = 1000
+#: weight of a known label beside a classifier's opinion
+LABEL_SHARE = 0.5
 
 
 class Photos(Protocol):
@@ -182,7 +184,7 @@ class Views:
 
 
 class LabelledViews:
-    """Random views by step and share with what they show: half the classifiers' opinion of the photo, half its label.
+    """Random views by step and share with what they show: the classifiers' opinion of the photo mixed with its label.
 
     ``thumbnails`` have labels alone, and make up ``thumbnail_share`` of the pictures. A photo without label and opinion is
     passed over.
@@ -229,9 +231,9 @@ class LabelledViews:
             target = torch.zeros(self.count)
             if logits is not None:
                 probability = logits.softmax(0)
-                target[: len(probability)] = probability * (0.5 if tag >= 0 else 1.0)
+                target[: len(probability)] = probability * (1 - LABEL_SHARE if tag >= 0 else 1.0)
             if tag >= 0:
-                target[tag] += 0.5 if logits is not None else 1.0
+                target[tag] += LABEL_SHARE if logits is not None else 1.0
             picture, mask = view(photo, self.size, rng, self.smallest_area)
             if mask is None:
                 mask = torch.full((self.size // 16, self.size // 16), -1.0)

@@ -144,8 +144,11 @@ class Run:
             else:
                 self._start_from_embedded(tagger)
         watching = teachers if recipe.teachers_see_views else []
+        # opinions are dear: they are asked for whole photos' answers, or for masks that the tagger learns
+        asked = bool(teachers) and not watching
+        masked = tagger.config.roi and self._masks_by_networks
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=bool(teachers) or self._masks_by_networks),
+            self.materials.photos(recipe.optimisation, opinions=asked or masked),
             self.materials.vocabulary,
             self.materials.thumbnails,
             size=watching[0].side if watching else tagger.config.side,

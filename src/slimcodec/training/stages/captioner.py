@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.models.captioner import Tagger
-from slimcodec.training.data import LabelledViews, Views
+from slimcodec.training.data import LABEL_SHARE, LabelledViews, Views
 from slimcodec.training.draws import Draws
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage
 
-#: weight of a known label beside a classifier's opinion
-LABEL_SHARE = 0.5
 #: weight of the region of interest beside the names
 ROI_WEIGHT = 1.0
 ROI_RATE = 20.0
