@@ -165,7 +165,7 @@ class Codec:
         if model is not None:
             with self.bundle.lock:
                 return model(pixels), None
-        located = config.compressor.roi and bool(config.captioners) and config.captioners[0].roi
+        located = config.compressor.step_octaves and config.captioners and config.captioners[0].roi
         if not (config.captioners and (named or located)):
             return None, None
         tagger = self.bundle.captioners[0]

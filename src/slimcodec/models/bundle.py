@@ -52,7 +52,7 @@ EMBEDDED = "slim-tiny"
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
-    "compressor": ("analysis.", "enter.", "roi.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "compressor": ("analysis", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
     "captioner-0": ("roi_",),
 }
 #: settings that do not change what a file means: those of the encoder, and defaults that a user may override
@@ -66,7 +66,6 @@ NOT_IN_ID = (
     "autoencoder.encoder_blocks",
     "compressor.analysis_blocks",
     "compressor.hyper_width",
-    "compressor.roi",
     "captioners.threshold",
     "captioners.roi",
     "captioners.dropout",
@@ -174,10 +173,10 @@ class Bundle:
 
         def build() -> Compressor:
             module = self._fill("compressor", lambda: Compressor(self.config.compressor))
-            for part in (module.analysis, module.synthesis, module.hyper_analysis):
-                part.to(self.dtype)
-            if module.roi is not None:
-                module.roi.beside.to(self.dtype)
+            for name, part in module.named_children():
+                # transforms of patches are linear paths, which stay in float32
+                if name not in ("enter", "leave"):
+                    part.to(self.dtype)
             return module
 
         return self._part("compressor", build)
@@ -193,7 +192,8 @@ class Bundle:
             if len(tables) != SCALES:
                 raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
             prior = ExactPrior.from_tensors(self.config.compressor.prior, tensors).to(self.device)
-            return LatentCoder(prior, tables)
+            steps = bool(self.config.compressor.step_octaves)
+            return LatentCoder(prior, tables, steps=steps)
 
         return self._part("prior", build)
 

@@ -1,8 +1,9 @@
 """The RoI latent compressor: latents to symbols at any quality, and symbols to the decompressed latent.
 
 One model covers qualities 1..100 by gain vectors interpolated between trained levels (Cui et al. 2021, "Asymmetric gained
-deep image compression"). The analysis predicts a gate for every coefficient: trained with RoI masks, it learns to shut the
-background off. At inference no mask is needed: the captioner, which looks at the picture anyway, tells where the region is.
+deep image compression"). The step of quantisation grows outside the region of interest; where, a map tells that is coded with the
+latent, in the place of its weakest coefficient. At inference no mask is needed: the captioner, which looks at the picture anyway,
+tells where the region is.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
-from slimcodec.models.roi_gate import RoiGate
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns
 GATE = 3.0
+#: interest below which a position belongs to the background
+BACKGROUND_BELOW = 0.4
+#: largest entry of a map of steps that is acted on: more is noise in a damaged or hostile file
+STEP_LIMIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class CompressorConfig:
     """Sizes of a ``Compressor``.
 
     ``patch`` latent positions a side become one coded position (1 for slim-tiny, 2 for latents at 1/8 resolution).
-    ``roi``: whether the analysis is told where the region of interest is.
+    ``step_octaves``: by how many octaves the step of quantisation is larger outside the region of interest; 0 for one step
+    everywhere and no map.
     """
 
     latent_channels: int = 128
@@ -36,7 +41,7 @@ class CompressorConfig:
     synthesis_blocks: int = 2
     hyper_width: int = 96
     prior: PriorConfig = field(default_factory=PriorConfig)
-    roi: bool = False
+    step_octaves: float = 0.0
 
 
 class LevelBranch(nn.Module):
@@ -74,7 +79,9 @@ class Compressor(nn.Module):
         self.leave: nn.Module = nn.Identity() if same else nn.Conv2d(channels, inner, 1)
         self.analysis = LevelBranch(channels, width, 2 * channels, config.analysis_blocks, levels)
         self.synthesis = LevelBranch(channels, width, channels, config.synthesis_blocks, levels)
-        self.roi = RoiGate(channels, width, levels) if config.roi else None
+        # the map of steps, 1 outside the region, beside what enters analysis and synthesis
+        self.analysis_steps = nn.Conv2d(1, width, 1, bias=False) if config.step_octaves else None
+        self.synthesis_steps = nn.Conv2d(1, width, 1, bias=False) if config.step_octaves else None
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))
         self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
         hidden = config.hyper_width
@@ -104,21 +111,27 @@ class Compressor(nn.Module):
     def analyse(self, latents: Tensor, level: Tensor, roi: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] to values y [B, channels, h/patch, w/patch], float32, that are rounded to symbols.
 
-        ``roi`` [B, 1, h, w] in [0, 1] is the interest in every position, None for everywhere.
+        ``roi`` [B, 1, h, w] in [0, 1] is the interest in every position, None for everywhere. With ``step_octaves`` the last
+        channel is the map of steps: 1 in the background, 0 elsewhere.
         """
         x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
-        beside, outside = None, torch.zeros((), device=latents.device)
-        if self.roi is not None:
-            interest = torch.ones_like(latents[:, :1]) if roi is None else roi
-            beside, outside = self.roi(F.avg_pool2d(interest, self.config.patch), level)
-        residual, gate = self.analysis(x, level, beside).float().chunk(2, dim=1)
-        kept = (x.float() + residual) * torch.sigmoid(gate + outside + GATE)
-        return kept * at_level(self.log_gain, level).exp()[..., None, None]
+        interest = torch.ones_like(latents[:, :1]) if roi is None else roi
+        steps = (F.avg_pool2d(interest, self.config.patch) < BACKGROUND_BELOW).float()
+        residual, gate = self.analysis(x, level, _beside(self.analysis_steps, steps)).float().chunk(2, dim=1)
+        kept = (x.float() + residual) * torch.sigmoid(gate + GATE)
+        values = kept * at_level(self.log_gain, level).exp()[..., None, None]
+        if not self.config.step_octaves:
+            return values
+        return torch.cat([values[:, :-1] * torch.exp2(-self.config.step_octaves * steps), steps], dim=1)
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:
         """Decoded values [B, channels, h, w] to decompressed latents [B, C, patch * h, patch * w], float32."""
+        steps = values[:, -1:].clamp(0, STEP_LIMIT)
+        if self.config.step_octaves:
+            scaled = values[:, :-1] * torch.exp2(self.config.step_octaves * steps)
+            values = torch.cat([scaled, torch.zeros_like(steps)], dim=1)
         x = values * at_level(self.log_inverse_gain, level).exp()[..., None, None]
-        x = self.leave(x + self.synthesis(x, level).float())
+        x = self.leave(x + self.synthesis(x, level, _beside(self.synthesis_steps, steps)).float())
         return F.pixel_shuffle(x, self.config.patch)
 
     def hyper_analyse(self, values: Tensor, level: Tensor) -> Tensor:
@@ -130,3 +143,7 @@ class Compressor(nn.Module):
         x = F.pad(tamed, (0, pad_columns, 0, pad_rows), mode="replicate")
         hyper = self.hyper_analysis(x.to(dtype_of(self.hyper_analysis))).float()
         return hyper * at_level(self.log_hyper_gain, level).exp()[..., None, None]
+
+
+def _beside(convolution: nn.Module | None, steps: Tensor) -> Tensor | None:
+    return None if convolution is None else convolution(steps.to(dtype_of(convolution)))

@@ -41,8 +41,9 @@ class CodedLatent:
 class LatentCoder:
     """Codes one latent at a time; encoder and decoder run the same integer network on the same integers."""
 
-    def __init__(self, prior: ExactPrior, tables: SymbolTables) -> None:
-        self.prior, self.tables = prior, tables
+    def __init__(self, prior: ExactPrior, tables: SymbolTables, *, steps: bool = False) -> None:
+        """``steps``: the last channel is a map of steps, whose whole numbers are coded without loss."""
+        self.prior, self.tables, self.steps = prior, tables, steps
 
     @torch.no_grad()
     def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:
@@ -111,8 +112,12 @@ class LatentCoder:
 
     def _parameters(self, features: Tensor, grid: Tensor, quality: int, first: bool) -> tuple[Tensor, Tensor]:
         if first:
-            return self.prior.first_pass(features, quality)
-        return self.prior.second_pass(features, grid, quality)
+            mean, index = self.prior.first_pass(features, quality)
+        else:
+            mean, index = self.prior.second_pass(features, grid, quality)
+        if self.steps:
+            mean[..., -1] = (mean[..., -1] + (1 << MEAN_BITS - 1)) >> MEAN_BITS << MEAN_BITS
+        return mean, index
 
     def _hyper_indices(self, quality: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         channels = self.prior.hyper_indices(quality).cpu().numpy().astype(np.uint8)

@@ -97,6 +97,9 @@ class LatentCodec(nn.Module):
         gain = (latent_scale[None] / step[:, None]).log()
         self.compressor.log_gain.copy_(gain)
         self.compressor.log_inverse_gain.copy_(-gain)
+        if self.compressor.config.step_octaves:
+            # the map of steps has ones and zeros, and no gain
+            gain[:, -1] = 0
         middle = gain.mean(0).exp().clamp(min=1.0)
         layers: Any = self.prior.layers
         layers["context"].in_scale.copy_((1 / middle).repeat(len(layers["context"].in_scale) // len(middle)))
@@ -195,6 +198,9 @@ def code(
         anchors = anchor_mask(height, width, y.device)
 
         def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            if compressor.config.step_octaves:
+                # the map of steps is coded without loss
+                mean = torch.cat([mean[..., :-1], straight_round(mean[..., -1:])], dim=-1)
             residual = y - mean
             bits = rate_bits(residual, index.clamp(0, SCALES - 1), rate, noise(residual))
             return straight_round(residual) + mean, bits.sum((1, 2))

@@ -191,6 +191,8 @@ def train(
 ) -> dict[str, Tensor]:
     """Trains a stage and returns the averaged (EMA) weights.
 
+    ``about`` gets an entry ``earlier`` where a run goes on that another revision of the program began.
+
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
     TensorBoard and sheets of samples. ``workers``: processes that prepare batches, 0 = none beside the trainer.
 
@@ -217,6 +219,8 @@ def train(
         if state["optimizer"] is not None:  # None: weights of another run to start from
             optimizer.load_state_dict(state["optimizer"])
         first, totals, bad = state["step"], state.get("totals", {}), state.get("bad", 0)
+        if about is not None:
+            about |= _history(state.get("about", {}), about.get("revision"), first)
         logger.info("%s goes on at step %d", stage.name, first)
     if first >= options.steps:
         return average
@@ -280,6 +284,14 @@ def train(
                 save_atomic(state, checkpoint)
     accelerator.wait_for_everyone()
     return average
+
+
+def _history(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
+    """What earlier revisions of the program did of a run, if there were any: "REVISION to step 2000, ..."."""
+    earlier = [before["earlier"]] if "earlier" in before else []
+    if before.get("revision", revision) != revision:
+        earlier.append(f"{before['revision']} to step {step}")
+    return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
 def _means(totals: dict[str, Tensor]) -> dict[str, float]:
