@@ -17,11 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import NAMES, photo, psnr
 from PIL import Image
+from small import small_bundle
 
 import slimcodec
 from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
 from slimcodec.codec import Codec
 from slimcodec.container import pack, unpack
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.compressor import Compressor
 
 
 @pytest.fixture(scope="module")
@@ -357,12 +361,50 @@ def test_the_five_public_names() -> None:
 
 
 def test_the_captioner_tells_the_compressor_where_to_look() -> None:
-    from small import small_bundle
+    codec = codec_with_steps()
+    picture = photo("chelsea", 150, 110)
+    pixels = np.asarray(picture)
+    _, roi = codec._look(pixels, codec._latents(pixels), named=False)
+    assert roi is not None and roi.shape == (1, 1, 7, 10) and 0 <= float(roi.min()) < float(roi.max()) <= 1
+    # what is outside gets fewer bits, and the file says where that is
+    left = torch.zeros(1, 1, 7, 10)
+    left[..., :5] = 1
+    latents = codec._latents(pixels)
+    everywhere, told = (codec._quantise(latents, 90, roi) for roi in (None, left))
+    assert torch.equal(everywhere.values[:, -1:], torch.zeros_like(left))
+    assert torch.equal(told.values[:, -1:], 1 - left)
+    maps = [codec.bundle.coder.bit_map(coded) for coded in (everywhere, told)]
+    assert maps[1][:, 5:].sum() < 0.8 * maps[0][:, 5:].sum()
+    assert maps[1][:, :5].sum() > 0.9 * maps[0][:, :5].sum()
+    # coarser outside, and the same inside
+    original = codec.latents(picture)
+    errors = [(codec.synthesise(coded, 90)[0] - original).square().mean(0) for coded in (everywhere, told)]
+    assert float(errors[1][:, 6:].mean()) > 1.5 * float(errors[0][:, 6:].mean())
+    assert float(errors[1][:, :4].mean()) == pytest.approx(float(errors[0][:, :4].mean()), rel=0.1)
+    coded = codec.quantise(picture, 90)
+    assert torch.equal(codec.read(codec.encode(picture, 90))[1].values, coded.values)
+    assert np.array_equal(coded.symbols(), Codec(codec.bundle, tile=3).quantise(picture, 90).symbols())
 
-    from slimcodec.models.bundle import Bundle
-    from slimcodec.models.captioner import Tagger
-    from slimcodec.models.compressor import Compressor
 
+def test_a_map_of_steps_is_part_of_what_decodes() -> None:
+    codec = codec_with_steps()
+    other = replace(codec.bundle.config, compressor=replace(codec.bundle.config.compressor, step_octaves=0.5))
+    parts = {name: dict(state) for name, state in codec.bundle.stored.items()}
+    assert (
+        Bundle(other, parts, codec.bundle.vocabulary, codec.bundle.text).bundle_id != codec.bundle.bundle_id
+    )
+
+
+def test_an_absurd_map_of_steps_still_decodes() -> None:
+    codec = codec_with_steps()
+    coded = codec.quantise(photo("chelsea", 64, 64), 50)
+    coded = replace(coded, values=coded.values.clone())
+    coded.values[:, -1] = torch.tensor([[3e9, -3e9, 0.0, 1.0]] * 4)
+    assert codec.synthesise(coded, 50).isfinite().all()
+
+
+def codec_with_steps() -> Codec:
+    """The small bundle with a map of quantisation steps, and a captioner whose guess of the region is random."""
     plain = small_bundle()
     config = replace(
         plain.config,
@@ -371,34 +413,17 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     )
     torch.manual_seed(1)
     compressor, tagger = Compressor(config.compressor), Tagger(config.captioners[0])
-    compressor.load_state_dict(plain.compressor.state_dict(), strict=False)
     tagger.load_state_dict(plain.captioners[0].state_dict(), strict=False)
-    assert compressor.roi is not None
     with torch.no_grad():
-        compressor.roi.beside.weight.zero_()
-        compressor.roi.outside.fill_(-0.5)
-        tagger.roi_coarse.weight.normal_()
+        tagger.roi_head.weight.normal_()
+        for convolution in (compressor.analysis_steps, compressor.synthesis_steps):
+            assert convolution is not None
+            convolution.weight.zero_()  # type: ignore[operator]
     parts = {name: dict(state) for name, state in plain.stored.items()}
     # what is stored stays as it is: quantising a second time may round otherwise
+    new = {"compressor": ("analysis_steps", "synthesis_steps"), "captioner-0": ("roi",)}
     for part, module in (("compressor", compressor), ("captioner-0", tagger)):
-        parts[part] |= {name: value for name, value in module.state_dict().items() if name.startswith("roi")}
-    bundle = Bundle(config, parts, plain.vocabulary, plain.text)
-    # how the encoder looks at a picture is its own business: files and their id stay
-    assert bundle.bundle_id == plain.bundle_id
-    picture, codec = photo("chelsea", 150, 110), Codec(bundle)
-    pixels = np.asarray(picture)
-    _, roi = codec._look(pixels, codec._latents(pixels), named=False)
-    assert roi is not None and roi.shape == (1, 1, 7, 10) and 0 <= float(roi.min()) < float(roi.max()) <= 1
-    assert codec.bit_map(picture, 90).sum() < Codec(plain).bit_map(picture, 90).sum()
-    # what is outside gets fewer bits
-    left = torch.zeros(1, 1, 7, 10)
-    left[..., :5] = 1
-    latents = codec._latents(pixels)
-    maps = [bundle.coder.bit_map(codec._quantise(latents, 90, roi)) for roi in (None, left)]
-    assert maps[1][:, 5:].sum() < 0.6 * maps[0][:, 5:].sum()
-    assert maps[1][:, :5].sum() > 0.9 * maps[0][:, :5].sum()
-    data = codec.encode(picture, 90)
-    assert np.array_equal(np.asarray(codec.decode(data, 0)), np.asarray(Codec(plain).decode(data, 0)))
-    assert np.array_equal(
-        codec.quantise(picture, 90).symbols(), Codec(bundle, tile=3).quantise(picture, 90).symbols()
-    )
+        parts[part] |= {
+            name: value for name, value in module.state_dict().items() if name.startswith(new[part])
+        }
+    return Codec(Bundle(config, parts, plain.vocabulary, plain.text))

@@ -290,8 +290,8 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
     stage = CaptionerStage(tagger, Any, ("a", "b", "c"), [says])  # type: ignore[arg-type]
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
-    masks = torch.full((2, 1, 1, 1), -1.0)
-    views = Views(pictures, targets, torch.tensor([True, False]), masks, range(2))
+    masks = torch.zeros(2, 1, 1, 1)
+    views = Views(pictures, targets, torch.tensor([True, False]), masks, torch.zeros(2), range(2))
     with torch.no_grad():
         tagger.head.weight.zero_()
         tagger.head.bias.copy_(torch.tensor([0.0, -1, -2]))

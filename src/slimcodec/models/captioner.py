@@ -23,6 +23,8 @@ STAGES = [
     (6, 320, 1, 1),
 ]
 FEATURES = 1280
+#: channels inside the head that tells the region of interest
+ROI_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ class Tagger(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(FEATURES, config.tags)
         if config.roi:
-            self.roi_fine, self.roi_coarse = nn.Conv2d(middle_channels, 1, 1), nn.Conv2d(FEATURES, 1, 1)
+            self.roi_fine = nn.Conv2d(middle_channels, ROI_WIDTH, 1)
+            self.roi_coarse = nn.Conv2d(FEATURES, ROI_WIDTH, 1)
+            self.roi_head = nn.Conv2d(ROI_WIDTH, 1, 3, padding=1)
             with torch.no_grad():
                 # nothing is known at first: a random guess over so many features would be a loud one
-                for head in (self.roi_fine, self.roi_coarse):
-                    head.weight.zero_()
+                self.roi_head.weight.zero_()
 
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
@@ -109,7 +112,7 @@ class Tagger(nn.Module):
             return logits, None
         fine = self.roi_fine(middle.float())
         coarse = F.interpolate(self.roi_coarse(last), fine.shape[2:], mode="bilinear")
-        return logits, fine + coarse
+        return logits, self.roi_head(F.relu(fine + coarse))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to logits [B, tags], float32."""

@@ -21,6 +21,8 @@ from slimcodec.training.photos import Photo, Pool
 MANY = 1000
 #: weight of a known label beside a classifier's opinion
 LABEL_SHARE = 0.5
+#: weight of a mask that a network drew beside a person's
+NETWORK_TRUST = 0.1
 
 
 class Photos(Protocol):
@@ -168,19 +170,20 @@ class Views:
     """Views for classification.
 
     Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
-    -1 where there is none.
+    and how far each is to be trusted [B]: 1 for a person's, less for a network's, 0 where there is none.
     """
 
     pictures: Tensor
     targets: Tensor
     known: Tensor
     masks: Tensor
+    trust: Tensor
     numbers: range
 
     def to(self, device: torch.device) -> Views:
         """The views with their tensors on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pictures", "targets", "known", "masks")}
-        return replace(self, **moved)
+        names = ("pictures", "targets", "known", "masks", "trust")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 class LabelledViews:
@@ -215,11 +218,12 @@ class LabelledViews:
     def __call__(self, step: int, share: Share = WHOLE) -> Views:
         numbers = share.numbers(self.batch)
         parts = [self._one(step, generator(self.seed, step, number)) for number in numbers]
-        pictures, targets, known, masks = zip(*parts, strict=True)
+        pictures, targets, known, masks, trust = zip(*parts, strict=True)
         scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Views(scaled, torch.stack(targets), torch.tensor(known), torch.stack(masks)[:, None], numbers)
+        stacked = torch.stack(masks)[:, None]
+        return Views(scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust), numbers)
 
-    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor]:
+    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor, float]:
         for _ in range(MANY):
             thumbnail = self.thumbnails is not None and rng.random() < self.thumbnail_share
             source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
@@ -236,8 +240,8 @@ class LabelledViews:
                 target[tag] += LABEL_SHARE if logits is not None else 1.0
             picture, mask = view(photo, self.size, rng, self.smallest_area)
             if mask is None:
-                mask = torch.full((self.size // 16, self.size // 16), -1.0)
-            return picture, target, tag >= 0, mask
+                return picture, target, tag >= 0, torch.zeros(self.size // 16, self.size // 16), 0.0
+            return picture, target, tag >= 0, mask, 1.0 if photo.annotated else NETWORK_TRUST
         raise SlimError(
             "the photos have neither labels from the vocabulary nor classifiers' opinions: give teachers.models, or labels"
         )

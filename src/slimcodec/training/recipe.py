@@ -116,6 +116,8 @@ class CaptionerRecipe:
     thumbnail_share: float = 0.15
     #: teachers look at every view, in place of once at every photo; dearer and better
     teachers_see_views: bool = True
+    #: off: only the heads are trained, ten times as fast, on the features of the weights that it begins with
+    train_body: bool = True
     #: least area of a view, as a share of the photo
     smallest_area: float = 0.4
 

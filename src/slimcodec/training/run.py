@@ -158,7 +158,9 @@ class Run:
             smallest_area=recipe.smallest_area,
             watched=bool(watching),
         )
-        stage = CaptionerStage(tagger, views, self.materials.vocabulary, watching)
+        stage = CaptionerStage(
+            tagger, views, self.materials.vocabulary, watching, train_body=recipe.train_body
+        )
         self._train(stage, recipe.optimisation)
 
     def enhance(self) -> None:

@@ -34,7 +34,12 @@ class CaptionerStage(BaseStage):
         views: LabelledViews,
         vocabulary: Sequence[str],
         teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]] = (),
+        *,
+        train_body: bool = True,
     ) -> None:
+        """``train_body``: whether more than the heads is trained."""
+        if not train_body:
+            model.body.requires_grad_(False)
         self.model: Tagger = model
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
 
@@ -42,7 +47,8 @@ class CaptionerStage(BaseStage):
         """What tells the region of interest begins at nothing on features that are there already: it learns faster."""
         located = [parameter for name, parameter in self.model.named_parameters() if name.startswith("roi_")]
         ids = {id(parameter) for parameter in located}
-        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in ids]
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        rest = [parameter for parameter in trained if id(parameter) not in ids]
         return [{"params": rest, "lr": learning_rate}, {"params": located, "lr": learning_rate * ROI_RATE}]
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,14 +68,15 @@ class CaptionerStage(BaseStage):
         if batch.known.any():
             right = logits.argmax(1) == batch.targets.argmax(1)
             terms["top1_train"] = right[batch.known].float().mean()
-        masked = batch.masks[:, 0, 0, 0] >= 0
-        if roi is not None and masked.any():
-            masks = nn.functional.interpolate(batch.masks[masked], roi.shape[2:], mode="bilinear")
-            missed = nn.functional.binary_cross_entropy_with_logits(roi[masked], masks)
-            share = masked.float().mean()
-            terms["roi_entropy"] = missed.detach()
-            terms["roi_right"] = ((roi[masked].detach() > 0) == (masks > 0.5)).float().mean()
-            loss = loss + ROI_WEIGHT * share * missed
+        if roi is not None and batch.trust.any():
+            masks = nn.functional.interpolate(batch.masks, roi.shape[2:], mode="bilinear")
+            missed = nn.functional.binary_cross_entropy_with_logits(roi, masks, reduction="none").mean(
+                (1, 2, 3)
+            )
+            right = ((roi.detach() > 0) == (masks > 0.5)).float().mean((1, 2, 3))
+            terms["roi_entropy"] = (batch.trust * missed.detach()).sum() / batch.trust.sum()
+            terms["roi_right"] = (batch.trust * right).sum() / batch.trust.sum()
+            loss = loss + ROI_WEIGHT * (batch.trust * missed).mean()
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
