@@ -43,8 +43,13 @@ def spread(x: Ints) -> Ints:
     return x.reshape(2 * height, 2 * width, channels // 4)
 
 
-def decode(tensors: Tensors, payload: bytes, height: int, width: int, quality: int) -> tuple[list[int], Ints]:
-    """All symbols of a payload in coding order, and the decoded values [h, w, C] in sixteenths."""
+def decode(
+    tensors: Tensors, payload: bytes, height: int, width: int, quality: int, steps: bool = False
+) -> tuple[list[int], Ints]:
+    """All symbols of a payload in coding order, and the decoded values [h, w, C] in sixteenths.
+
+    ``steps``: the last channel is a map of quantisation steps.
+    """
     ends = np.cumsum(2 * tensors["tables.radii"].astype(np.int64) + 2)
     tables = [part.tolist() for part in np.split(tensors["tables.frequencies"], ends[:-1])]
     decoder = ReferenceDecoder(tables, payload)
@@ -76,6 +81,8 @@ def decode(tensors: Tensors, payload: bytes, height: int, width: int, quality: i
         for part in ("1", "2"):
             seen = layer(tensors, f"{head}_{part}", seen, quality)
         mean = np.clip(layer(tensors, f"{head}_mean", seen, quality), -(2**18), 2**18)
+        if steps:
+            mean[:, -1] = ((mean[:, -1] + 8) >> 4) << 4
         index = np.clip(layer(tensors, f"{head}_scale", seen, quality), 0, 63)
         grid[at] = take(index) * 16 + mean
     return symbols, grid

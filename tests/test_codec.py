@@ -386,6 +386,24 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     assert np.array_equal(coded.symbols(), Codec(codec.bundle, tile=3).quantise(picture, 90).symbols())
 
 
+def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
+    with_steps = codec_with_steps()
+    picture = photo("chelsea", 150, 110)
+    mask = np.zeros((110, 150), np.float32)
+    mask[:, :80] = 1
+    region = with_steps.bundle.coder.region(with_steps.quantise(picture, 50, roi=mask))
+    assert region is not None and region[:, :5].all() and not region[:, 5:].any()
+    data = with_steps.encode(picture, 50, None, roi=mask)
+    assert len(data) < len(with_steps.encode(picture, 50, None, roi=None))
+    assert with_steps.decode(data, 0).size == (150, 110)
+    for wrong, reason in ((mask[:9], "shape"), (mask * 2, "values up to 2"), ("middle", "'middle'")):
+        with pytest.raises(SlimError, match=reason):
+            with_steps.encode(picture, 50, roi=wrong)
+    if codec.bundle.config.compressor.step_octaves == 0:
+        with pytest.raises(SlimError, match="takes no roi"):
+            codec.encode(picture, 50, roi=mask)
+
+
 def test_a_map_of_steps_is_part_of_what_decodes() -> None:
     codec = codec_with_steps()
     other = replace(codec.bundle.config, compressor=replace(codec.bundle.config.compressor, step_octaves=0.5))
@@ -418,7 +436,7 @@ def codec_with_steps() -> Codec:
         tagger.roi_head.weight.normal_()
         for convolution in (compressor.analysis_steps, compressor.synthesis_steps):
             assert convolution is not None
-            convolution.weight.zero_()  # type: ignore[operator]
+            convolution.weight.zero_()
     parts = {name: dict(state) for name, state in plain.stored.items()}
     # what is stored stays as it is: quantising a second time may round otherwise
     new = {"compressor": ("analysis_steps", "synthesis_steps"), "captioner-0": ("roi",)}

@@ -29,7 +29,9 @@ def test_reference_reads_the_same_symbols_and_values(codec: Codec, name: str, qu
     data = codec.encode(photo(name, 90, 75), quality, caption=None)
     _, coded = codec.read(data)
     tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
-    symbols, grid = reference_prior.decode(tensors, unpack(data).payload, 5, 6, quality)
+    symbols, grid = reference_prior.decode(
+        tensors, unpack(data).payload, 5, 6, quality, codec.bundle.coder.steps
+    )
     assert symbols == coded.symbols().tolist()
     assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0].numpy())
 

@@ -35,6 +35,8 @@ SMALL_AREA = 1 << 20
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000
 Pixels = NDArray[np.uint8]
+#: where the bits should go: "auto", None, or a mask [H, W] in [0, 1]
+Roi = str | NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Codec:
         quality: int = 50,
         caption: str | None = "auto",
         *,
+        roi: Roi = "auto",
         target_bytes: int | None = None,
         target_bpp: float | None = None,
         max_pixels: int | None = None,
@@ -75,7 +78,8 @@ class Codec:
 
         ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file; see
         ``slimcodec.images.load_image`` for how each kind becomes sRGB. ``quality``: 1 (smallest) to 100. ``caption``:
-        "auto" (the bundle's captioner), None, or a text of at most 1024 bytes. ``target_bytes`` or ``target_bpp`` (bits per
+        "auto" (the bundle's captioner), None, or a text of at most 1024 bytes. ``roi``: where the bits should go: "auto" (as the
+        bundle's captioner sees it), None (everywhere alike), or a mask [H, W] in [0, 1]. ``target_bytes`` or ``target_bpp`` (bits per
         pixel of the original size) take the largest quality whose whole file fits, in place of ``quality``; it is found by
         bisection, since sizes grow with quality but for a few bytes.
 
@@ -94,11 +98,11 @@ class Codec:
         height, width = pixels.shape[:2]
         self._check_area(width, height, max_pixels)
         latents = self._latents(pixels)
-        found, roi = self._look(pixels, latents, named=caption == "auto")
+        found, interest = self._look(pixels, latents, named=caption == "auto", roi=roi)
         section = self._caption_section(found if caption == "auto" else caption)
 
         def file(quality: int) -> bytes:
-            payload = self.bundle.coder.write(self._quantise(latents, quality, roi))
+            payload = self.bundle.coder.write(self._quantise(latents, quality, interest))
             bundle_id = bytes.fromhex(self.bundle.bundle_id)
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
@@ -107,26 +111,28 @@ class Codec:
         return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
     @torch.inference_mode()
-    def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
+    def quantise(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> CodedLatent:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
-        return next(self.quantise_each(image, (quality,)))
+        return next(self.quantise_each(image, (quality,), roi=roi))
 
     @torch.inference_mode()
-    def quantise_each(self, image: ImageLike, qualities: Iterable[int]) -> Iterator[CodedLatent]:
+    def quantise_each(
+        self, image: ImageLike, qualities: Iterable[int], *, roi: Roi = "auto"
+    ) -> Iterator[CodedLatent]:
         """``quantise`` at several qualities; the picture's latent is computed once."""
         pixels = load_image(image)
         latents = self._latents(pixels)
-        roi = self._look(pixels, latents, named=False)[1]
+        interest = self._look(pixels, latents, named=False, roi=roi)[1]
         for quality in qualities:
-            yield self._quantise(latents, quality, roi)
+            yield self._quantise(latents, quality, interest)
 
     def latents(self, image: ImageLike) -> Tensor:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
         return self._latents(load_image(image))[0]
 
-    def bit_map(self, image: ImageLike, quality: int = 50) -> NDArray[np.float32]:
+    def bit_map(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> NDArray[np.float32]:
         """Ideal bits at every latent position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
-        return self.bundle.coder.bit_map(self.quantise(image, quality))
+        return self.bundle.coder.bit_map(self.quantise(image, quality, roi=roi))
 
     @torch.inference_mode()
     def _latents(self, pixels: Pixels) -> Tensor:
@@ -158,14 +164,40 @@ class Codec:
         return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
 
     @torch.inference_mode()
-    def _look(self, pixels: Pixels, latents: Tensor, named: bool) -> tuple[str | None, Tensor | None]:
-        """What the captioner names, and the interest [1, 1, h, w] in [0, 1] of every latent position, where it tells."""
+    def _look(
+        self, pixels: Pixels, latents: Tensor, named: bool, roi: Roi = "auto"
+    ) -> tuple[str | None, Tensor | None]:
+        """What the captioner names, and the interest [1, 1, h, w] in [0, 1] of every latent position, None for all alike."""
+        if roi is None or isinstance(roi, str):
+            if roi not in (None, "auto"):
+                raise SlimError(f"roi is {roi!r}; give 'auto', None or a mask")
+            return self._seen(pixels, latents, named, located=roi is not None)
+        if not self.bundle.config.compressor.step_octaves:
+            raise SlimError(f"the bundle {self.bundle.config.name} has one step everywhere: it takes no roi")
+        mask = np.asarray(roi, np.float32)
+        if mask.shape != pixels.shape[:2] or not (mask.min() >= 0 and mask.max() <= 1):
+            raise SlimError(
+                f"roi: a mask of shape {mask.shape} with values up to {mask.max():g}; give one of {pixels.shape[:2]} in [0, 1]"
+            )
+        rows, columns = latents.shape[2:]
+        stride = self.bundle.stride
+        x = torch.from_numpy(mask)[None, None].to(latents.device)
+        padding = (0, columns * stride - mask.shape[1], 0, rows * stride - mask.shape[0])
+        interest = F.avg_pool2d(F.pad(x, padding, mode="replicate"), stride)
+        return self._seen(pixels, latents, named, located=False)[0], interest
+
+    def _seen(
+        self, pixels: Pixels, latents: Tensor, named: bool, located: bool
+    ) -> tuple[str | None, Tensor | None]:
+        """What the captioner names, and where it sees it, where that is wanted and the bundle can tell."""
         config = self.bundle.config
         model = self.bundle.caption_model if named else None
         if model is not None:
             with self.bundle.lock:
                 return model(pixels), None
-        located = config.compressor.step_octaves and config.captioners and config.captioners[0].roi
+        located = bool(
+            located and config.compressor.step_octaves and config.captioners and config.captioners[0].roi
+        )
         if not (config.captioners and (named or located)):
             return None, None
         tagger = self.bundle.captioners[0]

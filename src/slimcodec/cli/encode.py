@@ -29,6 +29,7 @@ class Encode:
     device: str
     dtype: str | None
     caption: str | None
+    roi: str
     rate: Rate
     max_pixels: int | None
     delete_source: bool = False
@@ -36,13 +37,19 @@ class Encode:
     def prepare(self) -> Callable[[Job], Output]:
         """Load the codec; raises what ``slimcodec.load`` raises."""
         import slimcodec
+        from slimcodec.cli.regions import region_of
+        from slimcodec.images import load_image
 
         codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
 
         def run(job: Job) -> Output:
             spent = file_state(job.source) if self.delete_source else None
             picture = job.read()
-            data = codec.encode(picture, caption=self.caption, max_pixels=self.max_pixels, **self.rate)
+            pixels = load_image(picture, max_pixels=self.max_pixels)
+            region = region_of(self.roi, pixels)
+            data = codec.encode(
+                pixels, caption=self.caption, roi=region, max_pixels=self.max_pixels, **self.rate
+            )
             if self.delete_source:
                 # what is compared with the file on disk, before the source goes, has been decoded here
                 codec.read(data, max_pixels=self.max_pixels)
@@ -69,6 +76,7 @@ def encode(
         str,
         typer.Option(metavar="auto|none|TEXT", help="Found by the bundle's captioner, left out, or yours."),
     ] = "auto",
+    roi: options.Roi = "auto",
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
@@ -97,6 +105,7 @@ def encode(
       slim encode photo.jpg -o small.slim --target-bytes 400
       slim encode photos/ -o slims/ --quality 30 --jobs 4
       slim encode 'photos/**/*.png' -o slims/ --caption none
+      slim encode photo.jpg -o photo.slim --roi mask.png
       slim encode photos/ -o slims/ --delete-source
       slim encode - -o - < photo.jpg > photo.slim
     """
@@ -114,6 +123,7 @@ def encode(
             device,
             dtype,
             None if caption == "none" else caption,
+            roi,
             Rate(**given),  # type: ignore[typeddict-item]
             max_pixels,
             delete_source,

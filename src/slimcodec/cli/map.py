@@ -17,6 +17,7 @@ def map_(
     quality: Annotated[
         int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100.")
     ] = 50,
+    roi: options.Roi = "auto",
     model: options.Model = None,
     device: options.Device = "cpu",
     max_pixels: options.MaxPixels = None,
@@ -24,11 +25,14 @@ def map_(
 ) -> None:
     """Draw where the bits of a picture go: heat colours over its grey version, with a scale of bits.
 
+    Also says what share of them the region of interest gets.
+
     Exit status: 0 fine, 1 failed, 2 usage.
 
     Examples:
       slim map photo.jpg -o bits.png
       slim map photo.jpg -o bits.png --quality 20
+      slim map photo.jpg -o bits.png --roi mask.png
     """
     target = Path(out)
     if target.is_file() and not overwrite:
@@ -38,6 +42,7 @@ def map_(
 
     import slimcodec
     from slimcodec.bit_map import draw_bits
+    from slimcodec.cli.regions import region_of
     from slimcodec.files import atomic_write
     from slimcodec.images import ImageWarning, load_image
 
@@ -49,8 +54,9 @@ def map_(
             pixels = load_image(image, max_pixels=max_pixels)
         for warning in caught:
             complain(f"warning: {warning.message}", image)
-        bits = codec.bit_map(pixels, quality=quality)
-        cell = codec.cell
+        coder = codec.bundle.coder
+        coded = codec.quantise(pixels, quality, roi=region_of(roi, pixels))
+        bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
         picture = io.BytesIO()
         draw_bits(pixels, bits, cell).save(picture, "PNG")
@@ -58,3 +64,6 @@ def map_(
         atomic_write(target, picture.getvalue())
     total, most = float(bits.sum()), float(bits.max())
     say(f"{out}: {total / 8:,.0f} bytes in the latent, at most {most:.1f} bits in {cell}x{cell} pixels")
+    if region is not None:
+        share = float(bits[region].sum()) / max(total, 1e-9)
+        say(f"{share:.0%} of the bits in the region of interest, {region.mean():.0%} of the picture")

@@ -30,6 +30,14 @@ Dtype = Annotated[
         help="Of the networks: float32, bfloat16, float16 (default: the fastest on the device).",
     ),
 ]
+Roi = Annotated[
+    str,
+    typer.Option(
+        "--roi",
+        metavar="auto|none|MASK",
+        help="Where the bits go: as the captioner sees it, everywhere alike, or where a picture is white.",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option(

@@ -110,6 +110,10 @@ class LatentCoder:
                 result[chosen] += bits.reshape(int(chosen.sum()), -1).sum(1)
         return result.astype(np.float32)
 
+    def region(self, coded: CodedLatent) -> NDArray[np.bool_] | None:
+        """Where the picture was coded with the fine step [h, w]: the region of interest; None without a map of steps."""
+        return coded.values[0, -1].cpu().numpy() < 0.5 if self.steps else None
+
     def _parameters(self, features: Tensor, grid: Tensor, quality: int, first: bool) -> tuple[Tensor, Tensor]:
         if first:
             mean, index = self.prior.first_pass(features, quality)
