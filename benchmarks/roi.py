@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -110,31 +111,38 @@ def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: T
     return Codec(Bundle(config, parts, vocabulary, None, dtype=fast_dtype()))
 
 
-def measure(codec: Codec, photos: list[Photo], told: bool = False) -> list[dict[str, float]]:
-    """Means over the photos at every quality: file bits per pixel, squared error in and outside the mask, share of bits inside."""
-    rows = []
-    for quality in QUALITIES:
-        found = []
-        for photo in photos:
+#: what is measured of a photo at a quality
+MEASURES = ("bpp", "mse_roi", "mse_background", "bits_in_roi", "area_of_roi")
+
+
+def measure(codec: Codec, photos: list[Photo], told: bool = False) -> NDArray[np.float64]:
+    """``MEASURES`` of every photo at every quality [qualities, photos, 5].
+
+    Bits per pixel of the file, squared error in and outside the mask, share of the bits and of the pixels inside.
+    """
+    found = np.zeros((len(QUALITIES), len(photos), len(MEASURES)))
+    for row, quality in enumerate(QUALITIES):
+        for number, photo in enumerate(photos):
             assert photo.mask is not None
             roi: Roi = photo.mask if told else "auto"
             data = codec.encode(photo.pixels, quality, caption=None, roi=roi)
             error = (np.asarray(codec.decode(data, steps=0), np.float64) - photo.pixels) ** 2
             bits = codec.bundle.coder.bit_map(codec.read(data)[1])
-            inside = Image.fromarray(photo.mask).resize(bits.shape[::-1], Image.Resampling.BOX)
+            inside = np.asarray(Image.fromarray(photo.mask).resize(bits.shape[::-1], Image.Resampling.BOX))
             mask = photo.mask >= 0.5
-            found.append(
-                (
-                    8 * len(data) / mask.size,
-                    error[mask].mean(),
-                    error[~mask].mean(),
-                    float((bits * np.asarray(inside)).sum() / bits.sum()),
-                    mask.mean(),
-                )
-            )
-        names = ("bpp", "mse_roi", "mse_background", "bits_in_roi", "area_of_roi")
-        rows.append({"quality": quality} | dict(zip(names, np.mean(found, 0).round(5).tolist(), strict=True)))
-    return rows
+            share = float((bits * inside).sum() / bits.sum())
+            rate = 8 * len(data) / mask.size
+            found[row, number] = rate, error[mask].mean(), error[~mask].mean(), share, mask.mean()
+    return found
+
+
+def curve(found: NDArray[np.float64], chosen: list[int]) -> list[dict[str, float]]:
+    """Means of what ``measure`` found over some photos, a line for every quality."""
+    means = found[:, chosen].mean(1).round(5).tolist()
+    return [
+        {"quality": quality} | dict(zip(MEASURES, line, strict=True))
+        for quality, line in zip(QUALITIES, means, strict=True)
+    ]
 
 
 def compare(plain: list[dict[str, float]], roi: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -198,7 +206,6 @@ def main() -> None:
     held_out = np.random.default_rng(0).permutation(drawn)[: arguments.held_out].tolist()
     seen = Chosen(photos, sorted(set(annotated) - set(held_out)))
     tests = [photo for photo in map(photos.__getitem__, held_out) if photo is not None]
-    small = [photo for photo in tests if photo.mask is not None and (photo.mask >= 0.5).mean() < SMALL]
     tagger = train_captioner(arguments, seen, arguments.folder / "captioner")
     plain = run(arguments, False, seen, tagger, arguments.folder / "plain")
     roi = run(arguments, True, seen, tagger, arguments.folder / "roi")
@@ -209,12 +216,14 @@ def main() -> None:
         "trained_on": f"{len(seen)} photos with masks or boxes",
         "tested_on": f"{len(tests)} photos with drawn masks that were not trained on; small: the object covers under 30 %",
     }
-    for name, chosen in (("all", tests), ("small", small)):
-        curves = {
-            "plain": measure(plain, chosen),
-            "roi": measure(roi, chosen),
-            "roi_mask_given": measure(roi, chosen, told=True),
-        }
+    found = {
+        "plain": measure(plain, tests),
+        "roi": measure(roi, tests),
+        "roi_mask_given": measure(roi, tests, told=True),
+    }
+    areas = found["plain"][0, :, -1]
+    for name, chosen in (("all", list(range(len(tests)))), ("small", np.flatnonzero(areas < SMALL).tolist())):
+        curves = {kind: curve(values, chosen) for kind, values in found.items()}
         result[name] = {
             "photos": len(chosen),
             "curves": curves,
