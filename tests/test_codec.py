@@ -413,14 +413,6 @@ def test_a_map_of_steps_is_part_of_what_decodes() -> None:
     )
 
 
-def test_an_absurd_map_of_steps_still_decodes() -> None:
-    codec = codec_with_steps()
-    coded = codec.quantise(photo("chelsea", 64, 64), 50)
-    coded = replace(coded, values=coded.values.clone())
-    coded.values[:, -1] = torch.tensor([[3e9, -3e9, 0.0, 1.0]] * 4)
-    assert codec.synthesise(coded, 50).isfinite().all()
-
-
 def codec_with_steps() -> Codec:
     """The small bundle with a map of quantisation steps, and a captioner whose guess of the region is random."""
     plain = small_bundle()

@@ -21,8 +21,6 @@ from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 GATE = 3.0
 #: interest below which a position belongs to the background
 BACKGROUND_BELOW = 0.4
-#: largest entry of a map of steps that is acted on: more is noise in a damaged or hostile file
-STEP_LIMIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Compressor(nn.Module):
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:
         """Decoded values [B, channels, h, w] to decompressed latents [B, C, patch * h, patch * w], float32."""
-        steps = values[:, -1:].clamp(0, STEP_LIMIT)
+        steps = values[:, -1:]
         if self.config.step_octaves:
             scaled = values[:, :-1] * torch.exp2(self.config.step_octaves * steps)
             values = torch.cat([scaled, torch.zeros_like(steps)], dim=1)

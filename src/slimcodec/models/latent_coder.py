@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
+from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.prior import HYPER_STRIDE, MEAN_BITS, ExactPrior, anchor_mask, checkerboard
 
@@ -28,22 +29,33 @@ class Pass:
 
 @dataclass(frozen=True)
 class CodedLatent:
-    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w]."""
+    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w].
+
+    ``map_passes`` come first: those of the map of steps, in a bundle with one.
+    """
 
     passes: tuple[Pass, ...]
     values: Tensor
+    map_passes: tuple[Pass, ...] = ()
+
+    @property
+    def all_passes(self) -> tuple[Pass, ...]:
+        """All that is coded, in order."""
+        return self.map_passes + self.passes
 
     def symbols(self) -> Integers:
         """All symbols in coding order."""
-        return np.concatenate([part.symbols for part in self.passes])
+        return np.concatenate([part.symbols for part in self.all_passes])
 
 
 class LatentCoder:
     """Codes one latent at a time; encoder and decoder run the same integer network on the same integers."""
 
     def __init__(self, prior: ExactPrior, tables: SymbolTables, *, steps: bool = False) -> None:
-        """``steps``: the last channel is a map of steps, whose whole numbers are coded without loss."""
+        """``steps``: the last channel is a map of steps, zeros and ones that are coded for themselves."""
         self.prior, self.tables, self.steps = prior, tables, steps
+        #: channels that the prior codes
+        self.coded = prior.network.channels - steps
 
     @torch.no_grad()
     def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:
@@ -54,20 +66,25 @@ class LatentCoder:
         features = self.prior.features(hyper_symbols, quality, height, width)
         y = values.permute(0, 2, 3, 1).double()
         grid = torch.zeros(y.shape, dtype=torch.int64, device=y.device)
-        flat, flat_grid = y.flatten(1, 2), grid.view(1, -1, y.shape[3])
+        map_passes: tuple[Pass, ...] = ()
+        if self.steps:
+            steps = y[0, :, :, -1].round().int().cpu().numpy()
+            map_passes = tuple(Pass(*call) for call in write_map(steps))
+            self._place(grid, steps)
+        flat, flat_grid = y[..., : self.coded].flatten(1, 2), grid.view(1, -1, y.shape[3])
         for number, at in enumerate(checkerboard(y)):
             mean, index = self._parameters(features, grid, quality, first=number == 0)
             # ties and float noise matter only here, at the encoder: the decoder is told the symbols
             residual = flat.index_select(1, at) - mean * 2.0**-MEAN_BITS
             symbols = residual.round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
-            flat_grid.index_copy_(1, at, (symbols << MEAN_BITS) + mean)
+            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
             passes.append(Pass(_flat(symbols), _flat(index).astype(np.uint8)))
-        return CodedLatent(tuple(passes), _values(grid))
+        return CodedLatent(tuple(passes), _values(grid), map_passes)
 
     def write(self, coded: CodedLatent) -> bytes:
         """The payload of a quantised latent."""
         encoder = SymbolEncoder(self.tables)
-        for part in coded.passes:
+        for part in coded.all_passes:
             encoder.encode(part.symbols, part.indices)
         return encoder.finish()
 
@@ -77,24 +94,31 @@ class LatentCoder:
         decoder = SymbolDecoder(self.tables, payload)
         passes: list[Pass] = []
 
-        def take(indices: NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
+        def symbols_of(indices: NDArray[np.uint8]) -> Integers:
             symbols = decoder.decode(indices)
             passes.append(Pass(symbols, indices))
-            return torch.from_numpy(symbols.astype(np.int64)).reshape(shape).to(device)
+            return symbols
+
+        def take(indices: NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
+            return torch.from_numpy(symbols_of(indices).astype(np.int64)).reshape(shape).to(device)
 
         device = self.prior.hyper_index.device
+        steps = read_map(symbols_of, height, width) if self.steps else None
+        before = len(passes)
         channels = len(self.prior.hyper_indices(quality))
         shape = (1, -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE), channels)
         hyper = take(self._hyper_indices(quality, shape), shape)
         features = self.prior.features(hyper, quality, height, width)
         grid = torch.zeros((1, height, width, self.prior.network.channels), dtype=torch.int64, device=device)
+        if steps is not None:
+            self._place(grid, steps)
         flat_grid = grid.view(1, -1, grid.shape[3])
         for number, at in enumerate(checkerboard(grid)):
             mean, index = self._parameters(features, grid, quality, first=number == 0)
             symbols = take(_flat(index).astype(np.uint8), tuple(mean.shape))
-            flat_grid.index_copy_(1, at, (symbols << MEAN_BITS) + mean)
+            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
         decoder.finish()
-        return CodedLatent(tuple(passes), _values(grid))
+        return CodedLatent(tuple(passes[before:]), _values(grid), tuple(passes[:before]))
 
     def bit_map(self, coded: CodedLatent) -> NDArray[np.float32]:
         """Ideal bits of every latent position [h, w]; those of a hyper-latent are shared by its 4x4 positions."""
@@ -108,6 +132,8 @@ class LatentCoder:
         for chosen, bits in ((at, first), (~at, rest)):
             if chosen.any():
                 result[chosen] += bits.reshape(int(chosen.sum()), -1).sum(1)
+        for call, part in zip(map_calls(height, width), coded.map_passes[1:], strict=False):
+            result.reshape(-1)[call.positions] += self.tables.bits(part.symbols, part.indices)
         return result.astype(np.float32)
 
     def region(self, coded: CodedLatent) -> NDArray[np.bool_] | None:
@@ -119,9 +145,12 @@ class LatentCoder:
             mean, index = self.prior.first_pass(features, quality)
         else:
             mean, index = self.prior.second_pass(features, grid, quality)
-        if self.steps:
-            mean[..., -1] = (mean[..., -1] + (1 << MEAN_BITS - 1)) >> MEAN_BITS << MEAN_BITS
-        return mean, index
+        return mean[..., : self.coded], index[..., : self.coded]
+
+    @staticmethod
+    def _place(grid: Tensor, steps: Integers) -> None:
+        """Puts a map of steps in the last channel of a grid [1, h, w, C]."""
+        grid[0, :, :, -1] = torch.from_numpy(steps).to(grid) << MEAN_BITS
 
     def _hyper_indices(self, quality: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         channels = self.prior.hyper_indices(quality).cpu().numpy().astype(np.uint8)

@@ -36,7 +36,7 @@ def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> Symbol
     counts = np.zeros(len(tables.frequencies), np.int64)
     for picture in pictures:
         for coded in codec.quantise_each(picture, FITTED_QUALITIES):
-            for part in coded.passes:
+            for part in coded.all_passes:
                 counts += tables.count(part.symbols, part.indices)
     return SymbolTables.from_counts(_scales(), counts)
 

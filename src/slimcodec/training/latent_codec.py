@@ -198,12 +198,13 @@ def code(
         anchors = anchor_mask(height, width, y.device)
 
         def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            if compressor.config.step_octaves:
-                # the map of steps is coded without loss
-                mean = torch.cat([mean[..., :-1], straight_round(mean[..., -1:])], dim=-1)
             residual = y - mean
             bits = rate_bits(residual, index.clamp(0, SCALES - 1), rate, noise(residual))
-            return straight_round(residual) + mean, bits.sum((1, 2))
+            decoded = straight_round(residual) + mean
+            if compressor.config.step_octaves:
+                # the map of steps is coded for itself: a few bytes, which depend on no weight
+                decoded, bits = torch.cat([decoded[..., :-1], y[..., -1:]], dim=-1), bits[..., :-1]
+            return decoded, bits.sum((1, 2))
 
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)

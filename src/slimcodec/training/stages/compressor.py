@@ -21,7 +21,7 @@ LOSS_SCALE = 0.1
 #: weight of the round trip of clean latents
 CLEAN_WEIGHT = 2e-3
 #: share of pictures that are all region of interest
-UNTOLD = 0.2
+UNTOLD = 0.3
 
 
 class RateFidelity:
