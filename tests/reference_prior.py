@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from reference_coder import ReferenceDecoder
@@ -43,6 +45,37 @@ def spread(x: Ints) -> Ints:
     return x.reshape(2 * height, 2 * width, channels // 4)
 
 
+def map_of_steps(take: Callable[[Ints], Ints], height: int, width: int) -> Ints:
+    """The map [h, w] of zeros and ones before the hyper-latents, position by position."""
+    values = np.zeros((height, width), np.int64)
+    if not take(np.array([16])).item():
+        return values
+    sides = [[(row, column) for row in range(0, height, 8) for column in range(0, width, 8)]]
+    around: list[list[tuple[int, int]]] = [[]]
+    for d in (4, 2, 1):
+        inside = [(row, column) for row in range(0, height, d) for column in range(0, width, d)]
+        sides.append([(row, column) for row, column in inside if row % (2 * d) == column % (2 * d) == d])
+        around.append([(-d, -d), (-d, d), (d, -d), (d, d)])
+        sides.append([(row, column) for row, column in inside if row % (2 * d) != column % (2 * d)])
+        around.append([(-d, 0), (d, 0), (0, -d), (0, d)])
+    for places, offsets in zip(sides, around, strict=True):
+        known = [
+            [
+                int(values[row + dy, column + dx])
+                for dy, dx in offsets
+                if 0 <= row + dy < height and 0 <= column + dx < width
+            ]
+            for row, column in places
+        ]
+        guesses = [int(2 * sum(ones) > len(ones)) for ones in known]
+        tables = [(6, 11, 16)[min(sum(ones), len(ones) - sum(ones))] if ones else 16 for ones in known]
+        for (row, column), guess, symbol in zip(
+            places, guesses, take(np.array(tables, np.int64)).tolist(), strict=True
+        ):
+            values[row, column] = guess + symbol
+    return values
+
+
 def decode(
     tensors: Tensors, payload: bytes, height: int, width: int, quality: int, steps: bool = False
 ) -> tuple[list[int], Ints]:
@@ -62,6 +95,9 @@ def decode(
         symbols.extend(found)
         return np.array(found, np.int64).reshape(indices.shape)
 
+    coded, grid_of_steps = len(tensors["anchor_mean.bias"][0]), None
+    if steps:
+        coded, grid_of_steps = coded - 1, map_of_steps(take, height, width)
     hyper = take(np.tile(channel_index, (rows, columns, 1)))
     square = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     x = layer(tensors, "hyper_in", hyper, quality)
@@ -72,6 +108,8 @@ def decode(
     diamond = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
     channels = len(tensors["anchor_mean.bias"][0])
     grid = np.zeros((height, width, channels), np.int64)
+    if grid_of_steps is not None:
+        grid[..., -1] = 16 * grid_of_steps
     even = np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
     for head, at in (("anchor", even), ("rest", ~even)):
         seen = features[at]
@@ -81,8 +119,8 @@ def decode(
         for part in ("1", "2"):
             seen = layer(tensors, f"{head}_{part}", seen, quality)
         mean = np.clip(layer(tensors, f"{head}_mean", seen, quality), -(2**18), 2**18)
-        if steps:
-            mean[:, -1] = ((mean[:, -1] + 8) >> 4) << 4
         index = np.clip(layer(tensors, f"{head}_scale", seen, quality), 0, 63)
-        grid[at] = take(index) * 16 + mean
+        inner = grid[at]
+        inner[:, :coded] = take(index[:, :coded]) * 16 + mean[:, :coded]
+        grid[at] = inner
     return symbols, grid

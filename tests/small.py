@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,29 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     )
     tokenizer = json.loads(text.tokenizer.backend_tokenizer.to_str())
     return Bundle(config, parts, VOCABULARY, (tokenizer, text.text_model.config.to_dict()))
+
+
+def bundle_with_steps() -> Bundle:
+    """The small bundle with a map of quantisation steps, and a captioner whose guess of the region is random."""
+    plain = small_bundle()
+    config = replace(
+        plain.config,
+        compressor=replace(plain.config.compressor, step_octaves=1.0),
+        captioners=(replace(plain.config.captioners[0], roi=True),),
+    )
+    torch.manual_seed(1)
+    compressor, tagger = Compressor(config.compressor), Tagger(config.captioners[0])
+    tagger.load_state_dict(plain.captioners[0].state_dict(), strict=False)
+    with torch.no_grad():
+        tagger.roi_head.weight.normal_()
+        for convolution in (compressor.analysis_steps, compressor.synthesis_steps):
+            assert convolution is not None
+            convolution.weight.zero_()
+    parts = {name: dict(state) for name, state in plain.stored.items()}
+    # what is stored stays as it is: quantising a second time may round otherwise
+    new = {"compressor": ("analysis_steps", "synthesis_steps"), "captioner-0": ("roi",)}
+    for part, module in (("compressor", compressor), ("captioner-0", tagger)):
+        parts[part] |= {
+            name: value for name, value in module.state_dict().items() if name.startswith(new[part])
+        }
+    return Bundle(config, parts, plain.vocabulary, plain.text)

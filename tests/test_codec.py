@@ -17,15 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import NAMES, photo, psnr
 from PIL import Image
-from small import small_bundle
+from small import bundle_with_steps
 
 import slimcodec
 from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
 from slimcodec.codec import Codec
 from slimcodec.container import pack, unpack
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.captioner import Tagger
-from slimcodec.models.compressor import Compressor
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +359,7 @@ def test_the_five_public_names() -> None:
 
 
 def test_the_captioner_tells_the_compressor_where_to_look() -> None:
-    codec = codec_with_steps()
+    codec = Codec(bundle_with_steps())
     picture = photo("chelsea", 150, 110)
     pixels = np.asarray(picture)
     _, roi = codec._look(pixels, codec._latents(pixels), named=False)
@@ -387,7 +385,7 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
 
 
 def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
-    with_steps = codec_with_steps()
+    with_steps = Codec(bundle_with_steps())
     picture = photo("chelsea", 150, 110)
     mask = np.zeros((110, 150), np.float32)
     mask[:, :80] = 1
@@ -405,35 +403,9 @@ def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
 
 
 def test_a_map_of_steps_is_part_of_what_decodes() -> None:
-    codec = codec_with_steps()
+    codec = Codec(bundle_with_steps())
     other = replace(codec.bundle.config, compressor=replace(codec.bundle.config.compressor, step_octaves=0.5))
     parts = {name: dict(state) for name, state in codec.bundle.stored.items()}
     assert (
         Bundle(other, parts, codec.bundle.vocabulary, codec.bundle.text).bundle_id != codec.bundle.bundle_id
     )
-
-
-def codec_with_steps() -> Codec:
-    """The small bundle with a map of quantisation steps, and a captioner whose guess of the region is random."""
-    plain = small_bundle()
-    config = replace(
-        plain.config,
-        compressor=replace(plain.config.compressor, step_octaves=1.0),
-        captioners=(replace(plain.config.captioners[0], roi=True),),
-    )
-    torch.manual_seed(1)
-    compressor, tagger = Compressor(config.compressor), Tagger(config.captioners[0])
-    tagger.load_state_dict(plain.captioners[0].state_dict(), strict=False)
-    with torch.no_grad():
-        tagger.roi_head.weight.normal_()
-        for convolution in (compressor.analysis_steps, compressor.synthesis_steps):
-            assert convolution is not None
-            convolution.weight.zero_()
-    parts = {name: dict(state) for name, state in plain.stored.items()}
-    # what is stored stays as it is: quantising a second time may round otherwise
-    new = {"compressor": ("analysis_steps", "synthesis_steps"), "captioner-0": ("roi",)}
-    for part, module in (("compressor", compressor), ("captioner-0", tagger)):
-        parts[part] |= {
-            name: value for name, value in module.state_dict().items() if name.startswith(new[part])
-        }
-    return Codec(Bundle(config, parts, plain.vocabulary, plain.text))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photos import NAMES, photo
+from small import bundle_with_steps
 
 import slimcodec
 from slimcodec.codec import Codec
@@ -32,6 +33,20 @@ def test_reference_reads_the_same_symbols_and_values(codec: Codec, name: str, qu
     symbols, grid = reference_prior.decode(
         tensors, unpack(data).payload, 5, 6, quality, codec.bundle.coder.steps
     )
+    assert symbols == coded.symbols().tolist()
+    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0].numpy())
+
+
+@pytest.mark.parametrize("quality", [5, 90])
+def test_reference_reads_a_map_of_steps(quality: int) -> None:
+    codec = Codec(bundle_with_steps())
+    mask = np.zeros((75, 90), np.float32)
+    mask[20:60, 10:50] = 1
+    data = codec.encode(photo("chelsea", 90, 75), quality, caption=None, roi=mask)
+    _, coded = codec.read(data)
+    tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
+    symbols, grid = reference_prior.decode(tensors, unpack(data).payload, 5, 6, quality, steps=True)
+    assert 0 < coded.values[0, -1].mean() < 1
     assert symbols == coded.symbols().tolist()
     assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0].numpy())
 
