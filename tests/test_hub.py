@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,15 +30,16 @@ from slimcodec.training.create import Wishes, create
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-#: decodes the .slim files of a folder with the bundle of their name, at several numbers of steps, in a fresh process
+#: reads and decodes the .slim files of a folder with the bundle of their name, at several numbers of steps, in a fresh process
 DECODE = """
-import sys
-from collections.abc import Iterator
+import hashlib, sys
 from pathlib import Path
 import slimcodec
 folder = Path(sys.argv[1])
 for file in sorted(folder.glob("*.slim")):
     codec = slimcodec.load(folder / file.stem, dtype="float32")
+    values = codec.read(file)[1].values.numpy()
+    file.with_suffix(".sha256").write_text(hashlib.sha256(values.tobytes()).hexdigest())
     for steps in (0, 1, 4):
         codec.decode(file, steps=steps).save(folder / f"{file.stem}-{steps}.png")
 """
@@ -63,21 +65,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_family_is_decoded_in_another_process_without_a_network(home: Path, tmp_path: Path) -> None:
     pictures: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for family in FAMILIES:
         shutil.copytree(home / "bundles" / family, tmp_path / family)
         codec = slimcodec.load(home / "bundles" / family, dtype="float32")
         data = codec.encode(photo("coffee", 64, 50), 30, caption="a photo of a cat")
         (tmp_path / f"{family}.slim").write_bytes(data)
         assert slimcodec.inspect(data).bundle_id == codec.bundle.bundle_id
+        values[family] = hashlib.sha256(codec.read(data)[1].values.numpy().tobytes()).hexdigest()
         for steps in (0, 1, 4):
-            pictures[f"{family}-{steps}"] = np.asarray(codec.decode(data, steps=steps))
+            pictures[f"{family}-{steps}"] = np.asarray(codec.decode(data, steps=steps), np.int16)
     subprocess.run([sys.executable, "-c", DECODE, str(tmp_path)], check=True, env=OFFLINE, timeout=300)
     from PIL import Image
 
     for name, picture in pictures.items():
         assert picture.shape == (50, 64, 3)
-        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}.png")), picture), name
+        # what is coded is exact; the networks after it sum in another order on another number of threads
+        other = np.asarray(Image.open(tmp_path / f"{name}.png"), np.int16)
+        assert np.abs(other - picture).max() <= 2, name
     for family in FAMILIES:
+        assert (tmp_path / f"{family}.sha256").read_text() == values[family]
         assert not np.array_equal(pictures[f"{family}-0"], pictures[f"{family}-1"]), family
         assert not np.array_equal(pictures[f"{family}-1"], pictures[f"{family}-4"]), family
 
