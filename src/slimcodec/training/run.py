@@ -40,7 +40,7 @@ from slimcodec.training.latent_codec import LatentCodec
 from slimcodec.training.loop import Optimisation, Stage, train
 from slimcodec.training.lora import add_lora, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
-from slimcodec.training.materials import Materials
+from slimcodec.training.materials import Answer, Materials
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.stages import (
     AutoencoderStage,
@@ -111,7 +111,7 @@ class Run:
             self._load_own_autoencoder(),
             Enhancer.build(self._enhancer_config),
             self._text_encoder(),
-            self.materials.crops(recipe.optimisation),
+            self.materials.crops(recipe.optimisation, "caption"),
             caption_dropout=recipe.caption_dropout,
         )
         self._train(stage, recipe.optimisation)
@@ -123,7 +123,7 @@ class Run:
         stage = CompressorStage(
             self._load_autoencoder(),
             Compressor(recipe.network),
-            self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks),
+            self.materials.crops(recipe.optimisation, "mask"),
             self._objective(),
             train_decoder=recipe.train_decoder,
         )
@@ -145,10 +145,11 @@ class Run:
                 self._start_from_embedded(tagger)
         watching = teachers if recipe.teachers_see_views else []
         # opinions are dear: they are asked for whole photos' answers, or for masks that the tagger learns
-        asked = bool(teachers) and not watching
-        masked = tagger.config.roi and self._masks_by_networks
+        wanted: list[Answer] = [] if watching else ["logits"]
+        if tagger.config.roi:
+            wanted.append("mask")
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=asked or masked),
+            self.materials.photos(recipe.optimisation, *wanted),
             self.materials.vocabulary,
             self.materials.thumbnails,
             size=watching[0].side if watching else tagger.config.side,
@@ -166,7 +167,7 @@ class Run:
         recipe = self.recipe.enhance
         self._begin(recipe.optimisation)
         autoencoder = self._load_autoencoder()
-        codec = self._load_codec(autoencoder, "compressor")
+        codec = self._load_codec(autoencoder, {})
         options: dict[str, Any] = {
             "objective": self._objective(warm=True) if recipe.rate else None,
             "caption_dropout": recipe.caption_dropout,
@@ -174,7 +175,7 @@ class Run:
             "fidelity_weight": recipe.fidelity,
             "rate_weight": recipe.rate,
         }
-        crops = self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks)
+        crops = self.materials.crops(recipe.optimisation, "mask", "caption")
         fidelity = self._fidelity(recipe.background, recipe.features)
         if self.pretrained is not None:
             denoiser: Any = self.pretrained.enhancer
@@ -193,8 +194,8 @@ class Run:
             self._train(adapted, recipe.optimisation)
             return
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
-        if self._weights("diffusion").exists():
-            fill(enhancer, text, self._load("diffusion"))
+        if diffused := self._load_made("diffusion"):
+            fill(enhancer, text, diffused)
         if recipe.lora_rank:
             add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
             text.requires_grad_(False)
@@ -220,8 +221,8 @@ class Run:
         return bundle
 
     def _bundle(self) -> Bundle:
-        autoencoder = self._load_own_autoencoder()
-        codec = self._load_codec(autoencoder)
+        autoencoder, enhanced = self._load_own_autoencoder(), self._load_made("enhance")
+        codec = self._load_codec(autoencoder, enhanced)
         parts: dict[str, dict[str, Tensor]] = {
             "autoencoder": dict(autoencoder.state_dict()),
             **latent_codec_parts(codec),
@@ -233,11 +234,11 @@ class Run:
             training=self._history(),
         )
         text: tuple[Any, dict[str, Any]] | None = None
-        if self._weights("captioner").exists():
-            parts["captioner-0"] = self._load("captioner")
+        if tagger := self._load_made("captioner"):
+            parts["captioner-0"] = tagger
             config = replace(config, captioners=(self._tagger().config,))
-        if self._weights("enhance").exists():
-            enhancer, encoder = self._load_enhancer()
+        if enhanced:
+            enhancer, encoder = self._load_enhancer(enhanced)
             parts["enhancer"], parts["text"] = dict(enhancer.state_dict()), dict(encoder.state_dict())
             tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
             text = (tokenizer, encoder.text_model.config.to_dict())
@@ -248,12 +249,11 @@ class Run:
         return Bundle(config, parts, vocabulary, text)
 
     def _pretrained_bundle(self, model: Bundle) -> Bundle:
+        enhanced, tagger = self._load_made("enhance"), self._load_made("captioner")
         made = Made(
-            codec=self._load_codec(model.autoencoder),
-            low_rank=part_of(self._load("enhance"), "lora") if self._weights("enhance").exists() else {},
-            tagger=(self._tagger().config, self._load("captioner"))
-            if self._weights("captioner").exists()
-            else None,
+            codec=self._load_codec(model.autoencoder, enhanced),
+            low_rank=part_of(enhanced, "lora"),
+            tagger=(self._tagger().config, tagger) if tagger else None,
             vocabulary=self.materials.vocabulary,
             training=self._history(),
         )
@@ -275,7 +275,7 @@ class Run:
 
     def card(self) -> dict[str, Any]:
         """The data card, printed and kept in the run folder."""
-        photos: Photos = self.materials.photos(self.recipe.compressor.optimisation, opinions=False)
+        photos: Photos = self.materials.photos(self.recipe.compressor.optimisation)
         card = data_card(photos)
         for line in card_lines(card):
             logger.info(line)
@@ -328,6 +328,10 @@ class Run:
             raise SlimError(f"{path} is missing: run `slim train {stage}` with the same --set out= first")
         return load_file(path)
 
+    def _load_made(self, stage: str) -> dict[str, Tensor]:
+        """What a stage made, {} where it has not run."""
+        return self._load(stage) if self._weights(stage).exists() else {}
+
     def _load_autoencoder(self) -> LatentSpace:
         if self.pretrained is not None:
             return self.pretrained.autoencoder
@@ -338,30 +342,23 @@ class Run:
         autoencoder.load_state_dict(self._load("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: LatentSpace, stage: str | None = None) -> LatentCodec:
-        """The latent codec as a stage left it: by default ``enhance`` where that tuned it, else ``compressor``."""
+    def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> LatentCodec:
+        """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
         # its state holds the autoencoder's decoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
         codec.load_state_dict(self._load("compressor"))
-        if stage is None and self._weights("enhance").exists():
-            tuned = part_of(self._load("enhance"), "codec")
-            if tuned:
-                codec.load_state_dict(tuned)
+        if tuned := part_of(enhanced, "codec"):
+            codec.load_state_dict(tuned)
         return codec.requires_grad_(False)
 
-    def _load_enhancer(self) -> tuple[Enhancer, CaptionEncoder]:
+    def _load_enhancer(self, enhanced: dict[str, Tensor]) -> tuple[Enhancer, CaptionEncoder]:
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
         if self.recipe.enhance.lora_rank:
             add_lora(enhancer, self.recipe.enhance.lora_rank, self.recipe.enhance.lora_targets)
-        fill(enhancer, text, self._load("enhance"))
+        fill(enhancer, text, enhanced)
         if self.recipe.enhance.lora_rank:
             merge_lora(enhancer)
         return enhancer, text
-
-    @property
-    def _masks_by_networks(self) -> bool:
-        source = self.recipe.roi.source
-        return source == "segmentation" or (source == "activation" and bool(self.materials.teachers))
 
     def _fidelity(self, background: float, features: Features) -> Fidelity:
         loss = None
@@ -383,7 +380,7 @@ class Run:
         return RateFidelity(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
     def _some_photos(self, count: int) -> Iterator[NDArray[np.uint8]]:
-        pool: Any = self.materials.photos(self.recipe.compressor.optimisation, opinions=False).pool(0)
+        pool: Any = self.materials.photos(self.recipe.compressor.optimisation).pool(0)
         rows = np.random.default_rng(0).permutation(len(pool))[:count]
         return (photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None)
 
