@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +47,27 @@ class Rough:
     tag: int | None
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of a file, as ``Codec.encode`` takes it; raises ``SlimError`` for what is out of range."""
+
+    quality: int = 50
+    caption: str | None = "auto"
+    target_bytes: int | None = None
+    target_bpp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_bytes is not None and self.target_bpp is not None:
+            raise SlimError("give target_bytes or target_bpp, not both")
+        object.__setattr__(self, "quality", _whole_number("quality", self.quality, 1, 100))
+        if not (self.caption is None or isinstance(self.caption, str)):
+            raise SlimError(f"caption is {self.caption!r}; give 'auto', None or a text")
+        for name in ("target_bytes", "target_bpp"):
+            target = getattr(self, name)
+            if target is not None and not 0 < target < float("inf"):
+                raise SlimError(f"{name} is {target!r}; give a number above 0")
+
+
 class Codec:
     """Encodes and decodes pictures with one bundle; create it with ``slimcodec.load``.
 
@@ -82,18 +103,20 @@ class Codec:
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.
         """
-        if target_bytes is not None and target_bpp is not None:
-            raise SlimError("give target_bytes or target_bpp, not both")
-        quality = _whole_number("quality", quality, 1, 100)
-        if not (caption is None or isinstance(caption, str)):
-            raise SlimError(f"caption is {caption!r}; give 'auto', None or a text")
-        for name, target in (("target_bytes", target_bytes), ("target_bpp", target_bpp)):
-            if target is not None and not 0 < target < float("inf"):
-                raise SlimError(f"{name} is {target!r}; give a number above 0")
+        wishes = Wishes(quality, caption, target_bytes, target_bpp)
+        pixels = self.open(image, max_pixels)
+        return self._file(pixels, self._latents(pixels), wishes)
+
+    def open(self, image: ImageLike, max_pixels: int | None = None) -> Pixels:
+        """The pixels of a picture that can be encoded; raises ``ImageError`` for one that cannot."""
         pixels = load_image(image, max_pixels)
+        self._check_area(pixels.shape[1], pixels.shape[0], max_pixels)
+        return pixels
+
+    def _file(self, pixels: Pixels, latents: Tensor, wishes: Wishes) -> bytes:
+        """The file of a picture by its latents [1, C, h, w]: what is coded for each picture alone."""
         height, width = pixels.shape[:2]
-        self._check_area(width, height, max_pixels)
-        latents = self._latents(pixels)
+        caption, target_bytes = wishes.caption, wishes.target_bytes
         found, roi = self._look(pixels, latents, named=caption == "auto")
         section = self._caption_section(found if caption == "auto" else caption)
 
@@ -102,9 +125,9 @@ class Codec:
             bundle_id = bytes.fromhex(self.bundle.bundle_id)
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
-        if target_bpp is not None:
-            target_bytes = math.floor(target_bpp * width * height / 8)
-        return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
+        if wishes.target_bpp is not None:
+            target_bytes = math.floor(wishes.target_bpp * width * height / 8)
+        return file(wishes.quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
     @torch.inference_mode()
     def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
@@ -129,15 +152,20 @@ class Codec:
         return self.bundle.coder.bit_map(self.quantise(image, quality))
 
     @torch.inference_mode()
-    def _latents(self, pixels: Pixels) -> Tensor:
+    def _latents(self, *pictures: Pixels) -> Tensor:
+        """The latents [B, C, h, w] of pictures of one padded size."""
         autoencoder = self.bundle.autoencoder
-        x = self._as_tensor(pixels)
-        if x.shape[2] % self.cell or x.shape[3] % self.cell:
-            # repeating the border costs fewer bits than black, and works from 1x1 up
-            x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
+
+        def padded(pixels: Pixels) -> Tensor:
+            x = self._as_tensor(pixels)
+            if x.shape[2] % self.cell or x.shape[3] % self.cell:
+                # repeating the border costs fewer bits than black, and works from 1x1 up
+                x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
+            return x
+
         return tiled(
             autoencoder.encode,
-            x,
+            torch.cat([padded(pixels) for pixels in pictures]),
             tile=self.tile,
             margin=autoencoder.encoder_radius,
             cell_in=autoencoder.stride,
@@ -206,16 +234,24 @@ class Codec:
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
+        sampling = self.sampling(steps, guidance)
+        return self._pictures([self.decompress(data, max_pixels=max_pixels)], *sampling)[0]
+
+    def sampling(self, steps: int | None = None, guidance: float | None = None) -> tuple[int, float]:
+        """Denoising steps and strength of caption guidance, the bundle's own where None; ``SlimError`` for what cannot be."""
         config = self.bundle.config
         steps = _whole_number("steps", config.steps if steps is None else steps, 0, MAX_STEPS)
         guidance = config.guidance if guidance is None else guidance
         if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
-        rough = self.decompress(data, max_pixels=max_pixels)
-        latents = rough.latents
-        if steps and config.enhancer is not None:
-            latents = self._enhance(rough, steps, guidance)
-        return self._picture(latents, rough.container)
+        if guidance and config.ldm is not None:
+            raise SlimError(
+                f"guidance is {guidance}, which is for bundles like slim-tiny, whose taggers know how far it may go; on a "
+                f"pretrained model the caption acts by classifier-free guidance, text_scale, {config.text_scale:g} in "
+                f"{config.name}: leave guidance out, and set --text-scale of `slim bundle create` or text_scale in the "
+                "bundle's config.json"
+            )
+        return (steps if config.enhancer is not None else 0), guidance
 
     def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Tensor:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
@@ -279,43 +315,50 @@ class Codec:
             )
         return rows, columns
 
-    def _enhance(self, rough: Rough, steps: int, guidance: float) -> Tensor:
-        from slimcodec.models.enhancer import Enhancer, guide_by_caption, seeded_noise
+    def _enhance(self, roughs: Sequence[Rough], steps: int, guidance: float) -> Tensor:
+        """Enhanced latents [B, C, h, w] of decompressed ones of one size and quality."""
+        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
 
         enhancer: Any = self.bundle.enhancer
-        quality = rough.container.quality
+        quality = roughs[0].container.quality
         scale = self.bundle.config.text_scale
-        text = self.bundle.encode_captions([rough.caption])
-        empty = self.bundle.encode_captions([None]) if scale != 1.0 else text
+        text = self.bundle.encode_captions([rough.caption for rough in roughs])
+        empty = self.bundle.encode_captions([None] * len(roughs)) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
-        seed = zlib.crc32(rough.container.payload)
-        noise = seeded_noise(rough.latents.shape, seed).to(rough.latents.device)
+        seeds = [zlib.crc32(rough.container.payload) for rough in roughs]
+        noises = [seeded_noise(rough.latents.shape, seed) for rough, seed in zip(roughs, seeds, strict=True)]
         latents = blended(
             lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
-            rough.latents,
-            noise,
+            torch.cat([rough.latents for rough in roughs]),
+            torch.cat(noises).to(self.bundle.device),
             tile=getattr(enhancer, "tile", self.tile),
         )
-        if not isinstance(enhancer, Enhancer):
-            # how far guidance may go is known of our own latent space alone
-            return latents
         small = latents.shape[2] * latents.shape[3] <= GUIDED_POSITIONS
-        if guidance and small and rough.tag is not None and self.bundle.captioners:
-            level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
-            lost = at_level(enhancer.error_scale, level)[0]
-            latents = guide_by_caption(
-                latents,
-                rough.tag,
-                self.bundle.autoencoder.decode,
-                self.bundle.captioners,
-                lost,
-                guidance,
-                seed,
-            )
-        return latents
+        if not (guidance and small and self.bundle.captioners):
+            return latents
+        level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
+        lost = at_level(enhancer.error_scale, level)[0]
+
+        def guided(latents: Tensor, tag: int | None, seed: int) -> Tensor:
+            if tag is None:
+                return latents
+            taggers, decode = self.bundle.captioners, self.bundle.autoencoder.decode
+            return guide_by_caption(latents, tag, decode, taggers, lost, guidance, seed)
+
+        tags = [rough.tag for rough in roughs]
+        return torch.cat([guided(*one) for one in zip(latents.split(1), tags, seeds, strict=True)])
+
+    def _pictures(self, roughs: Sequence[Rough], steps: int, guidance: float) -> list[Image.Image]:
+        """The pictures of decompressed latents of one size, and with steps of one quality."""
+        latents = (
+            self._enhance(roughs, steps, guidance)
+            if steps
+            else torch.cat([rough.latents for rough in roughs])
+        )
+        return self._decoded(latents, [rough.container for rough in roughs])
 
     @torch.inference_mode()
-    def _picture(self, latents: Tensor, container: Container) -> Image.Image:
+    def _decoded(self, latents: Tensor, containers: Sequence[Container]) -> list[Image.Image]:
         autoencoder = self.bundle.autoencoder
 
         def pixels(x: Tensor) -> Tensor:
@@ -324,8 +367,11 @@ class Codec:
         decoded = tiled(
             pixels, latents, tile=self.tile, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride
         )
-        cropped = decoded[0, :, : container.height, : container.width].permute(1, 2, 0)
-        return Image.fromarray(cropped.cpu().contiguous().numpy())
+        arrays = decoded.permute(0, 2, 3, 1).cpu()
+        return [
+            Image.fromarray(array[: container.height, : container.width].contiguous().numpy())
+            for array, container in zip(arrays, containers, strict=True)
+        ]
 
 
 def _whole_number(name: str, value: object, low: int, high: int) -> int:

@@ -36,6 +36,15 @@ Jobs = Annotated[
         "--jobs", "-j", min=1, metavar="N", help="Processes, one thread each; 1 uses all threads of one."
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Files at a time; those of equal size share a pass through the networks, for a GPU.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[
