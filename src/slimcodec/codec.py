@@ -414,6 +414,7 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     base: str | Path | None = None,
+    offload: bool = False,
 ) -> Codec:
     """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
 
@@ -421,6 +422,9 @@ def load(
 
     ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
     The entropy stage is exact in every one of them: files are portable between devices and types.
+
+    ``offload``: pretrained parts lie in the computer's memory and come to the device one at a time, for a GPU that does not hold
+    them all; needs Accelerate, and the codec then serves one thread at a time.
     """
     device = device or "cpu"
     try:
@@ -434,7 +438,10 @@ def load(
     named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
     if not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
-    return Codec(Bundle.from_pretrained(source, device, named, base))
+    bundle = Bundle.from_pretrained(source, device, named, base)
+    if offload:
+        bundle.offload_parts()
+    return Codec(bundle)
 
 
 @lru_cache(maxsize=1)

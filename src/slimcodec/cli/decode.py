@@ -23,6 +23,7 @@ class Decode:
     guidance: float | None
     max_pixels: int | None
     batch_size: int = 1
+    offload: bool = False
 
     def prepare(self) -> Steps:
         """Load the codec; raises what ``slimcodec.load`` raises."""
@@ -34,7 +35,7 @@ class Decode:
         from slimcodec.batches import decode_many
         from slimcodec.container import read_source
 
-        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
         # what cannot be for any file stops the command once
         codec.sampling(self.steps, self.guidance)
         formats = Image.registered_extensions()
@@ -90,6 +91,7 @@ def decode(
     dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
     batch_size: options.BatchSize = 1,
+    offload: options.Offload = False,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -109,7 +111,7 @@ def decode(
       slim decode - -o - < photo.slim > photo.png
     """
     run_batch(
-        Decode(model, device, dtype, steps, guidance, max_pixels, batch_size),
+        Decode(model, device, dtype, steps, guidance, max_pixels, batch_size, offload),
         inputs,
         out,
         reads=(".slim",),

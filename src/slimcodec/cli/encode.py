@@ -42,13 +42,14 @@ class Encode:
     max_pixels: int | None
     delete_source: bool = False
     batch_size: int = 1
+    offload: bool = False
 
     def prepare(self) -> Steps:
         """Load the codec; raises what ``slimcodec.load`` raises."""
         import slimcodec
         from slimcodec.batches import encode_many
 
-        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
 
         def read(job: Job) -> Picture:
             spent = file_state(job.source) if self.delete_source else None
@@ -97,6 +98,7 @@ def encode(
     dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
     batch_size: options.BatchSize = 1,
+    offload: options.Offload = False,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
     delete_source: Annotated[
@@ -143,6 +145,7 @@ def encode(
             max_pixels,
             delete_source,
             batch_size,
+            offload,
         ),
         inputs,
         out,

@@ -45,6 +45,12 @@ BatchSize = Annotated[
         help="Files at a time; those of equal size share a pass through the networks, for a GPU.",
     ),
 ]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload", help="Pretrained parts come to the device one at a time: slower, for less memory there."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[
