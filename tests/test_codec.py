@@ -185,7 +185,7 @@ def test_a_header_that_claims_a_huge_picture_is_refused_before_work(codec: Codec
 )
 def test_a_device_or_type_that_cannot_work_is_named(arguments: dict[str, str]) -> None:
     with pytest.raises(SlimError, match=next(iter(arguments))):
-        slimcodec.load(**arguments)
+        slimcodec.load(**arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (97, 41), (100, 100)])

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from slimcodec.codec import Codec, Pixels, Rough, Wishes
+from slimcodec.codec import Codec, Pixels, Request, Rough
 from slimcodec.container import Source
 from slimcodec.errors import SlimError
 from slimcodec.images import ImageLike
@@ -45,9 +45,9 @@ def encode_many(
     share a pass; those of more than a million pixels go alone. Raises ``SlimError`` for an
     argument out of range.
     """
-    wishes = Wishes(quality, caption, target_bytes, target_bpp)
+    request = Request(quality, caption, target_bytes, target_bpp)
     chunks = _chunks(images, batch_size)
-    return (file for chunk in chunks for file in _encoded(codec, chunk, wishes, max_pixels))
+    return (file for chunk in chunks for file in _encoded(codec, chunk, request, max_pixels))
 
 
 def decode_many(
@@ -81,7 +81,7 @@ def attempt(function: Callable[..., T], *arguments: Any) -> T | Exception:
 
 
 def _encoded(
-    codec: Codec, images: Sequence[ImageLike], wishes: Wishes, max_pixels: int | None
+    codec: Codec, images: Sequence[ImageLike], request: Request, max_pixels: int | None
 ) -> Iterator[bytes | Exception]:
     opened = [attempt(codec.open, image, max_pixels) for image in images]
 
@@ -92,18 +92,18 @@ def _encoded(
     latents = _together(
         lambda group: list(codec._latents(*group).split(1)), opened, lambda pixels: _key(codec, *size(pixels))
     )
-    wanted: list[Wishes | Exception] = [wishes] * len(opened)
-    model = codec.bundle.caption_model if wishes.caption == "auto" else None
+    wanted: list[Request | Exception] = [request] * len(opened)
+    model = codec.bundle.caption_model if request.caption == "auto" else None
     if model is not None:
         with codec.bundle.lock:
             captions = _together(model.captions, opened, lambda pixels: _key(codec, *size(pixels)))
-        wanted = [attempt(_captioned, wishes, caption) for caption in captions]
+        wanted = [attempt(_captioned, request, caption) for caption in captions]
     for arguments in zip(opened, latents, wanted, strict=True):
         yield attempt(codec._file, *arguments)
 
 
-def _captioned(wishes: Wishes, caption: str | None) -> Wishes:
-    return replace(wishes, caption=caption)
+def _captioned(request: Request, caption: str | None) -> Request:
+    return replace(request, caption=caption)
 
 
 def _decoded(

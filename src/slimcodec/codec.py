@@ -48,7 +48,7 @@ class Rough:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Request:
     """What is wanted of a file, as ``Codec.encode`` takes it; raises ``SlimError`` for what is out of range."""
 
     quality: int = 50
@@ -103,9 +103,9 @@ class Codec:
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.
         """
-        wishes = Wishes(quality, caption, target_bytes, target_bpp)
+        request = Request(quality, caption, target_bytes, target_bpp)
         pixels = self.open(image, max_pixels)
-        return self._file(pixels, self._latents(pixels), wishes)
+        return self._file(pixels, self._latents(pixels), request)
 
     def open(self, image: ImageLike, max_pixels: int | None = None) -> Pixels:
         """The pixels of a picture that can be encoded; raises ``ImageError`` for one that cannot."""
@@ -113,10 +113,10 @@ class Codec:
         self._check_area(pixels.shape[1], pixels.shape[0], max_pixels)
         return pixels
 
-    def _file(self, pixels: Pixels, latents: Tensor, wishes: Wishes) -> bytes:
+    def _file(self, pixels: Pixels, latents: Tensor, request: Request) -> bytes:
         """The file of a picture by its latents [1, C, h, w]: what is coded for each picture alone."""
         height, width = pixels.shape[:2]
-        caption, target_bytes = wishes.caption, wishes.target_bytes
+        caption, target_bytes = request.caption, request.target_bytes
         found, roi = self._look(pixels, latents, named=caption == "auto")
         section = self._caption_section(found if caption == "auto" else caption)
 
@@ -125,9 +125,9 @@ class Codec:
             bundle_id = bytes.fromhex(self.bundle.bundle_id)
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
-        if wishes.target_bpp is not None:
-            target_bytes = math.floor(wishes.target_bpp * width * height / 8)
-        return file(wishes.quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
+        if request.target_bpp is not None:
+            target_bytes = math.floor(request.target_bpp * width * height / 8)
+        return file(request.quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
     @torch.inference_mode()
     def quantise(self, image: ImageLike, quality: int = 50) -> CodedLatent:
@@ -163,9 +163,11 @@ class Codec:
                 x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
             return x
 
+        tensors = [padded(pixels) for pixels in pictures]
         return tiled(
             autoencoder.encode,
-            torch.cat([padded(pixels) for pixels in pictures]),
+            # a large picture comes alone, and is not copied
+            tensors[0] if len(tensors) == 1 else torch.cat(tensors),
             tile=self.tile,
             margin=autoencoder.encoder_radius,
             cell_in=autoencoder.stride,
