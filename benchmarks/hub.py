@@ -1,11 +1,12 @@
 """Milliseconds and memory of a bundle on a full-size Stable Diffusion 1.5 with random weights: what encode and decode cost.
 
-    python benchmarks/hub.py [--side 512] [--device cpu] [--out results/speed-hub.json]
+    python benchmarks/hub.py [--side 512] [--device cpu] [--batch-size 1] [--offload] [--out results/speed-hub.json]
 
 A pipeline of the shape of Stable Diffusion 1.5 (860 M parameters in the UNet, 84 M in the autoencoder, 123 M in the text encoder)
 is built and saved (2.1 GB, half precision), a bundle is made on it, and a picture goes through it in fresh processes, one for each
-operation. What the weights say costs nothing, so random ones tell the time of trained ones. On a CPU: one thread, and its processor time (``first_ms``, with loading and checking of the
-weights, is on the wall's clock).
+operation. What the weights say costs nothing, so random ones tell the time of trained ones. On a CPU: one thread, and its processor
+time (``first_ms``, with loading and checking of the weights, is on the wall's clock). Times are those of a picture: with
+``--batch-size`` many go through at once, and their time is divided.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ import json, re, sys, time
 import torch
 torch.set_num_threads(1)
 import slimcodec
+from slimcodec.batches import decode_many, encode_many
 from slimcodec.training.generated import generated_rows
-bundle, data, operation, side, device = sys.argv[1:]
+bundle, data, operation, side, device, batch, offload = sys.argv[1:]
+batch = int(batch)
 began = time.perf_counter()
-codec = slimcodec.load(bundle, device=device)
+codec = slimcodec.load(bundle, device=device, offload=bool(int(offload)))
 import io
 from PIL import Image
 picture = Image.open(io.BytesIO(generated_rows(1)[0]["image"]["bytes"])).resize((int(side), int(side)))
 
 def run():
     if operation == "encode":
-        open(data, "wb").write(codec.encode(picture, 50, "a photo of a cat"))
+        made = list(encode_many(codec, [picture] * batch, 50, "a photo of a cat", batch_size=batch))
+        open(data, "wb").write(made[0])
     else:
-        codec.decode(data, steps=int(operation.split()[1]))
+        made = list(decode_many(codec, [data] * batch, int(operation.split()[1]), batch_size=batch))
+    for one in made:
+        if isinstance(one, Exception):
+            raise one
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -50,7 +57,7 @@ times = []
 for _ in range(1 if device == "cpu" else 10):
     began = clock()
     run()
-    times.append(clock() - began)
+    times.append((clock() - began) / batch)
 # not getrusage: its peak begins with that of the process that started this one
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 result = {"ms": round(1000 * sorted(times)[len(times) // 2], 1), "first_ms": round(1000 * first, 1), "peak_mb": peak}
@@ -116,10 +123,13 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=512, help="side of the picture in pixels")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures that go through at once")
+    parser.add_argument("--offload", action="store_true", help="one part at a time on the device")
     parser.add_argument("--work", type=Path, help="folder for the model (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     result: dict[str, Any] = {"side": options.side, "device": options.device, "processor": processor()}
+    result |= {"batch_size": options.batch_size, "offload": options.offload}
     with tempfile.TemporaryDirectory() as made:
         folder = options.work or Path(made)
         model, bundle, data = folder / "model", folder / "bundle", folder / "photo.slim"
@@ -130,7 +140,8 @@ def main() -> None:
             subprocess.run([*command, "--captioner", "none", "-o", str(bundle)], check=True)
         for operation in OPERATIONS:
             command = [sys.executable, "-c", WORK, str(bundle), str(data), operation, str(options.side)]
-            done = subprocess.run([*command, options.device], check=True, stdout=subprocess.PIPE, text=True)
+            command += [options.device, str(options.batch_size), str(int(options.offload))]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             result[operation] = json.loads(done.stdout.splitlines()[-1])
             print(operation, result[operation], flush=True)
         result["file_bytes"] = data.stat().st_size

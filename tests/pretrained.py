@@ -22,16 +22,26 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
     BlipConfig,
     BlipForConditionalGeneration,
+    BlipImageProcessor,
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
 )
 
 from slimcodec.training.generated import generated_rows
@@ -222,6 +232,73 @@ def save_blip(folder: Path) -> list[str]:
         json.dumps(settings | {"processor_class": "BlipProcessor"})
     )
     return words[6:]
+
+
+LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+#: token numbers of ``word_tokenizer``, as models want them named
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WORDS = ("a", "photo", "of", "cat", "dog", "cup", "what", "does", "the", "image", "describe", "?")
+
+
+def word_tokenizer(**settings: Any) -> Any:
+    """A tokenizer of whole words, after the special tokens of ``SPECIAL``, one for what is unknown, and one for a picture."""
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    numbers = {word: number for number, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(WordLevel(numbers, unk_token="<unk>"))
+    words.normalizer, words.pre_tokenizer = Lowercase(), Whitespace()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **names, **settings)
+
+
+def save_blip2(folder: Path) -> None:
+    """Saves a BLIP-2 captioner, a vision model, a Q-Former and OPT, with its processor to a folder; it knows ``WORDS``."""
+    size = 5 + len(WORDS)
+    torch.manual_seed(3)
+    config = Blip2Config(
+        vision_config=LAYERS | {"image_size": 32, "patch_size": 16, "initializer_range": 0.5},
+        qformer_config=LAYERS
+        | {"vocab_size": size, "encoder_hidden_size": 16, "cross_attention_frequency": 1}
+        | {"initializer_range": 0.5},
+        text_config={"model_type": "opt", "vocab_size": size, "hidden_size": 16, "word_embed_proj_dim": 16}
+        | {"ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 80}
+        | {"init_std": 0.5, **SPECIAL},
+        num_query_tokens=4,
+        image_token_index=4,
+        initializer_range=0.5,
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(images, word_tokenizer(), num_query_tokens=4).save_pretrained(folder)
+
+
+def save_florence2(folder: Path) -> None:
+    """Saves a Florence-2 captioner, DaViT and BART, with its processor to a folder; it knows ``WORDS``."""
+    from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+
+    torch.manual_seed(3)
+    config = Florence2Config(
+        vision_config={
+            "depths": [1, 1],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+        }
+        | {"patch_prenorm": [False, True], "embed_dim": [8, 16], "num_heads": [2, 2], "num_groups": [2, 2]}
+        | {"window_size": 2, "projection_dim": 16, "max_temporal_embeddings": 4}
+        | {"max_position_embeddings": 8, "initializer_range": 0.5},
+        text_config={"model_type": "bart", "vocab_size": 5 + len(WORDS), "d_model": 16, "init_std": 0.5}
+        | {f"{part}_layers": 1 for part in ("encoder", "decoder")}
+        | {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+        | {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")}
+        | {"max_position_embeddings": 80, "decoder_start_token_id": 2, "forced_eos_token_id": 2, **SPECIAL},
+        image_token_id=4,
+    )
+    Florence2ForConditionalGeneration(config).save_pretrained(folder)
+    images: Any = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    # 4x4 places after two strides, and their mean
+    images.image_seq_length = 17
+    words = word_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    Florence2Processor(images, words).save_pretrained(folder)
 
 
 def save_clip(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/hub.md: every command in it runs as it stands, on tiny models in the places of the real ones."""
+"""docs/hub.md: every command and every line of Python in it runs as it stands, on tiny models in the places of the real ones."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from photos import photo
+from PIL import Image
 from pretrained import save_blip, save_clip, save_pipeline, tiny_autoencoder
 from test_hub_training import SETTINGS
 
+import slimcodec
 from slimcodec.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line
 ]
+
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def keep(cache: Path, name: str, folder: Path) -> None:
@@ -32,6 +37,7 @@ def keep(cache: Path, name: str, folder: Path) -> None:
 def test_the_commands_of_the_documentation_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import huggingface_hub
     import huggingface_hub.constants
 
     monkeypatch.chdir(tmp_path)
@@ -63,5 +69,21 @@ def test_the_commands_of_the_documentation_run(
         with pytest.raises(SystemExit) as caught:
             main([*arguments, *(small if arguments[0] == "train" else [])])
         assert not caught.value.code, (command, capsys.readouterr().err)
-    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png"):
+    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png", "offloaded.png", "pictures/cat.png"):
         assert (tmp_path / name).is_file()
+
+    uploaded: list[str] = []
+
+    class Hub:
+        def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
+            return repository
+
+        def upload_folder(self, repo_id: str, folder_path: str) -> None:
+            uploaded.append(repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    names: dict[str, Any] = {"codec": slimcodec.load("sd15"), "paths": [*Path("photos").iterdir()]}
+    for block in BLOCKS:
+        exec(block, names)  # noqa: S102  the documentation is ours
+    assert uploaded == ["owner/mine"]
+    assert [picture.width for picture in names["pictures"]] == [Image.open(p).width for p in names["paths"]]

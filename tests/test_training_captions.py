@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from photos import photo
 from pretrained import save_blip
+from safetensors.torch import save_file
 from small import small_bundle
 
 from slimcodec import SlimError
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.caption_model import MAX_BYTES, clean_caption
 from slimcodec.training.captions import RoiCaptioner, label_captions, roi_box
+from slimcodec.training.recipe import load_recipe
+from slimcodec.training.run import Run
 
 
 def test_captions_of_labels() -> None:
@@ -131,3 +137,35 @@ def test_what_is_no_captioner_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(SlimError, match="AutoModelForImageTextToText"):
         RoiCaptioner(str(tmp_path))
+
+
+def test_captions_reach_the_stages_that_read_them_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    rows = []
+    for name in ("chelsea", "coffee"):
+        buffer = io.BytesIO()
+        photo(name, 96, 80).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}})
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "photos.parquet")
+    small_bundle().save_pretrained(tmp_path / "captioner")
+    # neither a teacher nor a segmentation network: the captioner is the only one that is asked
+    settings = [f"data={tmp_path}/*.parquet", f"out={tmp_path / 'run'}"]
+    recipe = load_recipe("smoke", [*settings, f"data.captioner={tmp_path / 'captioner'}"])
+    run, captions = Run(recipe), {}
+
+    def watched(stage: Any, options: Any) -> None:
+        captions[stage.name] = set(stage.batches(0).captions)
+
+    monkeypatch.setattr(run, "_train", watched)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    autoencoder = PatchAutoencoder(recipe.autoencoder.network)
+    save_file(autoencoder.state_dict(), tmp_path / "run" / "autoencoder.safetensors")
+    run.compressor()
+    assert captions["compressor"] == {None} and not (tmp_path / "run" / "targets.pt").exists()
+    run.diffusion()
+    kept = torch.load(tmp_path / "run" / "targets.pt", weights_only=True)["captions"]
+    assert all(caption.startswith("a photo of ") for caption in kept)
+    assert captions["diffusion"] == set(kept)

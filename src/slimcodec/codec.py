@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ SMALL_AREA = 1 << 20
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000
 Pixels = NDArray[np.uint8]
-#: where the bits should go: "auto", None, or a mask [H, W] in [0, 1]
+#: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None
 
 
@@ -47,6 +47,30 @@ class Rough:
     container: Container
     caption: str | None
     tag: int | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a file, as ``Codec.encode`` takes it; raises ``SlimError`` for what is out of range."""
+
+    quality: int = 50
+    caption: str | None = "auto"
+    target_bytes: int | None = None
+    target_bpp: float | None = None
+    roi: Roi = "auto"
+
+    def __post_init__(self) -> None:
+        if self.target_bytes is not None and self.target_bpp is not None:
+            raise SlimError("give target_bytes or target_bpp, not both")
+        object.__setattr__(self, "quality", _whole_number("quality", self.quality, 1, 100))
+        if not (self.caption is None or isinstance(self.caption, str)):
+            raise SlimError(f"caption is {self.caption!r}; give 'auto', None or a text")
+        for name in ("target_bytes", "target_bpp"):
+            target = getattr(self, name)
+            if target is not None and not 0 < target < float("inf"):
+                raise SlimError(f"{name} is {target!r}; give a number above 0")
+        if isinstance(self.roi, str) and self.roi != "auto":
+            raise SlimError(f"roi is {self.roi!r}; give 'auto', None or a mask")
 
 
 class Codec:
@@ -79,26 +103,28 @@ class Codec:
         ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file; see
         ``slimcodec.images.load_image`` for how each kind becomes sRGB. ``quality``: 1 (smallest) to 100. ``caption``:
         "auto" (the bundle's captioner), None, or a text of at most 1024 bytes. ``roi``: where the bits should go: "auto" (as the
-        bundle's captioner sees it), None (everywhere alike), or a mask [H, W] in [0, 1]. ``target_bytes`` or ``target_bpp`` (bits per
+        bundle's captioner sees it), None (everywhere alike), or a mask of any resolution over the whole picture, in [0, 1]. ``target_bytes`` or ``target_bpp`` (bits per
         pixel of the original size) take the largest quality whose whole file fits, in place of ``quality``; it is found by
         bisection, since sizes grow with quality but for a few bytes.
 
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.
         """
-        if target_bytes is not None and target_bpp is not None:
-            raise SlimError("give target_bytes or target_bpp, not both")
-        quality = _whole_number("quality", quality, 1, 100)
-        if not (caption is None or isinstance(caption, str)):
-            raise SlimError(f"caption is {caption!r}; give 'auto', None or a text")
-        for name, target in (("target_bytes", target_bytes), ("target_bpp", target_bpp)):
-            if target is not None and not 0 < target < float("inf"):
-                raise SlimError(f"{name} is {target!r}; give a number above 0")
+        request = Request(quality, caption, target_bytes, target_bpp, roi)
+        pixels = self.open(image, max_pixels)
+        return self._file(pixels, self._latents(pixels), request)
+
+    def open(self, image: ImageLike, max_pixels: int | None = None) -> Pixels:
+        """The pixels of a picture that can be encoded; raises ``ImageError`` for one that cannot."""
         pixels = load_image(image, max_pixels)
+        self._check_area(pixels.shape[1], pixels.shape[0], max_pixels)
+        return pixels
+
+    def _file(self, pixels: Pixels, latents: Tensor, request: Request) -> bytes:
+        """The file of a picture by its latents [1, C, h, w]: what is coded for each picture alone."""
         height, width = pixels.shape[:2]
-        self._check_area(width, height, max_pixels)
-        latents = self._latents(pixels)
-        found, interest = self._look(pixels, latents, named=caption == "auto", roi=roi)
+        caption, target_bytes = request.caption, request.target_bytes
+        found, interest = self._look(pixels, latents, named=caption == "auto", roi=request.roi)
         section = self._caption_section(found if caption == "auto" else caption)
 
         def file(quality: int) -> bytes:
@@ -106,9 +132,9 @@ class Codec:
             bundle_id = bytes.fromhex(self.bundle.bundle_id)
             return pack(Container(width, height, quality, bundle_id, section, payload))
 
-        if target_bpp is not None:
-            target_bytes = math.floor(target_bpp * width * height / 8)
-        return file(quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
+        if request.target_bpp is not None:
+            target_bytes = math.floor(request.target_bpp * width * height / 8)
+        return file(request.quality) if target_bytes is None else _largest_that_fits(file, target_bytes)
 
     @torch.inference_mode()
     def quantise(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> CodedLatent:
@@ -135,15 +161,22 @@ class Codec:
         return self.bundle.coder.bit_map(self.quantise(image, quality, roi=roi))
 
     @torch.inference_mode()
-    def _latents(self, pixels: Pixels) -> Tensor:
+    def _latents(self, *pictures: Pixels) -> Tensor:
+        """The latents [B, C, h, w] of pictures of one padded size."""
         autoencoder = self.bundle.autoencoder
-        x = self._as_tensor(pixels)
-        if x.shape[2] % self.cell or x.shape[3] % self.cell:
-            # repeating the border costs fewer bits than black, and works from 1x1 up
-            x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
+
+        def padded(pixels: Pixels) -> Tensor:
+            x = self._as_tensor(pixels)
+            if x.shape[2] % self.cell or x.shape[3] % self.cell:
+                # repeating the border costs fewer bits than black, and works from 1x1 up
+                x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
+            return x
+
+        tensors = [padded(pixels) for pixels in pictures]
         return tiled(
             autoencoder.encode,
-            x,
+            # a large picture comes alone, and is not copied
+            tensors[0] if len(tensors) == 1 else torch.cat(tensors),
             tile=self.tile,
             margin=autoencoder.encoder_radius,
             cell_in=autoencoder.stride,
@@ -169,20 +202,21 @@ class Codec:
     ) -> tuple[str | None, Tensor | None]:
         """What the captioner names, and the interest [1, 1, h, w] in [0, 1] of every latent position, None for all alike."""
         if roi is None or isinstance(roi, str):
-            if roi not in (None, "auto"):
-                raise SlimError(f"roi is {roi!r}; give 'auto', None or a mask")
             return self._seen(pixels, latents, named, located=roi is not None)
         if not self.bundle.config.compressor.step_octaves:
             raise SlimError(f"the bundle {self.bundle.config.name} has one step everywhere: it takes no roi")
         mask = np.asarray(roi, np.float32)
-        if mask.shape != pixels.shape[:2] or not (mask.min() >= 0 and mask.max() <= 1):
+        if mask.ndim != 2 or not mask.size or not (mask.min() >= 0 and mask.max() <= 1):
             raise SlimError(
-                f"roi: a mask of shape {mask.shape} with values up to {mask.max():g}; give one of {pixels.shape[:2]} in [0, 1]"
+                f"roi is an array of shape {mask.shape}; give a mask of two axes with values in [0, 1]"
             )
+        height, width = pixels.shape[:2]
+        if mask.shape != (height, width):
+            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
         rows, columns = latents.shape[2:]
         stride = self.bundle.stride
-        x = torch.from_numpy(mask)[None, None].to(latents.device)
-        padding = (0, columns * stride - mask.shape[1], 0, rows * stride - mask.shape[0])
+        x = torch.tensor(mask, device=latents.device)[None, None]
+        padding = (0, columns * stride - width, 0, rows * stride - height)
         interest = F.avg_pool2d(F.pad(x, padding, mode="replicate"), stride)
         return self._seen(pixels, latents, named, located=False)[0], interest
 
@@ -238,16 +272,24 @@ class Codec:
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
+        sampling = self.sampling(steps, guidance)
+        return self._pictures([self.decompress(data, max_pixels=max_pixels)], *sampling)[0]
+
+    def sampling(self, steps: int | None = None, guidance: float | None = None) -> tuple[int, float]:
+        """Denoising steps and strength of caption guidance, the bundle's own where None; ``SlimError`` for what cannot be."""
         config = self.bundle.config
         steps = _whole_number("steps", config.steps if steps is None else steps, 0, MAX_STEPS)
         guidance = config.guidance if guidance is None else guidance
         if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
-        rough = self.decompress(data, max_pixels=max_pixels)
-        latents = rough.latents
-        if steps and config.enhancer is not None:
-            latents = self._enhance(rough, steps, guidance)
-        return self._picture(latents, rough.container)
+        if guidance and config.ldm is not None:
+            raise SlimError(
+                f"guidance is {guidance}, which is for bundles like slim-tiny, whose taggers know how far it may go; on a "
+                f"pretrained model the caption acts by classifier-free guidance, text_scale, {config.text_scale:g} in "
+                f"{config.name}: leave guidance out, and set --text-scale of `slim bundle create` or text_scale in the "
+                "bundle's config.json"
+            )
+        return (steps if config.enhancer is not None else 0), guidance
 
     def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Tensor:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
@@ -311,43 +353,50 @@ class Codec:
             )
         return rows, columns
 
-    def _enhance(self, rough: Rough, steps: int, guidance: float) -> Tensor:
-        from slimcodec.models.enhancer import Enhancer, guide_by_caption, seeded_noise
+    def _enhance(self, roughs: Sequence[Rough], steps: int, guidance: float) -> Tensor:
+        """Enhanced latents [B, C, h, w] of decompressed ones of one size and quality."""
+        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
 
         enhancer: Any = self.bundle.enhancer
-        quality = rough.container.quality
+        quality = roughs[0].container.quality
         scale = self.bundle.config.text_scale
-        text = self.bundle.encode_captions([rough.caption])
-        empty = self.bundle.encode_captions([None]) if scale != 1.0 else text
+        text = self.bundle.encode_captions([rough.caption for rough in roughs])
+        empty = self.bundle.encode_captions([None] * len(roughs)) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
-        seed = zlib.crc32(rough.container.payload)
-        noise = seeded_noise(rough.latents.shape, seed).to(rough.latents.device)
+        seeds = [zlib.crc32(rough.container.payload) for rough in roughs]
+        noises = [seeded_noise(rough.latents.shape, seed) for rough, seed in zip(roughs, seeds, strict=True)]
         latents = blended(
             lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
-            rough.latents,
-            noise,
+            torch.cat([rough.latents for rough in roughs]),
+            torch.cat(noises).to(self.bundle.device),
             tile=getattr(enhancer, "tile", self.tile),
         )
-        if not isinstance(enhancer, Enhancer):
-            # how far guidance may go is known of our own latent space alone
-            return latents
         small = latents.shape[2] * latents.shape[3] <= GUIDED_POSITIONS
-        if guidance and small and rough.tag is not None and self.bundle.captioners:
-            level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
-            lost = at_level(enhancer.error_scale, level)[0]
-            latents = guide_by_caption(
-                latents,
-                rough.tag,
-                self.bundle.autoencoder.decode,
-                self.bundle.captioners,
-                lost,
-                guidance,
-                seed,
-            )
-        return latents
+        if not (guidance and small and self.bundle.captioners):
+            return latents
+        level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
+        lost = at_level(enhancer.error_scale, level)[0]
+
+        def guided(latents: Tensor, tag: int | None, seed: int) -> Tensor:
+            if tag is None:
+                return latents
+            taggers, decode = self.bundle.captioners, self.bundle.autoencoder.decode
+            return guide_by_caption(latents, tag, decode, taggers, lost, guidance, seed)
+
+        tags = [rough.tag for rough in roughs]
+        return torch.cat([guided(*one) for one in zip(latents.split(1), tags, seeds, strict=True)])
+
+    def _pictures(self, roughs: Sequence[Rough], steps: int, guidance: float) -> list[Image.Image]:
+        """The pictures of decompressed latents of one size, and with steps of one quality."""
+        latents = (
+            self._enhance(roughs, steps, guidance)
+            if steps
+            else torch.cat([rough.latents for rough in roughs])
+        )
+        return self._decoded(latents, [rough.container for rough in roughs])
 
     @torch.inference_mode()
-    def _picture(self, latents: Tensor, container: Container) -> Image.Image:
+    def _decoded(self, latents: Tensor, containers: Sequence[Container]) -> list[Image.Image]:
         autoencoder = self.bundle.autoencoder
 
         def pixels(x: Tensor) -> Tensor:
@@ -356,8 +405,11 @@ class Codec:
         decoded = tiled(
             pixels, latents, tile=self.tile, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride
         )
-        cropped = decoded[0, :, : container.height, : container.width].permute(1, 2, 0)
-        return Image.fromarray(cropped.cpu().contiguous().numpy())
+        arrays = decoded.permute(0, 2, 3, 1).cpu()
+        return [
+            Image.fromarray(array[: container.height, : container.width].contiguous().numpy())
+            for array, container in zip(arrays, containers, strict=True)
+        ]
 
 
 def _whole_number(name: str, value: object, low: int, high: int) -> int:
@@ -400,6 +452,7 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | str | None = None,
     base: str | Path | None = None,
+    offload: bool = False,
 ) -> Codec:
     """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
 
@@ -407,6 +460,9 @@ def load(
 
     ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
     The entropy stage is exact in every one of them: files are portable between devices and types.
+
+    ``offload``: pretrained parts lie in the computer's memory and come to the device one at a time, for a GPU that does not hold
+    them all; needs Accelerate, and the codec then serves one thread at a time.
     """
     device = device or "cpu"
     try:
@@ -420,7 +476,10 @@ def load(
     named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
     if not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
-    return Codec(Bundle.from_pretrained(source, device, named, base))
+    bundle = Bundle.from_pretrained(source, device, named, base)
+    if offload:
+        bundle.offload_parts()
+    return Codec(bundle)
 
 
 @lru_cache(maxsize=1)

@@ -14,12 +14,12 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import typer
 
@@ -54,10 +54,22 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Work(Protocol):
-    """A command's work, picklable: ``prepare`` loads the codec and returns the function that does one job."""
+@dataclass(frozen=True)
+class Steps:
+    """What is done for jobs: each is read, all that were read are worked on together, and each result becomes an output.
 
-    def prepare(self) -> Callable[[Job], Output]:
+    What ``read`` or ``output`` raises is that job's failure; ``work`` gives an exception in the place of a result.
+    """
+
+    read: Callable[[Job], Any]
+    work: Callable[[list[Any]], Iterable[Any]]
+    output: Callable[[Job, Any, Any], Output]
+
+
+class Work(Protocol):
+    """A command's work, picklable: ``prepare`` loads the codec and returns what does the jobs."""
+
+    def prepare(self) -> Steps:
         """Load what all jobs need; runs once in each process."""
 
 
@@ -141,12 +153,14 @@ def run_batch(
     overwrite: bool,
     as_json: bool,
     stdin_limit: int | None = None,
+    batch_size: int = 1,
 ) -> None:
     """Do ``work`` on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
     ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the first is the default.
     ``jobs``: processes, each with one thread; 1 works in this process with all threads. ``stdin_limit``: most
-    bytes that standard input, given as ``-``, may hold; None for any number.
+    bytes that standard input, given as ``-``, may hold; None for any number. ``batch_size``: jobs that are
+    worked on together.
     """
     start = time.perf_counter()
     tally = Tally()
@@ -170,7 +184,7 @@ def run_batch(
             tally.skipped.append(str(job.source))
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
-        with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs)) as outcomes:
+        with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs, batch_size)) as outcomes:
             for job, outcome in zip(todo, outcomes, strict=True):
                 _finish(job, outcome, tally)
                 advance()
@@ -211,13 +225,15 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
     tally.add(job, output, outcome.seconds, deleted)
 
 
-def _outcomes(work: Work, todo: Sequence[Job], jobs: int) -> Generator[Outcome, None, None]:
+def _outcomes(work: Work, todo: Sequence[Job], jobs: int, batch_size: int) -> Generator[Outcome, None, None]:
     """Yield the outcome of each job, in order. Raises ``CannotStartError`` where no job can be done."""
-    processes = min(jobs, len(todo))
+    chunks = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+    processes = min(jobs, len(chunks))
     if processes <= 1:
         if todo:
             _start(work)
-        yield from map(_do, todo)
+        for chunk in chunks:
+            yield from _do(chunk)
         return
     # Spawned and not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -225,34 +241,36 @@ def _outcomes(work: Work, todo: Sequence[Job], jobs: int) -> Generator[Outcome, 
         # Ctrl-C reaches all processes; the others inherit that it is ignored, and this one ends them.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            futures = deque(pool.submit(_do, job) for job in todo)
+            futures = deque((len(chunk), pool.submit(_do, chunk)) for chunk in chunks)
         finally:
             signal.signal(signal.SIGINT, previous)
         try:
             while futures:
+                # Taken out of the queue, so that no more results are held than are waiting to be written.
+                count, future = futures.popleft()
                 try:
-                    # Taken out of the queue, so that no more results are held than are waiting to be written.
-                    outcome = futures.popleft().result()
+                    outcomes = future.result()
                 except BrokenProcessPool:
-                    outcome = Outcome(None, "a worker process died, perhaps out of memory; try fewer --jobs")
-                yield outcome
+                    reason = "a worker process died, perhaps out of memory; try fewer --jobs"
+                    outcomes = [Outcome(None, reason)] * count
+                yield from outcomes
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
 
 
-_function: Callable[[Job], Output] | None = None
+_steps: Steps | None = None
 _obstacle = ""
 
 
 def _start(work: Work) -> None:
     """Prepare this process; a failure is kept for the first job, since a pool can't report one from here."""
-    global _function, _obstacle
+    global _steps, _obstacle
     try:
-        _function, _obstacle = work.prepare(), ""
+        _steps, _obstacle = work.prepare(), ""
     except Exception as error:  # noqa: BLE001  a hub or a device can fail in any way
-        _function, _obstacle = None, describe(error)
+        _steps, _obstacle = None, describe(error)
 
 
 def _start_alone(work: Work) -> None:
@@ -262,21 +280,35 @@ def _start_alone(work: Work) -> None:
     _start(work)
 
 
-def _do(job: Job) -> Outcome:
-    if _function is None:
+def _do(jobs: Sequence[Job]) -> list[Outcome]:
+    if _steps is None:
         raise CannotStartError(_obstacle)
+    from slimcodec.batches import attempt
     from slimcodec.images import ImageWarning
 
     start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ImageWarning)
-        try:
-            output, error = _function(job), ""
-        except Exception as problem:  # noqa: BLE001  whatever is wrong with this file, the next may be fine
-            output, error = None, describe(problem, job.source)
-    texts = tuple(str(warning.message) for warning in caught)
-    return Outcome(output, error, texts, time.perf_counter() - start)
+    found: list[Any] = []
+    texts: list[tuple[str, ...]] = []
+    for job in jobs:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ImageWarning)
+            found.append(attempt(_steps.read, job))
+        texts.append(tuple(str(warning.message) for warning in caught))
+    good = [item for item in found if not isinstance(item, Exception)]
+    made = attempt(lambda: list(_steps.work(good)))
+    results = iter([made] * len(good) if isinstance(made, Exception) else made)
+    outputs = [
+        item if isinstance(item, Exception) else attempt(_steps.output, job, item, next(results))
+        for job, item in zip(jobs, found, strict=True)
+    ]
+    seconds = (time.perf_counter() - start) / len(jobs)
+    return [
+        Outcome(None, describe(output, job.source), warned, seconds)
+        if isinstance(output, Exception)
+        else Outcome(output, "", warned, seconds)
+        for job, output, warned in zip(jobs, outputs, texts, strict=True)
+    ]
 
 
 @contextmanager

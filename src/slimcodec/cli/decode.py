@@ -1,20 +1,20 @@
 """``slim decode``: .slim files to pictures."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.batch import Output, run_batch
+from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.paths import Job
 from slimcodec.container import MAX_FILE_BYTES
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Decoding as the batch runs it: load the codec once, then a file at a time."""
+    """Decoding as the batch runs it: load the codec once, then some files at a time."""
 
     model: str | None
     device: str
@@ -22,31 +22,51 @@ class Decode:
     steps: int | None
     guidance: float | None
     max_pixels: int | None
+    batch_size: int = 1
+    offload: bool = False
 
-    def prepare(self) -> Callable[[Job], Output]:
+    def prepare(self) -> Steps:
         """Load the codec; raises what ``slimcodec.load`` raises."""
         import io
 
         from PIL import Image
 
         import slimcodec
+        from slimcodec.batches import decode_many
         from slimcodec.container import read_source
 
-        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
+        # what cannot be for any file stops the command once
+        codec.sampling(self.steps, self.guidance)
         formats = Image.registered_extensions()
 
-        def run(job: Job) -> Output:
-            suffix = job.target.suffix.lower() or ".png"
-            if formats.get(suffix) not in Image.SAVE:
-                raise ValueError(f"{job.target}: Pillow writes no {suffix} files; use .png, .jpg or .webp")
-            data = read_source(job.source if job.data is None else job.data)
-            picture = codec.decode(data, steps=self.steps, guidance=self.guidance, max_pixels=self.max_pixels)
+        def suffix(job: Job) -> str:
+            return job.target.suffix.lower() or ".png"
+
+        def read(job: Job) -> bytes:
+            if formats.get(suffix(job)) not in Image.SAVE:
+                raise ValueError(
+                    f"{job.target}: Pillow writes no {suffix(job)} files; use .png, .jpg or .webp"
+                )
+            return read_source(job.source if job.data is None else job.data)
+
+        def work(files: list[bytes]) -> Iterator[Image.Image | Exception]:
+            return decode_many(
+                codec,
+                files,
+                self.steps,
+                self.guidance,
+                batch_size=self.batch_size,
+                max_pixels=self.max_pixels,
+            )
+
+        def output(job: Job, data: bytes, picture: Image.Image) -> Output:
             file = io.BytesIO()
             # PNG takes no quality; for a lossy format its default would be a second, visible compression.
-            picture.save(file, formats[suffix], quality=95)
+            picture.save(file, formats[suffix(job)], quality=95)
             return Output(file.getvalue(), slimcodec.inspect(data), len(data))
 
-        return run
+        return Steps(read, work, output)
 
 
 def decode(
@@ -70,6 +90,8 @@ def decode(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
+    batch_size: options.BatchSize = 1,
+    offload: options.Offload = False,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -85,10 +107,11 @@ def decode(
       slim decode photo.slim
       slim decode photo.slim -o photo.webp --steps 0
       slim decode slims/ -o pictures/ --jobs 4
+      slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
     run_batch(
-        Decode(model, device, dtype, steps, guidance, max_pixels),
+        Decode(model, device, dtype, steps, guidance, max_pixels, batch_size, offload),
         inputs,
         out,
         reads=(".slim",),
@@ -97,4 +120,5 @@ def decode(
         overwrite=overwrite,
         as_json=as_json,
         stdin_limit=MAX_FILE_BYTES,
+        batch_size=batch_size,
     )

@@ -1,16 +1,16 @@
 """``slim encode``: pictures to .slim files."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.batch import Output, run_batch
+from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.messages import USAGE, stop
 from slimcodec.cli.paths import Job
-from slimcodec.cli.removal import file_state
+from slimcodec.cli.removal import FileState, file_state
 
 
 class Rate(TypedDict, total=False):
@@ -22,8 +22,17 @@ class Rate(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that was read: its pixels, the bytes it took, and the state of its file where that is to go."""
+
+    pixels: Any
+    bytes_in: int
+    spent: FileState | None
+
+
+@dataclass(frozen=True)
 class Encode:
-    """Encoding as the batch runs it: load the codec once, then a picture at a time."""
+    """Encoding as the batch runs it: load the codec once, then some pictures at a time."""
 
     model: str | None
     device: str
@@ -33,29 +42,41 @@ class Encode:
     rate: Rate
     max_pixels: int | None
     delete_source: bool = False
+    batch_size: int = 1
+    offload: bool = False
 
-    def prepare(self) -> Callable[[Job], Output]:
+    def prepare(self) -> Steps:
         """Load the codec; raises what ``slimcodec.load`` raises."""
         import slimcodec
+        from slimcodec.batches import encode_many
         from slimcodec.cli.regions import region_of
-        from slimcodec.images import load_image
 
-        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype)
+        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
+        region = region_of(self.roi)
 
-        def run(job: Job) -> Output:
+        def read(job: Job) -> Picture:
             spent = file_state(job.source) if self.delete_source else None
-            picture = job.read()
-            pixels = load_image(picture, max_pixels=self.max_pixels)
-            region = region_of(self.roi, pixels)
-            data = codec.encode(
-                pixels, caption=self.caption, roi=region, max_pixels=self.max_pixels, **self.rate
+            data = job.read()
+            return Picture(codec.open(data, self.max_pixels), len(data), spent)
+
+        def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
+            return encode_many(
+                codec,
+                (picture.pixels for picture in pictures),
+                caption=self.caption,
+                batch_size=self.batch_size,
+                roi=region,
+                max_pixels=self.max_pixels,
+                **self.rate,
             )
+
+        def output(job: Job, picture: Picture, data: bytes) -> Output:
             if self.delete_source:
                 # what is compared with the file on disk, before the source goes, has been decoded here
                 codec.read(data, max_pixels=self.max_pixels)
-            return Output(data, slimcodec.inspect(data), len(picture), spent)
+            return Output(data, slimcodec.inspect(data), picture.bytes_in, picture.spent)
 
-        return run
+        return Steps(read, work, output)
 
 
 def encode(
@@ -81,6 +102,8 @@ def encode(
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
     jobs: options.Jobs = 1,
+    batch_size: options.BatchSize = 1,
+    offload: options.Offload = False,
     max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
     delete_source: Annotated[
@@ -107,6 +130,7 @@ def encode(
       slim encode 'photos/**/*.png' -o slims/ --caption none
       slim encode photo.jpg -o photo.slim --roi mask.png
       slim encode photos/ -o slims/ --delete-source
+      slim encode photos/ -o slims/ --device cuda --batch-size 16
       slim encode - -o - < photo.jpg > photo.slim
     """
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
@@ -127,6 +151,8 @@ def encode(
             Rate(**given),  # type: ignore[typeddict-item]
             max_pixels,
             delete_source,
+            batch_size,
+            offload,
         ),
         inputs,
         out,
@@ -135,4 +161,5 @@ def encode(
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
+        batch_size=batch_size,
     )

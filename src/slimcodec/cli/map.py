@@ -55,7 +55,7 @@ def map_(
         for warning in caught:
             complain(f"warning: {warning.message}", image)
         coder = codec.bundle.coder
-        coded = codec.quantise(pixels, quality, roi=region_of(roi, pixels))
+        coded = codec.quantise(pixels, quality, roi=region_of(roi))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
         picture = io.BytesIO()

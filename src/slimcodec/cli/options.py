@@ -44,6 +44,21 @@ Jobs = Annotated[
         "--jobs", "-j", min=1, metavar="N", help="Processes, one thread each; 1 uses all threads of one."
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Files at a time; those of equal size share a pass through the networks, for a GPU.",
+    ),
+]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload", help="Pretrained parts come to the device one at a time: slower, for less memory there."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[

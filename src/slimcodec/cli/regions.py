@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from slimcodec.codec import Roi
-    from slimcodec.images import Pixels
 
 
-def region_of(said: str, pixels: Pixels) -> Roi:
-    """The argument ``roi`` of ``Codec.encode`` for a picture: "auto", None, or a mask file brought to its size.
+def region_of(said: str) -> Roi:
+    """The argument ``roi`` of ``Codec.encode``: "auto", None, or the mask of a picture file.
 
-    Raises ``ImageError`` for a mask that cannot be read.
+    Raises ``ImageError`` for a file that cannot be read.
     """
     if said in ("auto", "none"):
         return None if said == "none" else said
@@ -21,4 +20,5 @@ def region_of(said: str, pixels: Pixels) -> Roi:
     from slimcodec.images import load_image
     from slimcodec.roi.annotations import mask_from_picture
 
-    return mask_from_picture(Image.fromarray(load_image(said)), (pixels.shape[1], pixels.shape[0]))
+    picture = Image.fromarray(load_image(said))
+    return mask_from_picture(picture, picture.size)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from slimcodec.models.caption_model import ImageToText, ZeroShotTagger
     from slimcodec.models.denoiser import Denoiser
     from slimcodec.models.enhancer import Enhancer
+    from slimcodec.models.offload import Offload
     from slimcodec.models.prompt import PromptEncoder
     from slimcodec.models.text import CaptionEncoder
 
@@ -142,6 +143,7 @@ class Bundle:
         #: guards the building of parts, and the tokenizer, which serves one thread at a time
         self.lock = threading.RLock()
         self._built: dict[str, Any] = {}
+        self.offload: Offload | None = None
         for number, captioner in enumerate(config.captioners):
             if captioner.tags != len(vocabulary):
                 raise SlimError(
@@ -149,6 +151,28 @@ class Bundle:
                 )
 
     # ---- parts -------------------------------------------------------------------------------------------------
+
+    def offload_parts(self) -> None:
+        """From now on pretrained parts lie in the computer's memory, and one at a time comes to the device when it runs.
+
+        Slower, for a device that does not hold them all. Raises ``SlimError`` for a bundle without pretrained parts, or
+        without Accelerate.
+        """
+        if self.config.ldm is None:
+            raise SlimError(f"offload moves pretrained parts, and {self.config.name} has none; leave it out")
+        try:
+            from slimcodec.models.offload import Offload
+        except ImportError as error:
+            raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
+        self.offload = Offload(self.device)
+
+    def _place(self, module: Any) -> None:
+        """Puts a pretrained module where it runs: on the device, or offloaded; convolutions in channels-last."""
+        module.to(memory_format=torch.channels_last)
+        if self.offload is None:
+            module.to(self.device)
+        else:
+            self.offload.add(module)
 
     @property
     def autoencoder(self) -> LatentSpace:
@@ -159,7 +183,11 @@ class Bundle:
                 from slimcodec.models.ldm import load_autoencoder
 
                 space = load_autoencoder(self.found("vae"), self.dtype)
-                return space.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if self.offload is not None:
+                    # memory is what is short: of a batch, one picture at a time
+                    space.vae.enable_slicing()
+                self._place(space.vae)
+                return space
             module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
             module.encoder.to(self.dtype)
             module.decoder.to(self.dtype)
@@ -238,11 +266,17 @@ class Bundle:
         def build() -> ImageToText | ZeroShotTagger:
             from slimcodec.models.caption_model import load_captioner
 
+            if self.offload is not None:
+                self.offload.bring(None)
             return load_captioner(
                 self.found(config.part.name).folder, config, self.vocabulary, str(self.device)
             )
 
-        return self._part("caption_model", build)
+        captioner = self._part("caption_model", build)
+        if self.offload is not None:
+            # models that write call their own parts, past the hook of the whole
+            self.offload.bring(captioner.model)
+        return captioner
 
     @property
     def enhancer(self) -> Enhancer | Denoiser | None:
@@ -269,7 +303,7 @@ class Bundle:
         unet = ldm.load_unet(self.found("unet"), self.dtype)
         if "lora" in self.stored:
             merge(unet, from_storage(self.stored["lora"]))
-        unet.to(self.device, memory_format=torch.channels_last)
+        self._place(unet)
         return Denoiser(config, unet, ldm.load_scheduler(self.found("scheduler")), self.stride)
 
     def encode_captions(self, captions: Sequence[str | None]) -> Any:
@@ -293,7 +327,9 @@ class Bundle:
                 ldm.load_text_model(self.found(f"text_encoder{number}"), self.dtype, projected=number == "_2")
                 for number in numbers
             ]
-            return PromptEncoder(tokenizers, models, config.zero_empty_caption).to(self.device)
+            for model in models:
+                self._place(model)
+            return PromptEncoder(tokenizers, models, config.zero_empty_caption)
 
         if self.config.ldm is not None:
             return self._part("text", build_prompts)

@@ -59,12 +59,23 @@ class ImageToText:
         self.model = load_model(AutoModelForImageTextToText, folder, device)
         self.processor, self.device, self.prompt = load_processor(folder), device, prompt
 
-    @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8]) -> str | None:
         """The caption of a picture [H, W, 3] uint8, one line of at most 200 bytes, or None."""
-        picture = Image.fromarray(pixels)
+        return self.captions([pixels])[0]
+
+    def captions(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str | None]:
+        """The caption of every picture; all are looked at in one pass, but by a chat model one at a time."""
+        images = [Image.fromarray(pixels) for pixels in pictures]
         if self.prompt and getattr(self.processor, "chat_template", None):
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": self.prompt}]
+            # how many tokens a picture takes may follow its size
+            return [caption for image in images for caption in self._said([image])]
+        return self._said(images)
+
+    @torch.no_grad()
+    def _said(self, images: list[Image.Image]) -> list[str | None]:
+        if self.prompt and getattr(self.processor, "chat_template", None):
+            (image,) = images
+            content = [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]
             inputs = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,
@@ -73,8 +84,8 @@ class ImageToText:
                 return_tensors="pt",
             )
         else:
-            words = {"text": self.prompt} if self.prompt else {}
-            inputs = self.processor(images=picture, return_tensors="pt", **words)
+            words = {"text": [self.prompt] * len(images)} if self.prompt else {}
+            inputs = self.processor(images=images, return_tensors="pt", **words)
         inputs = inputs.to(self.device)
         tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
         asked = inputs.get("input_ids")
@@ -83,7 +94,7 @@ class ImageToText:
             # models without an encoder repeat what they were asked
             if tokens.shape[1] > length and torch.equal(tokens[:, :length], asked):
                 tokens = tokens[:, length:]
-        return clean_caption(self.processor.batch_decode(tokens, skip_special_tokens=True)[0])
+        return [clean_caption(text) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 class ZeroShotTagger:
@@ -112,14 +123,21 @@ class ZeroShotTagger:
         texts = torch.cat(states)
         return texts / texts.norm(dim=-1, keepdim=True)
 
-    @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8]) -> str | None:
         """The caption "a photo of a {tag}" of a picture [H, W, 3] uint8, None where no tag is likely enough."""
-        inputs = self.processor(images=Image.fromarray(pixels), return_tensors="pt").to(self.device)
+        return self.captions([pixels])[0]
+
+    @torch.no_grad()
+    def captions(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str | None]:
+        """The caption of every picture, all looked at in one pass."""
+        images = [Image.fromarray(pixels) for pixels in pictures]
+        inputs = self.processor(images=images, return_tensors="pt").to(self.device)
         seen = _pooled(self.model.get_image_features(**inputs))
         scores = (seen / seen.norm(dim=-1, keepdim=True)) @ self._texts.T * self.model.logit_scale.exp()
-        probability, tag = scores.softmax(-1)[0].max(0)
-        return tag_phrase(self.tags[int(tag)]) if float(probability) >= self.threshold else None
+        return [
+            tag_phrase(self.tags[int(tag)]) if float(probability) >= self.threshold else None
+            for probability, tag in zip(*scores.softmax(-1).max(-1), strict=True)
+        ]
 
 
 def _pooled(features: Any) -> Tensor:

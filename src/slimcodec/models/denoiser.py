@@ -104,9 +104,9 @@ class Denoiser(nn.Module):
         scheduler, times = self.times(quality, steps, rough.device)
         drawn: dict[str, Any] = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
-            # some schedulers draw noise of their own at every step: it too is a function of the file
-            seed = int(noise.flatten()[:1].cpu().view(torch.int32))
-            drawn["generator"] = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
+            # some schedulers draw noise of their own at every step: it too is a function of the file, alone or in a batch
+            seeds = noise.flatten(1)[:, :1].cpu().view(torch.int32) & 0x7FFFFFFF
+            drawn["generator"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         state = scheduler.add_noise(rough, self.noise_share * noise, times[:1].expand(len(rough)))
         told = self.unet.config.time_cond_proj_dim is not None
         for time in times:

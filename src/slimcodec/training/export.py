@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,30 @@ from torch import Tensor
 from slimcodec.codec import Codec
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.bundle import Bundle
+from slimcodec.models.captioner import CaptionerConfig
+from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
+from slimcodec.models.text import CaptionEncoder
 from slimcodec.training.latent_codec import LatentCodec
 
 #: low qualities are close together in bits: more of them
 FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages of a run made, None or {} where one has not run."""
+
+    codec: LatentCodec
+    vocabulary: tuple[str, ...]
+    tagger: tuple[CaptionerConfig, dict[str, Tensor]] | None
+    #: our own UNet and text encoder
+    enhancer: tuple[Enhancer, CaptionEncoder] | None
+    #: the state of a pretrained UNet's low-rank matrices
+    low_rank: dict[str, Tensor]
+    #: recipe and history, for the record
+    training: dict[str, Any]
 
 
 def gaussian_tables() -> SymbolTables:

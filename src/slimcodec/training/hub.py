@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from slimcodec.codec import Codec
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.captioner import CaptionerConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.ldm import refer_ldm
 from slimcodec.training.create import MEASURED, measured_strength, with_captioner
-from slimcodec.training.export import fitted_tables, latent_codec_parts
-from slimcodec.training.latent_codec import LatentCodec
+from slimcodec.training.export import Made, fitted_tables, latent_codec_parts
 from slimcodec.training.lora import low_rank_part
 from slimcodec.training.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the stages of a run made: the latent codec, the state of the low-rank matrices ({} if untrained), a tagger or None."""
-
-    codec: LatentCodec
-    low_rank: dict[str, Tensor]
-    tagger: tuple[CaptionerConfig, dict[str, Tensor]] | None
-    vocabulary: tuple[str, ...]
-    #: recipe and history, for the record
-    training: dict[str, Any]
 
 
 def open_model(recipe: Recipe, device: str) -> Bundle:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -23,6 +23,9 @@ from slimcodec.training.recipe import Recipe
 from slimcodec.training.sources import open_sources
 from slimcodec.training.targets import KeptTargets, Opinions
 from slimcodec.training.teachers import Teacher, load_teacher
+
+#: what a stage may want to know of a photo that frozen networks can say: an entry of ``Target``
+Answer = Literal["logits", "mask", "caption"]
 
 
 class Materials:
@@ -63,10 +66,21 @@ class Materials:
         sources = open_sources(data.thumbnails, "data.thumbnails", data.split)
         return PhotoSet(sources, memory=int(data.memory * 2**30))
 
-    def photos(self, options: Optimisation, opinions: bool) -> Photos:
-        """The photos for a stage, with what frozen networks say of them if the stage wants to know."""
+    @property
+    def answers(self) -> frozenset[Answer]:
+        """What the recipe's frozen networks can say of a photo."""
+        teachers, source = bool(self.recipe.teachers.models), self.recipe.roi.source
+        known: dict[Answer, bool] = {
+            "logits": teachers,
+            "mask": source == "segmentation" or (source == "activation" and teachers),
+            "caption": bool(self.recipe.data.captioner),
+        }
+        return frozenset(name for name, there in known.items() if there)
+
+    def photos(self, options: Optimisation, *wanted: Answer) -> Photos:
+        """The photos for a stage; frozen networks are asked about them if one can say something that is ``wanted``."""
         data = self.recipe.data
-        asked = self._opinions if opinions else None
+        asked = self._opinions if self.answers.intersection(wanted) else None
         if data.streaming:
             sources = open_sources(data.photos, "data.photos", data.split, streaming=True)
             if len(sources) > 1:
@@ -80,9 +94,9 @@ class Materials:
             photos.use(self._kept)
         return photos
 
-    def crops(self, options: Optimisation, opinions: bool = False) -> Crops:
-        """Crops for a stage; with ``opinions`` photos without annotation have the masks of networks."""
-        photos = self.photos(options, opinions)
+    def crops(self, options: Optimisation, *wanted: Answer) -> Crops:
+        """Crops for a stage; photos without annotation have the masks and captions of networks that are ``wanted``."""
+        photos = self.photos(options, *wanted)
         return Crops(photos, options.crop, options.batch, options.seed, templates=self.recipe.data.templates)
 
     @cached_property
@@ -92,6 +106,8 @@ class Materials:
 
     @cached_property
     def _opinions(self) -> Opinions | None:
+        if not self.answers:
+            return None
         recipe, device = self.recipe, self.accelerator.device
         segmenter: Any = None
         if recipe.roi.source == "segmentation":
@@ -99,8 +115,6 @@ class Materials:
 
             segmenter = Segmenter(recipe.roi.segmenter, recipe.roi.classes, str(device))
         captioner = RoiCaptioner(recipe.data.captioner, str(device)) if recipe.data.captioner else None
-        if not self.teachers and segmenter is None and captioner is None:
-            return None
         activation = recipe.roi.source == "activation"
         return Opinions(self.teachers, segmenter, captioner, activation=activation, device=device)
 

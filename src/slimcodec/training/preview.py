@@ -20,7 +20,7 @@ def preview(run: Run, seed: int = 0) -> Path:
 
     The region of interest is bright and outlined; under each photo stand its caption and where its mask comes from.
     """
-    pool: Any = run.materials.photos(run.recipe.compressor.optimisation, opinions=False).pool(0)
+    pool: Any = run.materials.photos(run.recipe.compressor.optimisation).pool(0)
     rng = np.random.default_rng(seed)
     tiles: list[Tile] = []
     for row in rng.permutation(len(pool)).tolist():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.bundle import Bundle, BundleConfig
+from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
@@ -34,13 +32,15 @@ from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
 from slimcodec.training.data import LabelledViews, Photos
-from slimcodec.training.export import fitted_tables, latent_codec_parts
-from slimcodec.training.hub import Made, open_model, pretrained_bundle
+from slimcodec.training.export import Made
+from slimcodec.training.history import history, revision
+from slimcodec.training.hub import open_model, pretrained_bundle
 from slimcodec.training.latent_codec import LatentCodec
 from slimcodec.training.loop import Optimisation, Stage, train
 from slimcodec.training.lora import add_lora, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
-from slimcodec.training.materials import Materials
+from slimcodec.training.materials import Answer, Materials
+from slimcodec.training.own import own_bundle
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.stages import (
     AutoencoderStage,
@@ -111,7 +111,7 @@ class Run:
             self._load_own_autoencoder(),
             Enhancer.build(self._enhancer_config),
             self._text_encoder(),
-            self.materials.crops(recipe.optimisation),
+            self.materials.crops(recipe.optimisation, "caption"),
             caption_dropout=recipe.caption_dropout,
         )
         self._train(stage, recipe.optimisation)
@@ -123,7 +123,7 @@ class Run:
         stage = CompressorStage(
             self._load_autoencoder(),
             Compressor(recipe.network),
-            self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks),
+            self.materials.crops(recipe.optimisation, "mask"),
             self._objective(),
             train_decoder=recipe.train_decoder,
         )
@@ -145,10 +145,11 @@ class Run:
                 self._start_from_embedded(tagger)
         watching = teachers if recipe.teachers_see_views else []
         # opinions are dear: they are asked for whole photos' answers, or for masks that the tagger learns
-        asked = bool(teachers) and not watching
-        masked = tagger.config.roi and self._masks_by_networks
+        wanted: list[Answer] = [] if watching else ["logits"]
+        if tagger.config.roi:
+            wanted.append("mask")
         views = LabelledViews(
-            self.materials.photos(recipe.optimisation, opinions=asked or masked),
+            self.materials.photos(recipe.optimisation, *wanted),
             self.materials.vocabulary,
             self.materials.thumbnails,
             size=watching[0].side if watching else tagger.config.side,
@@ -168,7 +169,7 @@ class Run:
         recipe = self.recipe.enhance
         self._begin(recipe.optimisation)
         autoencoder = self._load_autoencoder()
-        codec = self._load_codec(autoencoder, "compressor")
+        codec = self._load_codec(autoencoder, {})
         options: dict[str, Any] = {
             "objective": self._objective(warm=True) if recipe.rate else None,
             "caption_dropout": recipe.caption_dropout,
@@ -176,7 +177,7 @@ class Run:
             "fidelity_weight": recipe.fidelity,
             "rate_weight": recipe.rate,
         }
-        crops = self.materials.crops(recipe.optimisation, opinions=self._masks_by_networks)
+        crops = self.materials.crops(recipe.optimisation, "mask", "caption")
         fidelity = self._fidelity(recipe.background, recipe.features)
         if self.pretrained is not None:
             denoiser: Any = self.pretrained.enhancer
@@ -195,8 +196,8 @@ class Run:
             self._train(adapted, recipe.optimisation)
             return
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
-        if self._weights("diffusion").exists():
-            fill(enhancer, text, self._load("diffusion"))
+        if diffused := self._load_made("diffusion"):
+            fill(enhancer, text, diffused)
         if recipe.lora_rank:
             add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
             text.requires_grad_(False)
@@ -214,53 +215,29 @@ class Run:
 
     def bundle(self) -> Bundle:
         """Packs what the stages made into ``<run>/bundle`` and returns it; a part that was not trained is left out."""
-        bundle = self._bundle() if self.pretrained is None else self._pretrained_bundle(self.pretrained)
+        if self.pretrained is not None:
+            made = self._made(self.pretrained.autoencoder)
+            bundle = pretrained_bundle(self.recipe, self.pretrained, made, self._some_photos(FITTED_PHOTOS))
+        else:
+            autoencoder = self._load_own_autoencoder()
+            made = self._made(autoencoder)
+            bundle = own_bundle(self.recipe, autoencoder, made, self._some_photos(FITTED_PHOTOS))
         if self.accelerator.is_main_process:
             bundle.save_pretrained(self.folder / "bundle")
             logger.info("%s: bundle %s", self.folder / "bundle", bundle.bundle_id)
         self.accelerator.wait_for_everyone()
         return bundle
 
-    def _bundle(self) -> Bundle:
-        autoencoder = self._load_own_autoencoder()
-        codec = self._load_codec(autoencoder)
-        parts: dict[str, dict[str, Tensor]] = {
-            "autoencoder": dict(autoencoder.state_dict()),
-            **latent_codec_parts(codec),
-        }
-        config = BundleConfig(
-            name=self.recipe.name,
-            autoencoder=self.recipe.autoencoder.network,
-            compressor=self.recipe.compressor.network,
-            training=self._history(),
-        )
-        text: tuple[Any, dict[str, Any]] | None = None
-        if self._weights("captioner").exists():
-            parts["captioner-0"] = self._load("captioner")
-            config = replace(config, captioners=(self._tagger().config,))
-        if self._weights("enhance").exists():
-            enhancer, encoder = self._load_enhancer()
-            parts["enhancer"], parts["text"] = dict(enhancer.state_dict()), dict(encoder.state_dict())
-            tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
-            text = (tokenizer, encoder.text_model.config.to_dict())
-            config = replace(config, enhancer=self._enhancer_config)
-        vocabulary = self.materials.vocabulary
-        draft = Codec(Bundle(config, parts, vocabulary, text))
-        parts |= latent_codec_parts(codec, fitted_tables(draft, self._some_photos(FITTED_PHOTOS)))
-        return Bundle(config, parts, vocabulary, text)
-
-    def _pretrained_bundle(self, model: Bundle) -> Bundle:
-        made = Made(
-            codec=self._load_codec(model.autoencoder),
-            low_rank=part_of(self._load("enhance"), "lora") if self._weights("enhance").exists() else {},
-            tagger=(self._tagger().config, self._load("captioner"))
-            if self._weights("captioner").exists()
-            else None,
+    def _made(self, autoencoder: LatentSpace) -> Made:
+        enhanced, tagger = self._load_made("enhance"), self._load_made("captioner")
+        return Made(
+            codec=self._load_codec(autoencoder, enhanced),
             vocabulary=self.materials.vocabulary,
+            tagger=(self._tagger().config, tagger) if tagger else None,
+            enhancer=self._load_enhancer(enhanced) if enhanced and self.pretrained is None else None,
+            low_rank=part_of(enhanced, "lora") if self.pretrained is not None else {},
             training=self._history(),
         )
-        photos = list(self._some_photos(FITTED_PHOTOS))
-        return pretrained_bundle(self.recipe, model, made, photos)
 
     @cached_property
     def pretrained(self) -> Bundle | None:
@@ -277,7 +254,7 @@ class Run:
 
     def card(self) -> dict[str, Any]:
         """The data card, printed and kept in the run folder."""
-        photos: Photos = self.materials.photos(self.recipe.compressor.optimisation, opinions=False)
+        photos: Photos = self.materials.photos(self.recipe.compressor.optimisation)
         card = data_card(photos)
         for line in card_lines(card):
             logger.info(line)
@@ -299,7 +276,7 @@ class Run:
             "stage": stage.name,
             "steps": str(options.steps),
             "slimcodec": __version__,
-            "revision": _revision() or "unknown",
+            "revision": revision() or "unknown",
             "processes": str(self.accelerator.num_processes),
         }
         weights = train(
@@ -330,6 +307,10 @@ class Run:
             raise SlimError(f"{path} is missing: run `slim train {stage}` with the same --set out= first")
         return load_file(path)
 
+    def _load_made(self, stage: str) -> dict[str, Tensor]:
+        """What a stage made, {} where it has not run."""
+        return self._load(stage) if self._weights(stage).exists() else {}
+
     def _load_autoencoder(self) -> LatentSpace:
         if self.pretrained is not None:
             return self.pretrained.autoencoder
@@ -340,30 +321,23 @@ class Run:
         autoencoder.load_state_dict(self._load("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: LatentSpace, stage: str | None = None) -> LatentCodec:
-        """The latent codec as a stage left it: by default ``enhance`` where that tuned it, else ``compressor``."""
+    def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> LatentCodec:
+        """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
         # its state holds the autoencoder's decoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
         codec.load_state_dict(self._load("compressor"))
-        if stage is None and self._weights("enhance").exists():
-            tuned = part_of(self._load("enhance"), "codec")
-            if tuned:
-                codec.load_state_dict(tuned)
+        if tuned := part_of(enhanced, "codec"):
+            codec.load_state_dict(tuned)
         return codec.requires_grad_(False)
 
-    def _load_enhancer(self) -> tuple[Enhancer, CaptionEncoder]:
+    def _load_enhancer(self, enhanced: dict[str, Tensor]) -> tuple[Enhancer, CaptionEncoder]:
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
         if self.recipe.enhance.lora_rank:
             add_lora(enhancer, self.recipe.enhance.lora_rank, self.recipe.enhance.lora_targets)
-        fill(enhancer, text, self._load("enhance"))
+        fill(enhancer, text, enhanced)
         if self.recipe.enhance.lora_rank:
             merge_lora(enhancer)
         return enhancer, text
-
-    @property
-    def _masks_by_networks(self) -> bool:
-        source = self.recipe.roi.source
-        return source == "segmentation" or (source == "activation" and bool(self.materials.teachers))
 
     def _fidelity(self, background: float, features: Features) -> Fidelity:
         loss = None
@@ -384,10 +358,10 @@ class Run:
         fidelity = self._fidelity(recipe.background, features)
         return RateFidelity(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
-    def _some_photos(self, count: int) -> Iterator[NDArray[np.uint8]]:
-        pool: Any = self.materials.photos(self.recipe.compressor.optimisation, opinions=False).pool(0)
+    def _some_photos(self, count: int) -> list[NDArray[np.uint8]]:
+        pool: Any = self.materials.photos(self.recipe.compressor.optimisation).pool(0)
         rows = np.random.default_rng(0).permutation(len(pool))[:count]
-        return (photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None)
+        return [photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None]
 
     def _start_from_embedded(self, tagger: Tagger) -> None:
         embedded = Bundle.from_pretrained()
@@ -417,32 +391,9 @@ class Run:
         return small_text_encoder(phrases, width=self.recipe.diffusion.unet.text_width)
 
     def _history(self) -> dict[str, Any]:
-        """What made the bundle, and the commands that make it again."""
-        recipe = replace(self.recipe, data=replace(self.recipe.data, photos=(), thumbnails=()), out="")
-        recipe = replace(recipe, teachers=replace(recipe.teachers, models=()))
-        private = tuple(
-            f"{key}=" for key in ("out", "data", "data.photos", "data.thumbnails", "teachers.models")
-        )
-        kept = [setting for setting in self.settings if not setting.startswith(private)]
-        command = ["slim train all", f"--config {self.source}", "--set data=PHOTOS"]
-        if self.recipe.data.thumbnails:
-            command.append("--set data.thumbnails=THUMBNAILS")
-        if self.recipe.teachers.models:
-            command.append("--set teachers.models=CLASSIFIERS")
         stages = {stage: self._about(stage) for stage in STAGES if self._weights(stage).exists()}
-        revision = _revision()
-        return {
-            "slimcodec": __version__,
-            "revision": revision,
-            "commands": [
-                f"git checkout {revision or 'v' + __version__}",
-                " ".join(command + [f"--set {setting}" for setting in kept]),
-            ],
-            "stages": stages,
-            "teachers": [teacher.sha256 for teacher in self.materials.teachers],
-            # where the data lay on the machine that trained says nothing to others
-            "recipe": to_plain(recipe),
-        }
+        teachers = [teacher.sha256 for teacher in self.materials.teachers]
+        return history(self.recipe, self.source, self.settings, stages, teachers)
 
 
 def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -455,22 +406,6 @@ def fill(enhancer: Enhancer, text: CaptionEncoder, state: dict[str, Tensor]) -> 
     """Loads a UNet and its text encoder from the state of stage ``diffusion`` or ``enhance``."""
     enhancer.load_state_dict(part_of(state, "enhancer"))
     text.load_state_dict(part_of(state, "text"))
-
-
-def _revision() -> str | None:
-    """The git revision of the source tree, "-changed" added where it was edited, or None in an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        found = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        edited = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no", "--", ".."],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip() + ("-changed" if edited.stdout.strip() else "")
 
 
 def stages(run: Run) -> dict[str, Callable[[], object]]:
