@@ -11,6 +11,7 @@ from slimcodec.errors import SlimError
 
 FAILED = 1
 USAGE = 2
+INTERRUPTED = 130
 
 
 def describe(error: BaseException, source: object = "") -> str:

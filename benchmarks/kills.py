@@ -1,0 +1,205 @@
+"""Folder runs of ``slim encode`` killed at random moments: what is on disk, and whether the next run mends it.
+
+    python benchmarks/kills.py --kills 200 --photos 300 --seed 0 -o results/kills.json
+
+A folder of crops of scikit-image's photos is encoded once undisturbed. Then the same command runs again and again into an empty
+folder and gets SIGKILL after a time drawn evenly between its start and ``--reach`` of the undisturbed run's length; when a run
+comes to its end, the next pass begins with an empty folder, until there were that many kills. Passes take turns: one process,
+two (``--jobs 2``), and one that removes its sources (``--delete-source``).
+
+After every kill, and at the end of every pass:
+
+- partial: files below the output folder that are neither byte for byte those of the undisturbed run nor a hidden temporary file.
+- lost: photos that are neither as they were nor, where sources are removed, encoded as in the undisturbed run.
+- orphans: processes of the killed run that still lived 60 s later.
+- unfinished: passes whose last run failed, or whose files are not all those of the undisturbed run.
+
+Exit status 1 if there is any. ``slim verify`` has checked the files of the undisturbed run, to which all others are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from photos import scikit_photos
+
+SLIM = (sys.executable, "-m", "slimcodec.cli")
+WAYS: tuple[tuple[str, ...], ...] = ((), ("--jobs", "2"), ("--delete-source",))
+SIDES = (48, 128)
+ORPHAN_SECONDS = 60
+
+
+def make_photos(folder: Path, count: int, draw: random.Random) -> None:
+    """Writes crops of scikit-image's photos, in folders of fifty, JPEG and PNG by turns."""
+    originals = list(scikit_photos())
+    for number in range(count):
+        photo = draw.choice(originals)
+        width, height = draw.randint(*SIDES), draw.randint(*SIDES)
+        left, top = draw.randint(0, photo.width - width), draw.randint(0, photo.height - height)
+        path = folder / f"{number // 50:02d}" / f"{number:03d}.{('jpg', 'png')[number % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.crop((left, top, left + width, top + height)).save(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files below a folder by name, with their bytes."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def living(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended while we looked
+            continue
+        if int(of) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def encode(photos: Path, out: Path, way: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Starts ``slim encode`` in a process group of its own."""
+    command = [*SLIM, "encode", str(photos), "-o", str(out), *way]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+class Trial:
+    """The passes over one folder of photos, and what was found wrong."""
+
+    def __init__(self, folder: Path, count: int, draw: random.Random) -> None:
+        self.draw = draw
+        self.original, self.photos, self.out = folder / "original", folder / "photos", folder / "out"
+        make_photos(self.original, count, draw)
+        self.sources = contents(self.original)
+        start = time.perf_counter()
+        undisturbed = folder / "undisturbed"
+        if encode(self.original, undisturbed, ()).wait():
+            raise SystemExit("the undisturbed run failed")
+        self.seconds = time.perf_counter() - start
+        subprocess.run([*SLIM, "verify", str(undisturbed)], check=True, stdout=subprocess.DEVNULL)
+        self.expected = contents(undisturbed)
+        assert len(self.expected) == count
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.kills: collections.Counter[str] = collections.Counter()
+
+    def begin(self) -> None:
+        """Empties the output and restores the photos."""
+        for folder in (self.photos, self.out):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.original, self.photos)
+
+    def check(self, removes: bool) -> int:
+        """Counts what is wrong on disk; returns the number of results."""
+        results = {}
+        for name, data in contents(self.out).items():
+            if Path(name).name.startswith(".slim-"):
+                continue
+            results[name] = data
+            self.counts["partial"] += data != self.expected.get(name)
+        kept = contents(self.photos)
+        for name, data in self.sources.items():
+            safe = kept.get(name) == data
+            if removes and name not in kept:
+                result = str(Path(name).with_suffix(".slim"))
+                safe = result in results and results[result] == self.expected[result]
+            self.counts["lost"] += not safe
+        self.counts["lost"] += len(kept.keys() - self.sources.keys())
+        return len(results)
+
+    def kill_or_finish(self, way: tuple[str, ...], reach: float) -> bool:
+        """One run, killed or not; returns whether it came to its end."""
+        removes = "--delete-source" in way
+        before = len(list(self.out.rglob("*.slim")))
+        process = encode(self.photos, self.out, way)
+        try:
+            status = process.wait(self.draw.uniform(0, reach * self.seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            status = None
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while (left := living(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for orphan in left:
+            self.counts["orphans"] += 1
+            os.kill(orphan, signal.SIGKILL)
+        done = self.check(removes)
+        if status is not None:
+            self.counts["passes"] += 1
+            whole = done == len(self.expected)
+            self.counts["unfinished"] += not (status == 0 and whole)
+            return True
+        self.counts["kills"] += 1
+        self.kills[" ".join(way) or "one process"] += 1
+        self.counts["while working" if done > before else "while starting"] += 1
+        temporary = len(list(self.out.rglob(".slim-*.tmp")))
+        self.counts["temporary"] = max(self.counts["temporary"], temporary)
+        return False
+
+
+def main() -> None:
+    """Kills, checks, prints what was seen, and writes it where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--photos", type=int, default=300)
+    parser.add_argument("--reach", type=float, default=0.8, help="latest kill, of the undisturbed run's length")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--out", type=Path)
+    given = parser.parse_args()
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder), given.photos, random.Random(given.seed))
+        print(f"undisturbed: {trial.seconds:.1f} s", file=sys.stderr, flush=True)
+        while trial.counts["kills"] < given.kills:
+            way = WAYS[trial.counts["passes"] % len(WAYS)]
+            trial.begin()
+            finished = False
+            while not finished:
+                # the last pass is finished without a further kill
+                reach = given.reach if trial.counts["kills"] < given.kills else float("inf")
+                finished = trial.kill_or_finish(way, reach)
+                print(dict(trial.counts), file=sys.stderr, flush=True)
+            shutil.rmtree(trial.out)
+
+    counts = trial.counts
+    report: dict[str, Any] = {
+        "command": f"python benchmarks/kills.py --kills {given.kills} --photos {given.photos} --seed {given.seed}",
+        "photos": given.photos,
+        "kills": counts["kills"],
+        "kills_by_way": dict(trial.kills),
+        "while_starting": counts["while starting"],
+        "while_working": counts["while working"],
+        "passes": counts["passes"],
+        **{kind: counts[kind] for kind in ("partial", "lost", "orphans", "unfinished")},
+        "most_temporary_files": counts["temporary"],
+        "undisturbed_seconds": round(trial.seconds, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    print(json.dumps(report, indent=2))
+    if given.out:
+        given.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if any(report[kind] for kind in ("partial", "lost", "orphans", "unfinished")):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
