@@ -3,8 +3,8 @@
     python benchmarks/kills.py --kills 200 --photos 300 --seed 0 -o results/kills.json
 
 A folder of crops of scikit-image's photos is encoded once undisturbed. Then the same command runs again and again into an empty
-folder and gets SIGKILL after a time drawn evenly between its start and ``--reach`` of the undisturbed run's length; when a run
-comes to its end, the next pass begins with an empty folder, until there were that many kills. Passes take turns: one process,
+folder and gets SIGKILL after a time drawn evenly between nothing and the length of the undisturbed run; when a
+run comes to its end, the next pass begins with an empty folder, until there were that many kills. Passes take turns: one process,
 two (``--jobs 2``), and one that removes its sources (``--delete-source``).
 
 After every kill, and at the end of every pass:
@@ -35,9 +35,11 @@ from typing import Any
 
 from photos import scikit_photos
 
+from slimcodec import inspect
+
 SLIM = (sys.executable, "-m", "slimcodec.cli")
 WAYS: tuple[tuple[str, ...], ...] = ((), ("--jobs", "2"), ("--delete-source",))
-SIDES = (48, 128)
+SIDES = (32, 96)
 ORPHAN_SECONDS = 60
 
 
@@ -122,13 +124,13 @@ class Trial:
         self.counts["lost"] += len(kept.keys() - self.sources.keys())
         return len(results)
 
-    def kill_or_finish(self, way: tuple[str, ...], reach: float) -> bool:
-        """One run, killed or not; returns whether it came to its end."""
+    def kill_or_finish(self, way: tuple[str, ...], kill: bool) -> bool:
+        """One run, perhaps killed; returns whether it came to its end."""
         removes = "--delete-source" in way
         before = len(list(self.out.rglob("*.slim")))
         process = encode(self.photos, self.out, way)
         try:
-            status = process.wait(self.draw.uniform(0, reach * self.seconds))
+            status = process.wait(self.draw.uniform(0, self.seconds) if kill else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -141,9 +143,7 @@ class Trial:
             os.kill(orphan, signal.SIGKILL)
         done = self.check(removes)
         if status is not None:
-            self.counts["passes"] += 1
-            whole = done == len(self.expected)
-            self.counts["unfinished"] += not (status == 0 and whole)
+            self.counts["unfinished"] += status != 0
             return True
         self.counts["kills"] += 1
         self.kills[" ".join(way) or "one process"] += 1
@@ -160,7 +160,6 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--photos", type=int, default=300)
-    parser.add_argument("--reach", type=float, default=0.8, help="latest kill, of the undisturbed run's length")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path)
     given = parser.parse_args()
@@ -173,16 +172,18 @@ def main() -> None:
             way = WAYS[trial.counts["passes"] % len(WAYS)]
             trial.begin()
             finished = False
-            while not finished:
+            # a run that was killed after it had removed its last source leaves nothing to take up
+            while not finished and any(contents(trial.photos)):
                 # the last pass is finished without a further kill
-                reach = given.reach if trial.counts["kills"] < given.kills else float("inf")
-                finished = trial.kill_or_finish(way, reach)
+                finished = trial.kill_or_finish(way, kill=trial.counts["kills"] < given.kills)
                 print(dict(trial.counts), file=sys.stderr, flush=True)
-            shutil.rmtree(trial.out)
+            trial.counts["passes"] += 1
+            trial.counts["unfinished"] += trial.check("--delete-source" in way) < given.photos
 
     counts = trial.counts
     report: dict[str, Any] = {
         "command": f"python benchmarks/kills.py --kills {given.kills} --photos {given.photos} --seed {given.seed}",
+        "bundle": inspect(next(iter(trial.expected.values()))).bundle_id,
         "photos": given.photos,
         "kills": counts["kills"],
         "kills_by_way": dict(trial.kills),
