@@ -39,7 +39,7 @@ from slimcodec import inspect
 
 SLIM = (sys.executable, "-m", "slimcodec.cli")
 WAYS: tuple[tuple[str, ...], ...] = ((), ("--jobs", "2"), ("--delete-source",))
-SIDES = (32, 96)
+SIDES = (16, 64)
 ORPHAN_SECONDS = 60
 
 
@@ -76,7 +76,7 @@ def living(group: int) -> list[int]:
 
 def encode(photos: Path, out: Path, way: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """Starts ``slim encode`` in a process group of its own."""
-    command = [*SLIM, "encode", str(photos), "-o", str(out), *way]
+    command = [*SLIM, "encode", str(photos), "-o", str(out), "--caption", "none", *way]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
