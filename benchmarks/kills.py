@@ -3,9 +3,10 @@
     python benchmarks/kills.py --kills 200 --photos 300 --seed 0 -o results/kills.json
 
 A folder of crops of scikit-image's photos is encoded once undisturbed. Then the same command runs again and again into an empty
-folder and gets SIGKILL after a time drawn evenly between nothing and the length of the undisturbed run; when a
-run comes to its end, the next pass begins with an empty folder, until there were that many kills. Passes take turns: one process,
-two (``--jobs 2``), and one that removes its sources (``--delete-source``).
+folder and gets SIGKILL: a quarter of the times while it starts, after a time drawn evenly up to that of the undisturbed run's
+first result; else after its own first result and a time drawn evenly up to ``STRETCH`` of the undisturbed run's work. When a run
+comes to its end, the next pass begins with an empty folder, until there were that many kills. Passes take turns: in one process,
+removing the sources (``--delete-source``), in two processes (``--jobs 2``), and removing them again.
 
 After every kill, and at the end of every pass:
 
@@ -38,7 +39,8 @@ from photos import scikit_photos
 from slimcodec import inspect
 
 SLIM = (sys.executable, "-m", "slimcodec.cli")
-WAYS: tuple[tuple[str, ...], ...] = ((), ("--jobs", "2"), ("--delete-source",))
+WAYS: tuple[tuple[str, ...], ...] = ((), ("--delete-source",), ("--jobs", "2"), ("--delete-source",))
+STARTING, STRETCH = 0.25, 0.4
 SIDES = (16, 64)
 ORPHAN_SECONDS = 60
 
@@ -81,6 +83,17 @@ def encode(photos: Path, out: Path, way: tuple[str, ...]) -> subprocess.Popen[by
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
+def results(folder: Path) -> int:
+    """Number of .slim files below a folder."""
+    return sum(1 for _ in folder.rglob("*.slim"))
+
+
+def wait_for_results(process: subprocess.Popen[bytes], folder: Path, before: int) -> None:
+    """Waits until there are more results than ``before``, or the process has ended."""
+    while process.poll() is None and results(folder) <= before:
+        time.sleep(0.01)
+
+
 class Trial:
     """The passes over one folder of photos, and what was found wrong."""
 
@@ -91,9 +104,12 @@ class Trial:
         self.sources = contents(self.original)
         start = time.perf_counter()
         undisturbed = folder / "undisturbed"
-        if encode(self.original, undisturbed, ()).wait():
+        process = encode(self.original, undisturbed, ())
+        wait_for_results(process, undisturbed, 0)
+        self.starting = time.perf_counter() - start
+        if process.wait():
             raise SystemExit("the undisturbed run failed")
-        self.seconds = time.perf_counter() - start
+        self.working = time.perf_counter() - start - self.starting
         subprocess.run([*SLIM, "verify", str(undisturbed)], check=True, stdout=subprocess.DEVNULL)
         self.expected = contents(undisturbed)
         assert len(self.expected) == count
@@ -108,29 +124,35 @@ class Trial:
 
     def check(self, removes: bool) -> int:
         """Counts what is wrong on disk; returns the number of results."""
-        results = {}
+        made = {}
         for name, data in contents(self.out).items():
             if Path(name).name.startswith(".slim-"):
                 continue
-            results[name] = data
+            made[name] = data
             self.counts["partial"] += data != self.expected.get(name)
         kept = contents(self.photos)
         for name, data in self.sources.items():
             safe = kept.get(name) == data
             if removes and name not in kept:
                 result = str(Path(name).with_suffix(".slim"))
-                safe = result in results and results[result] == self.expected[result]
+                safe = result in made and made[result] == self.expected[result]
             self.counts["lost"] += not safe
         self.counts["lost"] += len(kept.keys() - self.sources.keys())
-        return len(results)
+        return len(made)
 
     def kill_or_finish(self, way: tuple[str, ...], kill: bool) -> bool:
         """One run, perhaps killed; returns whether it came to its end."""
         removes = "--delete-source" in way
-        before = len(list(self.out.rglob("*.slim")))
+        before = results(self.out)
         process = encode(self.photos, self.out, way)
+        delay = None
+        if kill and self.draw.random() < STARTING:
+            delay = self.draw.uniform(0, self.starting)
+        elif kill:
+            wait_for_results(process, self.out, before)
+            delay = self.draw.uniform(0, STRETCH * self.working)
         try:
-            status = process.wait(self.draw.uniform(0, self.seconds) if kill else None)
+            status = process.wait(delay)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -167,7 +189,7 @@ def main() -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), given.photos, random.Random(given.seed))
-        print(f"undisturbed: {trial.seconds:.1f} s", file=sys.stderr, flush=True)
+        print(f"undisturbed: {trial.starting:.1f} s and {trial.working:.1f} s", file=sys.stderr, flush=True)
         while trial.counts["kills"] < given.kills:
             way = WAYS[trial.counts["passes"] % len(WAYS)]
             trial.begin()
@@ -192,7 +214,7 @@ def main() -> None:
         "passes": counts["passes"],
         **{kind: counts[kind] for kind in ("partial", "lost", "orphans", "unfinished")},
         "most_temporary_files": counts["temporary"],
-        "undisturbed_seconds": round(trial.seconds, 1),
+        "undisturbed_seconds": {"starting": round(trial.starting, 1), "working": round(trial.working, 1)},
         "seconds": round(time.perf_counter() - start, 1),
     }
     print(json.dumps(report, indent=2))

@@ -300,8 +300,8 @@ def _do(job: Job) -> Outcome:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr if that is a terminal; yields the function to call after each file."""
-    if total < 2 or not sys.stderr.isatty():
+    """Show a bar on stderr if that is a terminal that can; yields the function to call after each file."""
+    if total < 2 or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda: None
         return
     from rich.console import Console
