@@ -154,7 +154,7 @@ def test_names_of_every_kind(photos: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(slims)) == sorted(f"{kind}.slim" for kind in (*kinds, "cup"))
     assert result.status == 1 and len(result.lines) == 1 and "File name too long" in result.lines[0]
     assert "\x1b" not in result.out + result.lines[0]
-    assert slim("verify", slims, *MODEL).status == 0
+    assert slim("verify", slims, *MODEL[:2]).status == 0
 
 
 def test_a_name_that_no_file_can_have(photos: Path) -> None:

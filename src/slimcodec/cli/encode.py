@@ -1,5 +1,6 @@
 """``slim encode``: pictures to .slim files."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypedDict
@@ -113,7 +114,7 @@ def encode(
             model,
             device,
             dtype,
-            None if caption == "none" else caption,
+            None if caption == "none" else _as_text(caption),
             Rate(**given),  # type: ignore[typeddict-item]
             max_pixels,
             delete_source,
@@ -126,3 +127,12 @@ def encode(
         overwrite=overwrite,
         as_json=as_json,
     )
+
+
+def _as_text(argument: str) -> str:
+    """Return an argument whose bytes are UTF-8 as text, where the locale knows ASCII only."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "surrogateescape")
+    return argument
