@@ -13,7 +13,7 @@ from PIL import Image
 def photos(source: Path | None, count: int, side: int = 256) -> list[Image.Image]:
     """The first ``count`` photos of a source, short side scaled to ``side`` and centre-cropped square, RGB."""
     found: list[Image.Image] = []
-    for image in _scikit() if source is None else _read(source):
+    for image in scikit_photos() if source is None else _read(source):
         scale = side / min(image.size)
         size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -24,7 +24,8 @@ def photos(source: Path | None, count: int, side: int = 256) -> list[Image.Image
     return found
 
 
-def _scikit() -> Iterator[Image.Image]:
+def scikit_photos() -> Iterator[Image.Image]:
+    """Scikit-image's photos at their own size, RGB."""
     from skimage import data
 
     for name in ("astronaut", "chelsea", "coffee", "rocket"):

@@ -407,6 +407,7 @@ def test_interrupt_ends_with_130_and_whole_files(tmp_path: Path, jobs: int) -> N
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and out == ""
+    assert "interrupted after " in err and "of 200 files; the same command goes on" in err
     assert 0 < len(tree(slims)) < 200
     for name in tree(slims):
         assert slimcodec.inspect(slims / name).width == 512

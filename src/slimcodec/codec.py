@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from slimcodec.container import Container, Source, pack, read_source, unpack
 from slimcodec.entropy.caption import decode_caption, encode_caption
-from slimcodec.errors import ImageError, ModelMismatchError, SlimError
-from slimcodec.images import ImageLike, load_image
+from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
+from slimcodec.errors import FormatError, ImageError, ModelMismatchError, SlimError
+from slimcodec.images import ImageLike, load_image, pixel_limit
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
@@ -166,15 +167,16 @@ class Codec:
         autoencoder = self.bundle.autoencoder
 
         def padded(pixels: Pixels) -> Tensor:
-            x = self._as_tensor(pixels)
-            if x.shape[2] % self.cell or x.shape[3] % self.cell:
+            below, right = -pixels.shape[0] % self.cell, -pixels.shape[1] % self.cell
+            if below or right:
                 # repeating the border costs fewer bits than black, and works from 1x1 up
-                x = F.pad(x, (0, -x.shape[3] % self.cell, 0, -x.shape[2] % self.cell), mode="replicate")
-            return x
+                pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
+            return self._as_tensor(pixels)
 
         tensors = [padded(pixels) for pixels in pictures]
         return tiled(
-            autoencoder.encode,
+            # as numbers with a point a large picture takes four times the memory, so only tiles become that
+            lambda x: autoencoder.encode(_normalised(x)),
             # a large picture comes alone, and is not copied
             tensors[0] if len(tensors) == 1 else torch.cat(tensors),
             tile=self.tile,
@@ -238,7 +240,7 @@ class Codec:
         side = tagger.config.side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
         square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        logits, roi = tagger.look(self._as_tensor(np.asarray(square)))
+        logits, roi = tagger.look(_normalised(self._as_tensor(np.asarray(square))))
         if located and roi is not None:
             roi = F.interpolate(roi, latents.shape[2:], mode="bilinear").sigmoid()
         caption = tagger.name(logits, self.bundle.vocabulary)[0] if named else None
@@ -250,8 +252,7 @@ class Codec:
 
     def _as_tensor(self, pixels: Pixels) -> Tensor:
         # the array's own order is channels-last, which the convolutions like best
-        x = torch.tensor(pixels).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
-        return x.to(self.bundle.device)
+        return torch.tensor(pixels).permute(2, 0, 1)[None].to(self.bundle.device)
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -333,6 +334,13 @@ class Codec:
             # an unknown tag is an error before any work
             decode_caption(container.caption, self.bundle.vocabulary)
         rows, columns = self._check_area(container.width, container.height, max_pixels)
+        prior = self.bundle.config.compressor.prior
+        longest = rows * columns * (prior.channels + prior.hyper_channels) * MAX_SYMBOL_BYTES
+        if len(container.payload) > longest:
+            raise FormatError(
+                f"corrupt .slim file: {len(container.payload)} bytes of payload, a picture of "
+                f"{container.width}x{container.height} has at most {longest}"
+            )
         return container, self.bundle.coder.read(container.payload, rows, columns, container.quality)
 
     @property
@@ -342,7 +350,7 @@ class Codec:
 
     def _check_area(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
         """Rows and columns of coded positions of a picture, or ``ImageError`` where they would be too many."""
-        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+        limit = pixel_limit(max_pixels)
         rows, columns = -(-height // self.cell), -(-width // self.cell)
         # a picture of a pixel's height costs as much as one of a cell's: memory follows the padded area
         padded = rows * columns * self.cell**2
@@ -410,6 +418,11 @@ class Codec:
             Image.fromarray(array[: container.height, : container.width].contiguous().numpy())
             for array, container in zip(arrays, containers, strict=True)
         ]
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """Pixels 0..255 as -1..1, float32."""
+    return x.float().div_(127.5).sub_(1)
 
 
 def _whole_number(name: str, value: object, low: int, high: int) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimcodec.entropy.caption import (
+    MAX_CAPTION_BYTES,
+    MAX_VARINT_BYTES,
     caption_end,
     decode_caption,
     read_varint,
@@ -28,6 +30,8 @@ _BUNDLE_ID_BYTES = 4
 _CRC_BYTES = 4
 _MIN_FILE_BYTES = 1 + _BUNDLE_ID_BYTES + 1 + 1 + 1 + _CRC_BYTES
 _CAPTION_FLAG = 0x80
+# version, bundle id, width, height, quality, and a caption of the longest length: size, coding and text
+_MAX_HEAD_BYTES = 1 + _BUNDLE_ID_BYTES + 2 * MAX_VARINT_BYTES + 1 + MAX_VARINT_BYTES + 1 + MAX_CAPTION_BYTES
 
 Source = bytes | str | os.PathLike[str]
 
@@ -123,11 +127,11 @@ def unpack(data: bytes) -> Container:
     if they were written in a later version of the format.
     """
     version = _check_start(data)
-    if len(data) > MAX_FILE_BYTES:
-        raise FormatError(f"not a .slim file: over {MAX_FILE_BYTES} bytes")
-    body = data[:-_CRC_BYTES]
-    if zlib.crc32(body) != int.from_bytes(data[-_CRC_BYTES:], "big"):
+    _check_length(len(data))
+    if zlib.crc32(memoryview(data)[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "big"):
         raise FormatError("corrupt or truncated .slim file: its checksum does not match")
+    # what lies before the payload, which may be long and is copied once only
+    body = data[: min(len(data) - _CRC_BYTES, _MAX_HEAD_BYTES)]
     offset = 1 + _BUNDLE_ID_BYTES
     width, offset = read_varint(body, offset)
     height, offset = read_varint(body, offset)
@@ -143,7 +147,9 @@ def unpack(data: bytes) -> Container:
     caption = body[start:end]
     if caption:
         decode_caption(caption)
-    return Container(width, height, quality, body[1 : 1 + _BUNDLE_ID_BYTES], caption, body[end:], version)
+    return Container(
+        width, height, quality, body[1 : 1 + _BUNDLE_ID_BYTES], caption, data[end:-_CRC_BYTES], version
+    )
 
 
 def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo:
@@ -182,13 +188,15 @@ def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes or as a path; ``unpack`` checks them in full.
 
     A file that does not begin as a ``.slim`` is refused after 12 bytes (``FormatError``, ``VersionError``),
-    and never more than one byte over 2^26 is read. Raises ``OSError`` if the path cannot be read.
+    one that is too long before any more is read, and of a pipe never more than one byte over 2^26 is. Raises
+    ``OSError`` if the path cannot be read.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     with open(os.fspath(source), "rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
+        _check_length(os.fstat(file.fileno()).st_size)
         return start + file.read(MAX_FILE_BYTES + 1 - len(start))
 
 
@@ -206,6 +214,11 @@ def _check_start(data: bytes) -> int:
             f"the file is .slim version {version}, this release reads version {VERSION}: upgrade"
         )
     return version
+
+
+def _check_length(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise FormatError(f"not a .slim file: over {MAX_FILE_BYTES} bytes")
 
 
 def _embedded_vocabulary(bundle_id: str) -> tuple[str, ...] | None:

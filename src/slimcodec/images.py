@@ -20,7 +20,7 @@ ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[s
 MAX_SIDE = 2**24  # what the header of a .slim file can say
 
 _PICTURES = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
-_pillow_limit_lock = threading.Lock()
+_pillow_limit_lock = threading.RLock()
 
 
 class ImageWarning(UserWarning):
@@ -43,8 +43,8 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
     sRGB; the result may share the array's memory.
 
     ``max_pixels`` bounds the pixels of a file or bytes, so that a small file can't fill the memory; ``None``
-    means ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). While a picture is read with another limit, that is
-    Pillow's own in the whole process.
+    means ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). Threads read files one at a time, since Pillow has one
+    limit for the process.
 
     Raises ``ImageError`` for what is no picture, is truncated, empty, too large, or an array of another kind.
     """
@@ -70,8 +70,8 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
 def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
     if not data:
         raise ImageError("the file is empty (0 bytes)")
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    with _pillow_limit(max_pixels):
+    limit = pixel_limit(max_pixels)
+    with _pillow_limit(limit):
         try:
             with Image.open(io.BytesIO(data)) as opened:
                 return _from_pil(opened)
@@ -88,21 +88,27 @@ def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
             raise ImageError(f"the image file is damaged: {_reason(error)}") from error
 
 
+def pixel_limit(max_pixels: int | None) -> int | None:
+    """Return ``max_pixels``, or Pillow's own limit for None; None where Pillow's is switched off."""
+    # not while another thread reads a picture with a limit of its own
+    with _pillow_limit_lock:
+        return Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+
+
 @contextmanager
-def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
-    """Make Pillow raise rather than warn above its limit, which is ``max_pixels`` if that is given."""
-    with warnings.catch_warnings():
+def _pillow_limit(limit: int | None) -> Iterator[None]:
+    """Make Pillow raise rather than warn above a limit.
+
+    One thread at a time: warning filters and Pillow's limit belong to the whole process.
+    """
+    with _pillow_limit_lock, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if max_pixels is None:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = limit
+        try:
             yield
-            return
-        with _pillow_limit_lock:
-            before = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = max_pixels
-            try:
-                yield
-            finally:
-                Image.MAX_IMAGE_PIXELS = before
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _from_array(array: npt.NDArray[np.generic]) -> Pixels:

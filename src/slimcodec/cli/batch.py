@@ -9,6 +9,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -23,12 +24,13 @@ from typing import Any, Protocol
 
 import typer
 
-from slimcodec.cli.messages import FAILED, complain, describe, printable, say, stop
+from slimcodec.cli.messages import FAILED, INTERRUPTED, complain, describe, printable, say, stop
 from slimcodec.cli.paths import Job, find_inputs, plan
 from slimcodec.cli.removal import FileState, remove_source
 from slimcodec.cli.streams import stream_job, write_stdout
 from slimcodec.container import SlimInfo
 from slimcodec.files import atomic_write
+from slimcodec.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,15 @@ class Tally:
         """Report a failure at once and remember it."""
         complain(reason, source)
         self.failed.append((str(source), reason))
+
+    def leave(self, job: Job, single: bool) -> None:
+        """Report that a job's result exists and stays: a failure if it is the ``single`` one, else skipped."""
+        reason = f"{job.target} exists; --overwrite replaces it"
+        if single:
+            self.fail(job.source, reason)
+            return
+        complain(f"skipped: {reason}", job.source)
+        self.skipped.append(str(job.source))
 
     def add(self, job: Job, output: Output, seconds: float, deleted: bool) -> None:
         """Count a file that was written, and whether its source was deleted."""
@@ -173,23 +184,30 @@ def run_batch(
         plans, problems, single = [stream], [], True
     for argument, problem in problems:
         tally.fail(argument, problem)
-    todo = []
-    for job in plans:
-        if overwrite or job.to_stdout or not job.target.is_file():
-            todo.append(job)
-        elif single:
-            tally.fail(job.source, f"{job.target} exists; --overwrite replaces it")
-        else:
-            complain(f"skipped: {job.target} exists; --overwrite replaces it", job.source)
-            tally.skipped.append(str(job.source))
+
+    def in_the_way(job: Job) -> bool:
+        # not Path.is_file(), which raises for a name that is too long
+        if overwrite or job.to_stdout or not os.path.isfile(job.target):
+            return False
+        tally.leave(job, single)
+        return True
+
+    todo = [job for job in plans if not in_the_way(job)]
+    done = 0
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
         with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs, batch_size)) as outcomes:
             for job, outcome in zip(todo, outcomes, strict=True):
-                _finish(job, outcome, tally)
+                # looked at again: another process may have made it meanwhile
+                if outcome.output is None or not in_the_way(job):
+                    _finish(job, outcome, tally)
+                done += 1
                 advance()
     except CannotStartError as error:
         stop(str(error), FAILED)
+    except KeyboardInterrupt:
+        again = "" if single else "; the same command goes on from there"
+        stop(f"interrupted after {done} of {len(todo)} files{again}", INTERRUPTED)
     if stream is None or not stream.to_stdout:
         tally.print(time.perf_counter() - start, as_json)
     if tally.failed:
@@ -274,6 +292,7 @@ def _start(work: Work) -> None:
 
 
 def _start_alone(work: Work) -> None:
+    end_with_parent()
     import torch
 
     torch.set_num_threads(1)
@@ -313,8 +332,8 @@ def _do(jobs: Sequence[Job]) -> list[Outcome]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr if that is a terminal; yields the function to call after each file."""
-    if total < 2 or not sys.stderr.isatty():
+    """Show a bar on stderr if that is a terminal that can; yields the function to call after each file."""
+    if total < 2 or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda: None
         return
     from rich.console import Console

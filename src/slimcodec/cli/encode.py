@@ -1,5 +1,6 @@
 """``slim encode``: pictures to .slim files."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
@@ -146,7 +147,7 @@ def encode(
             model,
             device,
             dtype,
-            None if caption == "none" else caption,
+            None if caption == "none" else _as_text(caption),
             roi,
             Rate(**given),  # type: ignore[typeddict-item]
             max_pixels,
@@ -163,3 +164,12 @@ def encode(
         as_json=as_json,
         batch_size=batch_size,
     )
+
+
+def _as_text(argument: str) -> str:
+    """Return an argument whose bytes are UTF-8 as text, where the locale knows ASCII only."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "surrogateescape")
+    return argument

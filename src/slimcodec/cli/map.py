@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def map_(
       slim map photo.jpg -o bits.png --roi mask.png
     """
     target = Path(out)
-    if target.is_file() and not overwrite:
+    if os.path.isfile(target) and not overwrite:
         stop(f"{out}: exists; --overwrite replaces it", FAILED)
     import io
     import warnings

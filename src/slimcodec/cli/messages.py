@@ -11,6 +11,7 @@ from slimcodec.errors import SlimError
 
 FAILED = 1
 USAGE = 2
+INTERRUPTED = 130
 
 
 def describe(error: BaseException, source: object = "") -> str:
@@ -36,6 +37,8 @@ def printable(text: str) -> str:
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print one line to ``stream`` (default: stdout), whatever characters its encoding lacks."""
     stream = stream or sys.stdout
+    if stream is None:  # the command was started with its output closed
+        return
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 

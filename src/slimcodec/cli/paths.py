@@ -2,6 +2,7 @@
 
 - An input is a file (of any suffix), a folder (searched recursively for the command's suffixes, hidden files
   left out, its structure mirrored below OUT) or a glob (mirrored from its first folder without a wildcard).
+  Neither a search nor ``**`` goes through links to folders, which may lead back to where they are.
 - OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a
   folder, made if needed. Without OUT a result lies beside its input.
 - Two inputs with one output, or an output that is an input, are errors before any work.
@@ -53,11 +54,12 @@ def find_inputs(
     problems: list[tuple[str, str]] = []
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        # os.path and not Path, whose tests raise for a name that is too long
+        if os.path.isdir(argument):
             inputs = list(_search(path, Path(), suffixes))
             problem = f"no {', '.join(sorted(suffixes))} file in this folder"
-        elif path.exists() or not glob.has_magic(argument):
-            inputs = [Input(path, Path(path.name), named=True)] if path.exists() else []
+        elif os.path.exists(argument) or not glob.has_magic(argument):
+            inputs = [Input(path, Path(path.name), named=True)] if os.path.exists(argument) else []
             problem = "no such file or folder"
         else:
             inputs = list(_match(argument, suffixes))
@@ -80,7 +82,7 @@ def _search(folder: Path, place: Path, suffixes: Collection[str]) -> Iterator[In
 def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
     parts = Path(pattern).parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    for match in sorted(map(Path, glob.glob(pattern, recursive=True))):
+    for match in sorted(set(_matches(parts))):
         place = match.relative_to(fixed)
         if match.is_dir():
             # Of `**` every folder matches as well as every file; the files then are enough.
@@ -88,6 +90,19 @@ def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
                 yield from _search(match, place, suffixes)
         elif "**" not in parts[-1] or match.suffix.lower() in suffixes:
             yield Input(match, place, named=False)
+
+
+def _matches(parts: tuple[str, ...]) -> Iterator[Path]:
+    """Yield what a pattern matches; ``**`` is a folder and all below it, hidden ones left out."""
+    if "**" not in parts:
+        yield from map(Path, glob.glob(str(Path(*parts))))
+        return
+    at = parts.index("**")
+    # os.walk and not glob's own recursion, which goes round a link to a folder above 40 times, round two 2^40 times
+    for base in glob.glob(str(Path(*parts[:at]))):
+        for folder, folders, _ in os.walk(base):
+            folders[:] = (name for name in folders if not name.startswith("."))
+            yield from _matches((*Path(glob.escape(folder)).parts, *(parts[at + 1 :] or ("*",))))
 
 
 def plan(
@@ -99,10 +114,10 @@ def plan(
     results has.
     """
     folder = None if out is None else Path(out)
-    if out is not None and folder is not None and not folder.is_dir():
+    if out is not None and folder is not None and not os.path.isdir(folder):
         if alone and inputs and inputs[0].named and not out.endswith(("/", os.sep)):
             return _checked([Job(inputs[0].path, folder)])
-        if folder.exists():
+        if os.path.exists(folder):
             stop(f"{out}: is a file, but several inputs need a folder", USAGE)
         if folder.suffix.lower() in suffixes:
             stop(f"{out}: names one file, but several inputs need a folder", USAGE)

@@ -3,6 +3,7 @@
 A file whose name is a dash is ``./-``. There is one input then, and nothing but the result on standard output.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: 
 def _from_stdin(out: str | None, to_stdout: bool, limit: int | None) -> Job:
     if out is None:
         stop("standard input has no name to make a result's from; give -o FILE, or -o - for output", USAGE)
-    if not to_stdout and (out.endswith("/") or Path(out).is_dir()):
+    if not to_stdout and (out.endswith("/") or os.path.isdir(out)):
         stop(f"{out}: is a folder, but standard input has no name for a file in it; give -o FILE", USAGE)
     if sys.stdin is None or sys.stdin.isatty():
         stop("- reads standard input, which is a terminal; pipe or redirect a file into it", USAGE)

@@ -13,6 +13,8 @@ from .tables import ESCAPE_BITS, MAX_SYMBOL, SymbolTables
 
 _ESCAPED = constriction.stream.model.Uniform(1 << ESCAPE_BITS)
 _ESCAPE_BIAS = 1 << (ESCAPE_BITS - 1)
+#: no symbol takes more: 24 bits at the smallest frequency, 16 of an escape, and what the coder's rounding loses
+MAX_SYMBOL_BYTES = 6
 _WORD_BITS = 32
 _STATE_BITS = 64
 

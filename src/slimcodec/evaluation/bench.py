@@ -24,6 +24,7 @@ from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES
 from slimcodec.evaluation.worker import Setup, Worker
 from slimcodec.files import atomic_write
+from slimcodec.processes import end_with_parent
 from slimcodec.version import __version__
 
 #: photos judged uncompressed before anything is coded, to find wrong labels
@@ -184,6 +185,7 @@ _worker: Worker | None = None
 
 def _start(setup: Setup) -> None:
     global _worker
+    end_with_parent()
     # Ctrl-C reaches all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
