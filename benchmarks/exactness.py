@@ -1,8 +1,8 @@
 """The exactness matrix: symbols written in one configuration, read and written in others and by other programs.
 
-    python benchmarks/exactness.py --photos PHOTOS [--count 200] [--jobs 1]
+    python benchmarks/exactness.py --photos PHOTOS [--count 200] [--side 144] [--jobs 1]
 
-Every photo (256x256) is encoded once at five qualities, in the reference configuration. Then a fresh process per row of the
+Every photo is encoded once at five qualities, in the reference configuration. Then a fresh process per row of the
 matrix reads every file (symbols and decoded values are compared), and makes every file anew from the values that its exact stage
 was given (bytes are compared). Rows whose floating point differs encode the photos themselves too, and the reference reads
 their files. The prior's networks are run again on batches of several files, in ONNX Runtime, and in numpy's int64. A row
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from photos import photos
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -54,12 +55,12 @@ def run_step(step: str, folder: Path, bundle: str | None) -> Any:
         if configuration.encodes:
             with cells.configured(configuration):
                 codec = cells.load(configuration, bundle)
-                cells.write(codec, photos(folder / PHOTOS, sys.maxsize), QUALITIES, folder / f"{OWN}{number}")
+                cells.write(codec, pictures(folder), QUALITIES, folder / f"{OWN}{number}")
         return counts
     with cells.configured(REFERENCE):
         codec = cells.load(REFERENCE, bundle)
         if step == "write":
-            cells.write(codec, photos(folder / PHOTOS, sys.maxsize), QUALITIES, files)
+            cells.write(codec, pictures(folder), QUALITIES, files)
             capability: str = torch.backends.cpu.get_cpu_capability()
             return {"bundle": codec.bundle.bundle_id, "instructions": capability}
         if step == "own":
@@ -67,6 +68,11 @@ def run_step(step: str, folder: Path, bundle: str | None) -> Any:
         if step == "batches":
             return cells.batches(codec, files, BATCHES)
         return cells.onnx_runtime(codec, files) if step == "onnx" else cells.numpy_reference(codec, files)
+
+
+def pictures(folder: Path) -> list[Image.Image]:
+    """The photos as they were saved for all steps."""
+    return [Image.open(path) for path in sorted((folder / PHOTOS).iterdir())]
 
 
 def call(step: str, folder: Path, bundle: str | None, environment: dict[str, str]) -> Any:
@@ -122,7 +128,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "Made by `benchmarks/exactness.py` from results/exactness.json; do not edit.",
         "",
-        f"{report['photos']} photos of {report['data']}, 256x256, at qualities {', '.join(map(str, report['qualities']))}:",
+        f"{report['photos']} photos of {report['data']}, {report['side']}x{report['side']}, at qualities {', '.join(map(str, report['qualities']))}:",
         f"{files} files of bundle {report['bundle']}. **{mismatches(report)} mismatches in all.** Command:",
         "",
         f"    {report['command']}",
@@ -184,6 +190,7 @@ def main() -> None:
         "--photos", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
     )
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--side", type=int, default=144, help="of the photos, in pixels; 144 makes odd grids")
     parser.add_argument("--bundle", help="a bundle's folder or hub id (default: the embedded one)")
     parser.add_argument("--jobs", type=int, default=1, help="rows measured at a time")
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "results" / "exactness.json")
@@ -199,8 +206,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(given.jobs) as pool:
         folder = Path(name)
         (folder / PHOTOS).mkdir()
-        pictures = photos(given.photos, given.count)
-        for number, picture in enumerate(pictures):
+        chosen = photos(given.photos, given.count, given.side)
+        for number, picture in enumerate(chosen):
             picture.save(folder / PHOTOS / f"{number:04d}.png")
         about = call("write", folder, given.bundle, {})
         others = {
@@ -215,11 +222,13 @@ def main() -> None:
         found = {step: future.result() for step, future in others.items()}
     source = given.photos.name if given.photos else "scikit-image"
     report = {
-        "command": f"python benchmarks/exactness.py --photos {source} --count {given.count} --jobs {given.jobs}",
+        "command": f"python benchmarks/exactness.py --photos {source} --count {given.count} "
+        f"--side {given.side} --jobs {given.jobs}",
         "data": source,
-        "photos": len(pictures),
+        "photos": len(chosen),
+        "side": given.side,
         "qualities": list(QUALITIES),
-        "files": len(pictures) * len(QUALITIES),
+        "files": len(chosen) * len(QUALITIES),
         **about,
         "rows": rows,
         **found,

@@ -41,7 +41,7 @@ def fuzzed(files: list[bytes], seed: int, number: int) -> Fuzzed:
     """Input ``number`` (from 0) of a seed: every second one structured."""
     rng = random.Random(f"{seed}/{number}")
     data = rng.choice(files)
-    made = _structured(data, rng) if number % 2 else _any_bytes(data, rng)
+    made = _structured(data, rng) if number % 2 else any_bytes(data, rng)
     return Fuzzed(made, number % 2 == 1, made not in files)
 
 
@@ -75,7 +75,7 @@ def _structured(data: bytes, rng: random.Random) -> bytes:
             if fields[4]:
                 fields[4] = bytes([fields[4][0] | 0x80])
         else:
-            fields[at] = _any_bytes(fields[at], rng)
+            fields[at] = any_bytes(fields[at], rng)
     return sealed(b"".join(fields))
 
 
@@ -92,7 +92,7 @@ def _varint(rng: random.Random) -> bytes:
 def _caption(old: bytes, rng: random.Random) -> bytes:
     kind = rng.randrange(5)
     if kind == 0 and old:
-        return _any_bytes(old, rng)
+        return any_bytes(old, rng)
     if kind == 1:
         return write_varint(rng.choice((0, 1, 2, 4, 5, 1000, (1 << 27) - 1)) << 1)  # a tag's index
     text = rng.randbytes(rng.randrange(0, 24))
@@ -104,7 +104,7 @@ def _caption(old: bytes, rng: random.Random) -> bytes:
     return write_varint(size << 1 | 1) + body
 
 
-def _any_bytes(data: bytes, rng: random.Random) -> bytes:
+def any_bytes(data: bytes, rng: random.Random) -> bytes:
     """The bytes with bits turned over, cut, added, moved or replaced."""
     made = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
