@@ -16,6 +16,8 @@ from slimcodec.entropy.caption import write_varint
 
 CORPUS = Path(__file__).parent / "corpus"
 GOLDEN = Path(__file__).parent.parent / "golden"
+#: golden files that came after the first long run: with them, every (seed, number) would be another input
+LATER = ("coffee-33x48-q35",)
 #: pixels of the largest picture that is decoded: time follows what the header claims
 MAX_PIXELS = 1 << 16
 
@@ -34,7 +36,7 @@ class Fuzzed:
 
 def golden_files(folder: str = "small-files") -> list[bytes]:
     """The whole files that damage begins with."""
-    return [path.read_bytes() for path in sorted((GOLDEN / folder).glob("*.slim"))]
+    return [path.read_bytes() for path in sorted((GOLDEN / folder).glob("*.slim")) if path.stem not in LATER]
 
 
 def fuzzed(files: list[bytes], seed: int, number: int) -> Fuzzed:
