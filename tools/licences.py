@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -40,7 +41,7 @@ class Entry:
 
 def licence_of(metadata: Distribution) -> str:
     """The licence of a package by its metadata: SPDX expression, classifiers, or the first line of the free text."""
-    fields = metadata.metadata
+    fields: Any = metadata.metadata
     if expression := fields.get("License-Expression"):
         return str(expression)
     classifiers = [str(value) for value in fields.get_all("Classifier") or []]

@@ -58,7 +58,7 @@ class OnnxNetwork:
     def _session(self, method: str, arguments: tuple[Any, ...], tensors: list[Tensor]) -> Any:
         import onnxruntime
 
-        model = io.BytesIO()
+        model: Any = io.BytesIO()  # a file is taken too, whatever the annotation says
         with warnings.catch_warnings(), torch.no_grad():
             # shapes are meant to be constants of the trace; the exporter by trace needs no further package
             warnings.simplefilter("ignore")
