@@ -1,6 +1,5 @@
 """Files: written so that a reader sees the old bytes or the new ones, and read without trusting their size or place."""
 
-import json
 import os
 import secrets
 import stat
@@ -64,6 +63,8 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
 
 def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
     """What a JSON file of at most ``limit`` bytes says; ``ValueError`` if it is none, else as ``read_bounded``."""
+    import json  # reading a .slim file needs none, and starts faster so
+
     try:
         return json.loads(read_bounded(path, limit).decode("utf-8"))
     except RecursionError:
