@@ -13,7 +13,7 @@ BENCH_OUT ?= results/dev-imagenet1k.json
 BENCH_ARGS ?=
 JOBS ?= 2
 
-.PHONY: demo test lint bench figures clean
+.PHONY: demo test lint supply bench figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
@@ -25,6 +25,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Licences of what is installed, and its known vulnerabilities where the service that knows them can be asked.
+supply: $(STAMP)
+	$(BIN)/python tools/licences.py $(EXTRAS)
+	$(BIN)/python tools/audit.py
 
 # Measures, and draws; an interrupted run is taken up by the same command.
 bench: $(STAMP)

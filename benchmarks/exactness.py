@@ -1,205 +1,248 @@
-"""Symbols written in one configuration and read in others: mismatches, and what coder and integers cost.
+"""The exactness matrix: symbols written in one configuration, read and written in others and by other programs.
 
-    python benchmarks/exactness.py --data PHOTOS [--count 100] [--out results/exactness.json]
+    python benchmarks/exactness.py --photos PHOTOS [--count 200] [--side 144] [--jobs 1]
 
-Every photo (256x256) is written at five qualities by two writers (the fastest type with channels-last weights, and float32
-with plain weights). Fresh processes read every file with one and two threads, in float32 and bfloat16; the prior's networks
-run once more on batches of eight; and the numpy reference of the tests reads the payloads without torch. A mismatch is a file
-whose symbols differ from the writer's. ``coder_excess`` compares payloads with the ideal bits of their symbols, and
-``integer_cost`` the bits under the Gaussian tables
-that the prior was trained for with those of its float twin (continuous means and scales); ``fitted_tables`` says what the
-bundle's own tables, fitted to real symbols, save.
+Every photo is encoded once at five qualities, in the reference configuration. Then a fresh process per row of the
+matrix reads every file (symbols and decoded values are compared), and makes every file anew from the values that its exact stage
+was given (bytes are compared). Rows whose floating point differs encode the photos themselves too, and the reference reads
+their files. The prior's networks are run again on batches of several files, in ONNX Runtime, and in numpy's int64. A row
+for a GPU is measured where there is one.
+
+Writes results/exactness.json and, made from it, docs/exactness.md. Exit status 1 if a file differed anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import importlib.metadata
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from photos import photos
 from PIL import Image
 
-import slimcodec
-from slimcodec.codec import Codec
-from slimcodec.container import unpack
-from slimcodec.training.export import gaussian_tables
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+sys.path.append(str(ROOT / "tests"))  # behind, since it has a module of photos too
 
-QUALITIES = (5, 25, 50, 75, 95)
-READER = """
-import hashlib, json, pathlib, sys, torch
-torch.set_num_threads(int(sys.argv[1]))
-import slimcodec
-codec = slimcodec.load(dtype=sys.argv[2])
-if sys.argv[3] == "plain":
-    for module in (codec.bundle.autoencoder, codec.bundle.compressor):
-        module.to(memory_format=torch.contiguous_format)
-found = {}
-for path in sorted(pathlib.Path(sys.argv[4]).glob("*.slim")):
-    found[path.name] = hashlib.sha256(codec.read(path)[1].symbols().tobytes()).hexdigest()
-print(json.dumps(found))
-"""
+from exact.cells import CONFIGURATIONS, QUALITIES, REFERENCE, Configuration
+
+BATCHES = (2, 7, 32)
+PHOTOS, FILES, OWN = "photos", "files", "own"
 
 
-def sha(symbols: Any) -> str:
-    """Hash of symbols in coding order."""
-    return hashlib.sha256(np.asarray(symbols, np.int32).tobytes()).hexdigest()
+# ---- steps, each in a process of its own ------------------------------------------------------------------------
 
 
-def write(codec: Codec, pictures: list[Image.Image], folder: Path, writer: str) -> dict[str, dict[str, Any]]:
-    """Writes all files of a writer; returns the symbols' hash, payload bytes and ideal bits of each."""
-    made = {}
-    gaussian = gaussian_tables()
-    for number, picture in enumerate(pictures):
-        for quality in QUALITIES:
-            name = f"{writer}-{number:03d}-{quality:03d}.slim"
-            coded = codec.quantise(picture, quality)
-            data = codec.encode(picture, quality)
-            (folder / name).write_bytes(data)
-            made[name] = {
-                "symbols": sha(coded.symbols()),
-                "payload": slimcodec.inspect(data).payload_bytes,
-                "ideal": float(codec.bundle.coder.bit_map(coded).astype(np.float64).sum()),
-                "gaussian": sum(
-                    float(gaussian.bits(part.symbols, part.indices).sum()) for part in coded.passes
-                ),
-            }
-    return made
+def run_step(step: str, folder: Path, bundle: str | None) -> Any:
+    """What a step finds; its name is ``write``, ``own``, ``batches``, ``onnx``, ``numpy``, or ``row`` and a number."""
+    import torch
+    from exact import cells
+
+    files = folder / FILES
+    if step.startswith("row"):
+        number = int(step.removeprefix("row"))
+        configuration = CONFIGURATIONS[number]
+        counts = cells.row(configuration, bundle, files)
+        if configuration.encodes:
+            with cells.configured(configuration):
+                codec = cells.load(configuration, bundle)
+                cells.write(codec, pictures(folder), QUALITIES, folder / f"{OWN}{number}")
+        return counts
+    with cells.configured(REFERENCE):
+        codec = cells.load(REFERENCE, bundle)
+        if step == "write":
+            cells.write(codec, pictures(folder), QUALITIES, files)
+            capability: str = torch.backends.cpu.get_cpu_capability()
+            return {"bundle": codec.bundle.bundle_id, "instructions": capability}
+        if step == "own":
+            return {path.name: cells.read_differently(codec, path) for path in folder.glob(f"{OWN}*")}
+        if step == "batches":
+            return cells.batches(codec, files, BATCHES)
+        return cells.onnx_runtime(codec, files) if step == "onnx" else cells.numpy_reference(codec, files)
 
 
-def batched(codec: Codec, folder: Path, names: list[str]) -> int:
-    """Files whose table indices differ when the prior runs on eight of them together."""
-    wrong = 0
-    for quality in QUALITIES:
-        chosen = [name for name in names if name.endswith(f"-{quality:03d}.slim")]
-        for start in range(0, len(chosen), 8):
-            coded = [codec.read(folder / name)[1] for name in chosen[start : start + 8]]
-            prior = codec.bundle.coder.prior
-            height, width = coded[0].values.shape[2:]
-            rows, columns = -(-height // 4), -(-width // 4)
-            hyper = torch.stack(
-                [torch.from_numpy(c.passes[0].symbols.reshape(rows, columns, -1)) for c in coded]
-            )
-            grid = (torch.cat([c.values for c in coded]).permute(0, 2, 3, 1).double() * 16).round()
-            even = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
-            grid[:, ~even] = 0
-            features = prior.features(hyper, quality, height, width)
-            first, rest = (
-                prior.first_pass(features, quality)[1],
-                prior.second_pass(features, grid, quality)[1],
-            )
-            for number, one in enumerate(coded):
-                same = np.array_equal(first[number].reshape(-1), one.passes[1].indices) and np.array_equal(
-                    rest[number].reshape(-1), one.passes[2].indices
-                )
-                wrong += not same
-    return wrong
+def pictures(folder: Path) -> list[Image.Image]:
+    """The photos as they were saved for all steps."""
+    return [Image.open(path) for path in sorted((folder / PHOTOS).iterdir())]
 
 
-def numpy_reference(codec: Codec, folder: Path, made: dict[str, dict[str, Any]]) -> int:
-    """Files that the plain integer reference reads differently."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import reference_prior
-
-    tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
-    wrong = 0
-    for name, facts in made.items():
-        container = unpack((folder / name).read_bytes())
-        rows, columns = -(-container.height // 16), -(-container.width // 16)
-        symbols, _ = reference_prior.decode(tensors, container.payload, rows, columns, container.quality)
-        wrong += sha(symbols) != facts["symbols"]
-    return wrong
+def call(step: str, folder: Path, bundle: str | None, environment: dict[str, str]) -> Any:
+    """``run_step`` in a fresh process."""
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
+    command += ["--bundle", bundle] if bundle else []
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment}
+    )
+    print(f"{step}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def float_bits(pictures: list[Image.Image]) -> dict[str, float]:
-    """Ideal bits of every photo and quality under the float twin of the prior."""
-    from slimcodec.training.export import restore_latent_codec
-    from slimcodec.training.latent_codec import code
+def measure_row(number: int, folder: Path, bundle: str | None) -> dict[str, Any]:
+    """A row of the matrix: files that differ, or None where the device is not at hand."""
+    import torch
 
-    codec = slimcodec.load(dtype="float32")
-    model = restore_latent_codec(codec.bundle)
-    found = {}
-    with torch.no_grad():
-        for number, picture in enumerate(pictures):
-            latents = codec._latents(np.asarray(picture))
-            for quality in QUALITIES:
-                coded = code(model, latents, torch.tensor([quality]), "rounded")
-                found[f"plain-{number:03d}-{quality:03d}.slim"] = float(coded.bits)
-    return found
+    configuration = CONFIGURATIONS[number]
+    measured: dict[str, Any] = {"configuration": configuration.name, **_axes(configuration)}
+    if configuration.device == "cuda" and not torch.cuda.is_available():
+        return measured | {"read": None, "written": None}
+    return measured | call(f"row{number}", folder, bundle, dict(configuration.environment))
+
+
+def _axes(configuration: Configuration) -> dict[str, Any]:
+    return {
+        "device": configuration.device,
+        "threads": configuration.threads,
+        "networks": configuration.dtype,
+        "autocast": configuration.autocast,
+        "layout": configuration.layout,
+        "onednn": configuration.onednn,
+        "deterministic": configuration.deterministic,
+        "environment": dict(configuration.environment),
+    }
+
+
+# ---- the report --------------------------------------------------------------------------------------------------
+
+
+def mismatches(report: dict[str, Any]) -> int:
+    """All mismatches of a report."""
+    counts = [row[key] or 0 for row in report["rows"] for key in ("read", "written", "own")]
+    return sum(counts) + sum(report["batches"].values()) + sum(report["onnx"].values()) + report["numpy"]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as the page docs/exactness.md."""
+    files, versions = report["files"], report["versions"]
+    lines = [
+        "# Exactness",
+        "",
+        "Made by `benchmarks/exactness.py` from results/exactness.json; do not edit.",
+        "",
+        f"{report['photos']} photos of {report['data']}, {report['side']}x{report['side']}, at qualities {', '.join(map(str, report['qualities']))}:",
+        f"{files} files of bundle {report['bundle']}. **{mismatches(report)} mismatches in all.** Command:",
+        "",
+        f"    {report['command']}",
+        "",
+        "Each row is a fresh process that differs from the reference (one thread, float32, channels-last, oneDNN on, no flags) in what",
+        "it names. *Read*: files whose symbols or decoded values are not those that were written. *Written*: files whose bytes",
+        "differ when they are made anew from the same values. *Own*: the row encodes the photos itself, where floating point may",
+        "choose other symbols, and the reference reads its files.",
+        "",
+        "| configuration | read differently | written differently | own files read differently |",
+        "|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        if row["read"] is None:
+            lines.append(f"| {_described(row)} | not at hand | not at hand | not at hand |")
+            continue
+        own = "-" if row["own"] is None else f"{row['own']} of {files}"
+        lines.append(
+            f"| {_described(row)} | {row['read']} of {files} | {row['written']} of {files} | {own} |"
+        )
+    lines += [
+        "",
+        "The prior's networks elsewhere, beside torch and one file at a time:",
+        "",
+        "| where | files that differ |",
+        "|---|---|",
+        *(f"| torch, batches of {size} files | {n} of {files} |" for size, n in report["batches"].items()),
+        f"| ONNX Runtime {versions['onnxruntime']}, the prior exported by torch: read | {report['onnx']['read']} of {files} |",
+        f"| the same: written | {report['onnx']['written']} of {files} |",
+        f"| numpy int64 and Python integers, without torch (tests/reference_prior.py): read | {report['numpy']} of {files} |",
+        "",
+        f"Processor: {report['processor']}, instructions up to {report['instructions']}. "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f". {report['seconds'] / 60:.0f} minutes with `--jobs {report['jobs']}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _described(row: dict[str, Any]) -> str:
+    variables = " ".join(f"`{name}={value}`" for name, value in row["environment"].items())
+    details = {
+        "all at once": "3 threads, bfloat16 networks and autocast, strided, oneDNN off, deterministic",
+        "strided": "weights and inputs with gaps in memory",
+        "contiguous": "networks not channels-last",
+        "bfloat16": "networks",
+        "float16": "networks",
+    }
+    detail = ", ".join(filter(None, (details.get(row["configuration"], ""), variables)))
+    return row["configuration"] + (f" ({detail})" if detail else "")
 
 
 def main() -> None:
-    """Runs all readers over all files, prints the report, and writes it where asked."""
+    """Runs every step, prints the report, and writes it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
+        "--photos", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
     )
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--side", type=int, default=144, help="of the photos, in pixels; 144 makes odd grids")
+    parser.add_argument("--bundle", help="a bundle's folder or hub id (default: the embedded one)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows measured at a time")
+    parser.add_argument("-o", "--out", type=Path, default=ROOT / "results" / "exactness.json")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "exactness.md")
+    parser.add_argument("--step", help="one step, to stdout; needs --folder")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        print(json.dumps(run_step(given.step, given.folder, given.bundle)))
+        return
 
-    pictures = photos(arguments.data, arguments.count)
-    fast, plain = slimcodec.load(), slimcodec.load(dtype="float32")
-    for module in (plain.bundle.autoencoder, plain.bundle.compressor):
-        module.to(memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory() as name:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(given.jobs) as pool:
         folder = Path(name)
-        made = write(fast, pictures, folder, "fast") | write(plain, pictures, folder, "plain")
-        mismatches: dict[str, int] = {}
-        for threads, dtype, layout in (
-            ("1", "float32", "plain"),
-            ("2", "float32", "channels-last"),
-            ("1", "bfloat16", "channels-last"),
-            ("2", "bfloat16", "plain"),
-        ):
-            command = [sys.executable, "-c", READER, threads, dtype, layout, str(folder)]
-            read = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            wrong = sum(read[file] != facts["symbols"] for file, facts in made.items())
-            mismatches[f"fresh process, {threads} thread(s), {dtype}, {layout}"] = wrong
-        mismatches["batches of 8"] = batched(fast, folder, list(made))
-        fast_only = {file: facts for file, facts in made.items() if file.startswith("fast")}
-        mismatches["numpy reference (files of the first writer)"] = numpy_reference(fast, folder, fast_only)
-
-    twin = float_bits(pictures)
-    excess = [facts["payload"] * 8 - facts["ideal"] for facts in made.values()]
-    over = sum(facts["payload"] > 1.01 * facts["ideal"] / 8 + 8 for facts in made.values())
-    by_quality = {}
-    for quality in QUALITIES:
-        chosen = [file for file in twin if file.endswith(f"-{quality:03d}.slim")]
-        integer, floating = sum(made[file]["gaussian"] for file in chosen), sum(twin[file] for file in chosen)
-        by_quality[quality] = round(100 * (integer / floating - 1), 3)
-    total, plain_total = (sum(facts[key] for facts in made.values()) for key in ("ideal", "gaussian"))
+        (folder / PHOTOS).mkdir()
+        chosen = photos(given.photos, given.count, given.side)
+        for number, picture in enumerate(chosen):
+            picture.save(folder / PHOTOS / f"{number:04d}.png")
+        about = call("write", folder, given.bundle, {})
+        others = {
+            step: pool.submit(call, step, folder, given.bundle, {}) for step in ("numpy", "onnx", "batches")
+        }
+        rows = list(
+            pool.map(lambda number: measure_row(number, folder, given.bundle), range(len(CONFIGURATIONS)))
+        )
+        own = call("own", folder, given.bundle, {})
+        for number, row in enumerate(rows):
+            row["own"] = own.get(f"{OWN}{number}")
+        found = {step: future.result() for step, future in others.items()}
+    source = given.photos.name if given.photos else "scikit-image"
     report = {
-        "command": f"python benchmarks/exactness.py --data PHOTOS --count {arguments.count}",
-        "data": arguments.data.name if arguments.data else "scikit-image",
-        "bundle": fast.bundle.bundle_id,
-        "photos": len(pictures),
-        "qualities": QUALITIES,
-        "files": len(made),
-        "mismatches": mismatches,
-        "coder_excess_bytes": {
-            "mean": round(float(np.mean(excess)) / 8, 2),
-            "max": round(max(excess) / 8, 2),
-        },
-        "files_above_1_percent_plus_8_bytes": over,
-        "fitted_tables_percent": round(100 * (total / plain_total - 1), 3),
-        "integer_cost_percent_by_quality": by_quality,
-        "integer_cost_percent": round(
-            100 * (sum(made[f]["gaussian"] for f in twin) / sum(twin.values()) - 1), 3
-        ),
+        "command": f"python benchmarks/exactness.py --photos {source} --count {given.count} "
+        f"--side {given.side} --jobs {given.jobs}",
+        "data": source,
+        "photos": len(chosen),
+        "side": given.side,
+        "qualities": list(QUALITIES),
+        "files": len(chosen) * len(QUALITIES),
+        **about,
+        "rows": rows,
+        **found,
+        "processor": platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "onnxruntime")},
+        "jobs": given.jobs,
+        "seconds": round(time.perf_counter() - started, 1),
     }
-    print(json.dumps(report, indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    report["mismatches"] = mismatches(report)
+    given.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    given.docs.write_text(markdown(report), encoding="utf-8")
+    print(markdown(report))
+    if report["mismatches"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

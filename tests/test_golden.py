@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import slimcodec
 from slimcodec import FormatError, ModelMismatchError, VersionError
 from slimcodec.codec import Codec
+from slimcodec.container import VERSION, unpack
+from slimcodec.models.bundle import FORMAT
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*/*.slim"))
@@ -34,7 +38,35 @@ def test_symbols_are_those_of_the_day_the_file_was_written(codecs: dict[str, Cod
 def test_there_are_golden_files_of_both_bundles() -> None:
     for folder in ("small-files", "slim-tiny"):
         names = {path.name for path in FILES if path.parent.name == folder}
-        assert len(names) == 6 and names == set(json.loads((GOLDEN / folder / "symbols.json").read_text()))
+        assert len(names) == 7 and names == set(json.loads((GOLDEN / folder / "symbols.json").read_text()))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_headers_say_what_they_said_on_that_day(codecs: dict[str, Codec], path: Path) -> None:
+    wanted = json.loads((path.parent / "headers.json").read_text(encoding="utf-8"))[path.name]
+    assert asdict(slimcodec.inspect(path, codecs[path.parent.name].bundle.vocabulary)) == wanted
+
+
+def test_every_format_version_and_every_way_to_say_a_thing_has_golden_files(codecs: dict[str, Codec]) -> None:
+    frozen = [path for path in FILES if path.parent.name == "small-files"]
+    parts = [unpack(path.read_bytes()) for path in frozen]
+    assert {part.version for part in parts} == set(range(1, VERSION + 1))
+    described = json.loads((GOLDEN / "small" / "config.json").read_text())
+    assert described["format"] == FORMAT  # a bundle of every format that is read, too
+    # no caption, a tag, text as it is, and deflated text
+    ways = {
+        part.caption and (("raw", "deflated")[part.caption[1]] if part.caption[0] & 1 else "tag")
+        for part in parts
+    }
+    assert ways == {b"", "tag", "raw", "deflated"}
+    assert {max(part.width, part.height) >= 128 for part in parts} == {
+        True,
+        False,
+    }  # numbers of one and of two bytes
+    tables = codecs["small-files"].bundle.coder.tables
+    coded = [codecs["small-files"].read(path)[1] for path in frozen]
+    escapes = [np.abs(part.symbols) > tables.radii[part.indices] for one in coded for part in one.passes]
+    assert np.concatenate(escapes).any()
 
 
 @pytest.mark.parametrize("folder", ["small-files", "slim-tiny"])

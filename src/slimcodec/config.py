@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -10,6 +11,47 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from slimcodec.errors import SlimError
 
 T = TypeVar("T")
+#: largest whole number of a configuration that came with weights; what a number is called may lower or raise it
+LARGEST = 1 << 16
+#: by the last words of a setting's name: what is repeated, what grows with the square, and what counts words
+LARGEST_OF = {
+    "blocks": 64,
+    "layers": 64,
+    "layers_per_block": 64,
+    "levels": 256,
+    "patch": 64,
+    "stride": 64,
+    "side": 1024,
+    "steps": 1000,
+    "vocab_size": 1 << 20,
+    "token_id": 1 << 20,
+    "tags": 1 << 20,
+}
+#: entries of a list, and sections within sections
+LONGEST, DEEPEST = 64, 16
+
+
+def check_sizes(values: Any, where: str, name: str = "", depth: int = 0) -> None:
+    """``SlimError`` for numbers that no configuration of a bundle needs: huge, negative beyond reason, or not finite.
+
+    To be asked before anything is allocated for them. ``where`` says in which file and section they are.
+    """
+    if depth > DEEPEST:
+        raise SlimError(f"{where}: nested too deeply")
+    if isinstance(values, dict):
+        for key, value in values.items():
+            check_sizes(value, f"{where}: {key}", key, depth + 1)
+    elif isinstance(values, list):
+        if len(values) > LONGEST:
+            raise SlimError(f"{where}: a list of {len(values)}; at most {LONGEST} entries are allowed")
+        for value in values:
+            check_sizes(value, where, name, depth + 1)
+    elif isinstance(values, int):
+        largest = next((most for end, most in LARGEST_OF.items() if f"_{name}".endswith(f"_{end}")), LARGEST)
+        if abs(values) > largest:
+            raise SlimError(f"{where}: {values} is out of range; at most {largest} is allowed")
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise SlimError(f"{where}: {values} is not a finite number")
 
 
 def to_plain(config: Any) -> dict[str, Any]:

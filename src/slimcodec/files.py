@@ -1,8 +1,15 @@
-"""Writing files so that a reader sees the old bytes or the new ones, never half of them."""
+"""Files: written so that a reader sees the old bytes or the new ones, and read without trusting their size or place."""
 
 import os
 import secrets
-from pathlib import Path
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from slimcodec.errors import SlimError
+
+#: most bytes of a JSON file that is read: a tokenizer's is the longest, with some ten million
+JSON_BYTES = 1 << 26
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = False) -> None:
@@ -38,3 +45,50 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a file; ``SlimError`` for one of more than ``limit`` bytes, a pipe or a device, ``OSError`` as ``open``."""
+    # looked at before it is opened: opening a pipe waits for its writer
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise SlimError(f"{os.fspath(path)}: not a regular file")
+    if found.st_size <= limit:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) <= limit:
+            return data
+    raise SlimError(f"{os.fspath(path)}: over {limit} bytes, more than such a file needs")
+
+
+def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
+    """What a JSON file of at most ``limit`` bytes says; ``ValueError`` if it is none, else as ``read_bounded``."""
+    import json  # reading a .slim file needs none, and starts faster so
+
+    try:
+        return json.loads(read_bounded(path, limit).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """The path of a name in a folder; ``SlimError`` where the name, or a symbolic link, leads out of it.
+
+    In a snapshot of the Hugging Face hub's cache, where every file is a link, links to the repository's blobs are inside.
+    """
+    windows = PureWindowsPath(name)
+    parts = (*PurePosixPath(name).parts, *windows.parts)
+    if not parts or windows.anchor or name.startswith("/") or ".." in parts:
+        raise SlimError(f"{name!r} is no path inside {os.fspath(folder)}; give a relative one without '..'")
+    path, home = Path(folder, name), Path(os.path.realpath(folder))
+    snapshot = hub_snapshot(home)
+    homes = [home] if snapshot is None else [home, snapshot.parent.parent / "blobs"]
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(allowed) for allowed in homes):
+        raise SlimError(f"{path}: a link that leads out of {os.fspath(folder)}; put the file itself there")
+    return path
+
+
+def hub_snapshot(folder: Path) -> Path | None:
+    """The snapshot of the Hugging Face hub's cache that a folder is or lies in, None for any other folder."""
+    return next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)

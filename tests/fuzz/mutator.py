@@ -16,6 +16,8 @@ from slimcodec.entropy.caption import write_varint
 
 CORPUS = Path(__file__).parent / "corpus"
 GOLDEN = Path(__file__).parent.parent / "golden"
+#: golden files that came after the first long run: with them, every (seed, number) would be another input
+LATER = ("coffee-33x48-q35",)
 #: pixels of the largest picture that is decoded: time follows what the header claims
 MAX_PIXELS = 1 << 16
 
@@ -34,14 +36,14 @@ class Fuzzed:
 
 def golden_files(folder: str = "small-files") -> list[bytes]:
     """The whole files that damage begins with."""
-    return [path.read_bytes() for path in sorted((GOLDEN / folder).glob("*.slim"))]
+    return [path.read_bytes() for path in sorted((GOLDEN / folder).glob("*.slim")) if path.stem not in LATER]
 
 
 def fuzzed(files: list[bytes], seed: int, number: int) -> Fuzzed:
     """Input ``number`` (from 0) of a seed: every second one structured."""
     rng = random.Random(f"{seed}/{number}")
     data = rng.choice(files)
-    made = _structured(data, rng) if number % 2 else _any_bytes(data, rng)
+    made = _structured(data, rng) if number % 2 else any_bytes(data, rng)
     return Fuzzed(made, number % 2 == 1, made not in files)
 
 
@@ -75,7 +77,7 @@ def _structured(data: bytes, rng: random.Random) -> bytes:
             if fields[4]:
                 fields[4] = bytes([fields[4][0] | 0x80])
         else:
-            fields[at] = _any_bytes(fields[at], rng)
+            fields[at] = any_bytes(fields[at], rng)
     return sealed(b"".join(fields))
 
 
@@ -92,7 +94,7 @@ def _varint(rng: random.Random) -> bytes:
 def _caption(old: bytes, rng: random.Random) -> bytes:
     kind = rng.randrange(5)
     if kind == 0 and old:
-        return _any_bytes(old, rng)
+        return any_bytes(old, rng)
     if kind == 1:
         return write_varint(rng.choice((0, 1, 2, 4, 5, 1000, (1 << 27) - 1)) << 1)  # a tag's index
     text = rng.randbytes(rng.randrange(0, 24))
@@ -104,7 +106,7 @@ def _caption(old: bytes, rng: random.Random) -> bytes:
     return write_varint(size << 1 | 1) + body
 
 
-def _any_bytes(data: bytes, rng: random.Random) -> bytes:
+def any_bytes(data: bytes, rng: random.Random) -> bytes:
     """The bytes with bits turned over, cut, added, moved or replaced."""
     made = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):

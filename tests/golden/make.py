@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
@@ -30,13 +32,17 @@ KINDS = [
     (75, (1, 1), None),
     (90, (130, 260), "espresso"),
     (100, (64, 64), None),
+    (35, (33, 48), "Ž-17"),  # too odd a text to be shorter deflated
 ]
 
 
 def make(codec: Codec, folder: Path) -> None:
-    """Writes the golden files of a codec with ``symbols.json``: file name to SHA-256 of its symbols (int32)."""
+    """Writes the golden files of a codec with ``symbols.json``: file name to SHA-256 of its symbols (int32).
+
+    And ``headers.json``: file name to what ``slimcodec.inspect`` says of it.
+    """
     folder.mkdir(exist_ok=True)
-    hashes = {}
+    hashes, headers = {}, {}
     for number, (quality, (width, height), caption) in enumerate(KINDS):
         name = NAMES[number % len(NAMES)]
         data = codec.encode(photo(name, width, height), quality, caption)
@@ -44,7 +50,15 @@ def make(codec: Codec, folder: Path) -> None:
         (folder / file).write_bytes(data)
         symbols = codec.read(data)[1].symbols()
         hashes[file] = hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest()
+        headers[file] = header(data, codec)
     (folder / "symbols.json").write_text(json.dumps(hashes, indent=2) + "\n")
+    (folder / "headers.json").write_text(json.dumps(headers, indent=2) + "\n")
+
+
+def header(source: bytes | Path, codec: Codec) -> dict[str, Any]:
+    """All that a file says of itself, its caption spelt out."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    return asdict(slimcodec.inspect(data, codec.bundle.vocabulary))
 
 
 if __name__ == "__main__":

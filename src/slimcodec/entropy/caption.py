@@ -11,10 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from slimcodec.errors import FormatError, SlimError
+from slimcodec.files import read_bounded
 
 MAX_CAPTION_BYTES = 1024
 """Longest caption text, in bytes of UTF-8 (after decompression)."""
 
+MAX_VOCABULARY_BYTES = 1 << 24
 MAX_VARINT_BYTES = 4
 MAX_TAG_INDEX = (1 << (7 * MAX_VARINT_BYTES - 1)) - 1
 
@@ -94,9 +96,13 @@ def tag_phrase(tag: str) -> str:
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the tags of a ``vocabulary.txt`` (UTF-8, one tag a line) in order; ``OSError`` if unreadable."""
+    """Return the tags of a ``vocabulary.txt`` (UTF-8, one tag a line) in order.
+
+    Raises ``OSError`` if it cannot be read, ``SlimError`` if it has over 16 MiB, ``ValueError`` if it is no UTF-8.
+    """
     # Only newlines separate tags: splitlines() would also split at rarer characters and so shift the indices.
-    return tuple(Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    text = read_bounded(path, MAX_VOCABULARY_BYTES).decode("utf-8").replace("\r\n", "\n")
+    return tuple(text.removesuffix("\n").split("\n"))
 
 
 def write_varint(value: int) -> bytes:

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from slimcodec.config import from_plain, to_plain
+from slimcodec.config import check_sizes, from_plain, to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
-from slimcodec.files import atomic_write
+from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
 from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
@@ -36,9 +36,9 @@ from slimcodec.models.latent_coder import LatentCoder
 from slimcodec.models.latent_space import LatentSpace
 from slimcodec.models.ldm import LdmConfig
 from slimcodec.models.pretrained import hub_folder, is_hub_id
-from slimcodec.models.prior import SCALES, ExactPrior
+from slimcodec.models.prior import SCALES, ExactPrior, float_prior
 from slimcodec.models.references import FoundPart, PartReference, find_part
-from slimcodec.models.storage import from_storage, to_storage
+from slimcodec.models.storage import from_storage, read_tensors, stored_shapes, to_storage
 
 if TYPE_CHECKING:
     from slimcodec.models.caption_model import ImageToText, ZeroShotTagger
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 EMBEDDED = "slim-tiny"
+#: most bytes of a bundle's config.json
+CONFIG_BYTES = 1 << 22
 #: parts of the networks that only the encoder runs: files do not depend on them
 ENCODER_ONLY = {
     "autoencoder": ("encoder.", "analysis"),
@@ -219,6 +221,7 @@ class Bundle:
             tables = SymbolTables.from_arrays(arrays)
             if len(tables) != SCALES:
                 raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
+            self._check_prior(tensors)
             prior = ExactPrior.from_tensors(self.config.compressor.prior, tensors).to(self.device)
             steps = bool(self.config.compressor.step_octaves)
             return LatentCoder(prior, tables, steps=steps)
@@ -370,10 +373,26 @@ class Bundle:
             part: T = self._built[name]
             return part
 
+    def _check_prior(self, tensors: dict[str, Tensor]) -> None:
+        with torch.device("meta"):
+            layers = float_prior(self.config.compressor.prior).layers
+        wanted = {
+            f"{name}.{key}": tuple(value.shape)
+            for name, layer in layers.items()
+            for key, value in layer.named_parameters()
+        }
+        shapes = stored_shapes(tensors)
+        _check_shapes(wanted, {name: shape for name, shape in shapes.items() if name in wanted})
+
     def _fill(self, part: str, build: Callable[[], T], meta: bool = True) -> T:
-        # building on the meta device skips initial values that would be overwritten
-        with torch.device("meta" if meta else "cpu"):
+        # building on the meta device skips initial values that would be overwritten, and costs no memory: a configuration
+        # gets as much of it as the weights that came with it
+        with torch.device("meta"):
             module: Any = build()
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        _check_shapes(wanted, stored_shapes(self.stored[part]))
+        if not meta:
+            module = build()
         module.load_state_dict(from_storage(self.stored[part]), strict=True, assign=meta)
         # channels-last convolutions are faster on processors and on GPUs
         module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
@@ -478,22 +497,28 @@ class Bundle:
         Loading is strict: a missing, extra or altered tensor is an error (``ModelMismatchError`` where the hash differs).
         """
         folder = _locate(source)
+        # what is installed with the code may be links, as some installers make them
+        place = folder.joinpath if folder == EMBEDDED_BUNDLE else partial(inside, folder)
         try:
-            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            described = load_json(place("config.json"), CONFIG_BYTES)
         except (OSError, ValueError) as error:
             raise SlimError(f"{folder}: not a bundle, its config.json cannot be read ({error})") from error
         if not isinstance(described, dict) or described.pop("format", None) != FORMAT:
             raise SlimError(f"{folder}: this release reads bundles of format {FORMAT} only; update slimcodec")
         try:
             hashes = {name: str(described.pop(name)) for name in ("bundle_id", "sha256", "weights_sha256")}
-            tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-            vocabulary = read_vocabulary(folder / "vocabulary.txt")
+            weights = [place(path.name) for path in sorted(folder.glob("*.safetensors"))]
+            tensors = {path.stem: read_tensors(path) for path in weights}
+            vocabulary = read_vocabulary(place("vocabulary.txt"))
             text = None
             if (folder / "text.json").exists():
-                content = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+                content = load_json(place("text.json"))
+                check_sizes(content["model"], f"{folder / 'text.json'}: model")
                 text = (content["tokenizer"], content["model"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise SlimError(f"{folder}: the bundle is damaged ({error!r}); get it again") from error
+        settings = {name: value for name, value in described.items() if name != "training"}
+        check_sizes(settings, f"{folder / 'config.json'}")
         config = from_plain(BundleConfig, described, f"{folder / 'config.json'}")
         bundle = cls(config, tensors, vocabulary, text, device, dtype, described, folder=folder, base=base)
         for name in ("sha256", "weights_sha256"):
@@ -504,6 +529,15 @@ class Bundle:
                     hashes["bundle_id"],
                 )
         return bundle
+
+
+def _check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """``ValueError`` where tensors are not those that a configuration asks for."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"tensor {name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')}"
+            )
 
 
 def _children(value: Any) -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ INPUT_LIMIT = 2**20
 
 def interpolate_levels(table: Tensor, quality: int) -> Tensor:
     """Integer rows of ``table`` [levels, n] at a quality 1..100: floor of the exact weighted mean, int64 [n]."""
-    position = (quality - 1) * (table.shape[0] - 1)
-    low, weight = divmod(position, 99)
-    high = min(low + 1, table.shape[0] - 1)
+    # len() stays a plain number when the network is traced for export
+    low, weight = divmod((quality - 1) * (len(table) - 1), 99)
+    high = min(low + 1, len(table) - 1)
     mixed = table[low].long() * (99 - weight) + table[high].long() * weight
     return torch.div(mixed, 99, rounding_mode="floor")
 

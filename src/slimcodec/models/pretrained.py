@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from slimcodec.errors import SlimError
+from slimcodec.files import load_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
@@ -84,8 +84,8 @@ def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Seq
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ``SlimError`` if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = load_json(path)
+    except (OSError, ValueError, SlimError) as error:
         raise SlimError(f"{path}: cannot be read ({error}); get the model again") from error
     if not isinstance(content, dict):
         raise SlimError(f"{path}: holds no JSON object; get the model again")

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.files import JSON_BYTES, hub_snapshot, inside, read_bounded
 from slimcodec.models.pretrained import hub_folder, is_hub_id, read_json
+from slimcodec.models.storage import read_header
 
 #: folders, separated as in PATH, in which pretrained parts are looked for first
 BASE_VARIABLE = "SLIMCODEC_BASE"
@@ -44,6 +46,7 @@ ENCODER_TENSORS = ("encoder.", "quant_conv.")
 #: notes in a configuration that change nothing
 NOTES = ("transformers_version", "torch_dtype", "dtype", "architectures")
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 BLOCK = 1 << 22
 
 
@@ -66,6 +69,13 @@ class PartReference:
     licence: str = ""
     #: other hub ids or folders with the same part
     alternatives: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """``SlimError`` for a name or subfolder that could lead out of the folder that it is looked for in."""
+        if not NAME.fullmatch(self.name):
+            raise SlimError(f"{self.name!r} is no name of a part; give letters, digits, '-' and '_'")
+        if self.subfolder:
+            inside(".", self.subfolder)
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
     size = 0
     for name in OTHER_FILES:
         if (path := folder / name).exists():
-            ours.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            digest = hashlib.sha256(read_bounded(path, JSON_BYTES)).hexdigest()
+            ours.update(f"{name} {digest}\n".encode())
             size += path.stat().st_size
     encoder_only = ENCODER_TENSORS if _kind(settings).startswith("Autoencoder") else ()
     files = weight_files(folder)
@@ -152,18 +163,13 @@ def _clean(config: Any) -> Any:
 
 def _tensors(path: Path) -> Iterator[tuple[str, str, Path, int, int]]:
     """Name, type and shape, file, first byte and length of every tensor of a safetensors file."""
+    header, data = read_header(path)
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("it is cut short")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
         for name, entry in header.items():
             start, end = entry["data_offsets"]
-            if 8 + length + end > path.stat().st_size:
+            if not 0 <= start <= end or data + end > path.stat().st_size:
                 raise ValueError("it is cut short")
-            yield name, f"{entry['dtype']} {entry['shape']}", path, 8 + length + start, end - start
+            yield name, f"{entry['dtype']} {entry['shape']}", path, data + start, end - start
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
 
@@ -196,10 +202,17 @@ def find_part(
     if base is not None:
         reasons.append(f"{base} has no such part")
     packed = bundle / PACKED / reference.name if bundle is not None else None
-    if packed and _has_part(packed) and (variant := _matching(packed, reference, reasons)) is not None:
-        return FoundPart(packed, variant, "packed")
+    if bundle is not None and packed is not None and _has_part(packed):
+        for path in (packed, *packed.rglob("*")):
+            inside(bundle, path.relative_to(bundle).as_posix())
+        if (variant := _matching(packed, reference, reasons)) is not None:
+            return FoundPart(packed, variant, "packed")
+    # who publishes a bundle knows no folders of this machine, and shall not name any
+    published = bundle is not None and hub_snapshot(bundle) is not None
     for source in (reference.source, *reference.alternatives):
-        if (found := _in_source(source, reference, reasons)) is not None:
+        if published and not is_hub_id(source):
+            reasons.append(f"a bundle from the hub may not name the folder {source}")
+        elif (found := _in_source(source, reference, reasons)) is not None:
             return found
     raise _missing(reference, reasons)
 

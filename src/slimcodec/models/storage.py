@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from slimcodec.errors import SlimError
+
+#: most bytes of a safetensors file's header: names, types and shapes; that of a UNet with 860 million values has 80,000
+HEADER_BYTES = 1 << 24
 #: matrices with fewer values stay in floating point
 SMALLEST_INT8 = 2048
 
@@ -43,3 +52,45 @@ def from_storage(stored: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             tensors[name] = value
     return tensors
+
+
+def stored_shapes(stored: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name to shape of the tensors that ``from_storage`` would make."""
+    return {
+        name.removesuffix(":int8"): tuple(value.shape)
+        for name, value in stored.items()
+        if not name.endswith(":scale")
+    }
+
+
+# ---- safetensors files -----------------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, tensors by name, and the offset of its first byte of data.
+
+    Raises ``SlimError`` for a damaged file and for a header of over 16 MiB, before it is read.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > HEADER_BYTES:
+                raise ValueError(f"its header claims {length} bytes, at most {HEADER_BYTES} are read")
+            if 8 + length > size:
+                raise ValueError("it is cut short")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
+    if not isinstance(header, dict):
+        raise SlimError(f"{path}: not a safetensors file, its header is no object; get it again")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ``SlimError`` as ``read_header``, ``SafetensorError`` where data do not fit it."""
+    read_header(path)
+    return load_file(path)
