@@ -34,9 +34,17 @@ from slimcodec.cli.verify import _checker
 torch.set_num_threads(1)
 small, good, folder = sys.argv[1:]
 codec = slimcodec.load(small, dtype="float32")
-decode = Decode(small, "cpu", "float32", 0, None, None).prepare()
-encode = Encode(small, "cpu", "float32", None, Rate(), None).prepare()
+decode = Decode(small, "cpu", "float32", 0, None, "natural", None).prepare()
+encode = Encode(small, "cpu", "float32", None, "auto", Rate(), None).prepare()
 check = _checker(small, None)
+
+def run(steps, path, target):
+    job = Job(path, pathlib.Path(target))
+    read = steps.read(job)
+    (result,) = steps.work([read])
+    if isinstance(result, Exception):
+        raise result
+    steps.output(job, read, result)
 
 def status(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -60,11 +68,11 @@ operations = {
     "decode": codec.decode,
     "decode_latent": codec.decode_latent,
     "inspect": slimcodec.inspect,
-    "slim decode": lambda path: decode(Job(path, pathlib.Path("x.png"))),
+    "slim decode": lambda path: run(decode, path, "x.png"),
     "slim verify": verify,
     "slim info": info,
 }
-pictures = {"encode": codec.encode, "slim encode": lambda path: encode(Job(path, pathlib.Path("x.slim")))}
+pictures = {"encode": codec.encode, "slim encode": lambda path: run(encode, path, "x.slim")}
 for operation in operations.values():
     operation(pathlib.Path(good))
 codec.encode(codec.decode(good, steps=0))

@@ -384,6 +384,20 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     assert np.array_equal(coded.symbols(), Codec(codec.bundle, tile=3).quantise(picture, 90).symbols())
 
 
+def test_presets_choose_guidance() -> None:
+    bundle = bundle_with_steps()
+    config = replace(bundle.config, guidance=0.1, machine_guidance=0.4)
+    codec = Codec(Bundle(config, bundle.stored, bundle.vocabulary, bundle.text))
+    assert codec.sampling() == (1, 0.1) and codec.sampling(preset="machine") == (1, 0.4)
+    assert codec.sampling(2, 0.3, "machine") == (2, 0.3)
+    data = codec.encode(photo("chelsea", 64, 48), 30, "a photo of an egyptian cat")
+    pictures = [np.asarray(codec.decode(data, preset=preset)) for preset in ("natural", "machine")]
+    assert not np.array_equal(*pictures)
+    assert np.array_equal(pictures[1], np.asarray(codec.decode(data, 1, 0.4)))
+    with pytest.raises(SlimError, match="natural or machine"):
+        codec.decode(data, preset="pretty")
+
+
 def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
     with_steps = Codec(bundle_with_steps())
     picture = photo("chelsea", 150, 110)

@@ -57,6 +57,7 @@ def decode_many(
     steps: int | None = None,
     guidance: float | None = None,
     *,
+    preset: str = "natural",
     batch_size: int = 8,
     max_pixels: int | None = None,
 ) -> Iterator[Image.Image | Exception]:
@@ -65,7 +66,7 @@ def decode_many(
     Arguments are those of ``Codec.decode``. Files of a batch share a pass as in ``encode_many``, with denoising steps where
     their quality is equal too. Raises ``SlimError`` for an argument out of range.
     """
-    sampling = codec.sampling(steps, guidance)
+    sampling = codec.sampling(steps, guidance, preset)
     chunks = _chunks(files, batch_size)
     return (picture for chunk in chunks for picture in _decoded(codec, chunk, *sampling, max_pixels))
 

@@ -21,6 +21,7 @@ class Decode:
     dtype: str | None
     steps: int | None
     guidance: float | None
+    preset: str
     max_pixels: int | None
     batch_size: int = 1
     offload: bool = False
@@ -37,7 +38,7 @@ class Decode:
 
         codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
         # what cannot be for any file stops the command once
-        codec.sampling(self.steps, self.guidance)
+        codec.sampling(self.steps, self.guidance, self.preset)
         formats = Image.registered_extensions()
 
         def suffix(job: Job) -> str:
@@ -56,6 +57,7 @@ class Decode:
                 files,
                 self.steps,
                 self.guidance,
+                preset=self.preset,
                 batch_size=self.batch_size,
                 max_pixels=self.max_pixels,
             )
@@ -83,9 +85,16 @@ def decode(
     guidance: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="G", help="Strength of the caption's guidance; 0 is off (default: the bundle's)."
+            min=0, metavar="G", help="Strength of the caption's guidance; 0 is off (default: the preset's)."
         ),
     ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="natural|machine",
+            help="For people and quick, or for classifiers: guided by the caption, ten times as slow.",
+        ),
+    ] = "natural",
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
@@ -107,11 +116,12 @@ def decode(
       slim decode photo.slim
       slim decode photo.slim -o photo.webp --steps 0
       slim decode slims/ -o pictures/ --jobs 4
+      slim decode photo.slim --preset machine
       slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
     run_batch(
-        Decode(model, device, dtype, steps, guidance, max_pixels, batch_size, offload),
+        Decode(model, device, dtype, steps, guidance, preset, max_pixels, batch_size, offload),
         inputs,
         out,
         reads=(".slim",),

@@ -38,7 +38,11 @@ def chosen_curves(
         bundle = shared_codec(model, device).bundle
         default = sorted({0, bundle.config.steps if bundle.config.enhancer else 0})
         counts = default if steps is None else _numbers(steps, int, "--steps")
-        strengths = [bundle.config.guidance] if guidance is None else _numbers(guidance, float, "--guidance")
+        strengths = (
+            [bundle.config.guidance, bundle.config.machine_guidance]
+            if guidance is None
+            else _numbers(guidance, float, "--guidance")
+        )
         ladder = ladders.pop("slim", QUALITIES)
         if not all(1 <= quality <= 100 for quality in ladder):
             raise SlimError("qualities of slim are whole numbers from 1 to 100")

@@ -64,6 +64,7 @@ NOT_IN_ID = (
     "training",
     "steps",
     "guidance",
+    "machine_guidance",
     "text_scale",
     "autoencoder.encoder_width",
     "autoencoder.encoder_blocks",
@@ -93,6 +94,8 @@ class BundleConfig:
     #: denoising steps and strength of caption guidance where the user says nothing
     steps: int = 1
     guidance: float = 0.0
+    #: strength of caption guidance in the preset "machine"
+    machine_guidance: float = 0.0
     #: strength of classifier-free guidance by the caption, 1 = off
     text_scale: float = 1.0
     #: the recipe, data and revision that made the weights; not part of the id
