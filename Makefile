@@ -8,8 +8,15 @@ STAMP := .venv/.installed
 # What make bench measures: photos with ImageNet-1k indices, and classifiers that judge them.
 BENCH_DATA ?= ../shared/data/dev-imagenet1k-000.parquet
 BENCH_CLASSIFIER ?= ../shared/classifiers/mobilenet_v1_075_192.onnx
-BENCH_CODECS ?= slim,jpeg,jpeg2000,webp,avif,jxl,heic
-BENCH_OUT ?= results/dev-imagenet1k.json
+# Peers and slim apart: those stay as they are when the bundle changes.
+BENCH_PEERS ?= results/dev-imagenet1k-peers.json
+BENCH_SLIM ?= results/dev-imagenet1k.json
+PEERS = --codecs jpeg,jpeg2000,webp,avif,jxl,heic --qualities jpeg=1,10,25,45 --qualities jpeg2000=400,200,100,40 --qualities webp=0,7,20,60 \
+	--qualities avif=0,10,20,30,45 --qualities jxl=1,20,50,65 --qualities heic=1,20,31,41
+SLIM = --codecs slim --guidance 0 --qualities slim=10,28,45,62,80
+# The preset machine is ten times as slow: fewer photos.
+BENCH_MACHINE ?= results/dev-imagenet1k-machine.json
+MACHINE = --codecs slim --qualities slim=10,28,45 --limit 200
 BENCH_ARGS ?=
 JOBS ?= 2
 
@@ -33,13 +40,14 @@ supply: $(STAMP)
 
 # Measures, and draws; an interrupted run is taken up by the same command.
 bench: $(STAMP)
-	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --codecs $(BENCH_CODECS) --jobs $(JOBS) \
-		$(BENCH_ARGS) --overwrite -o $(BENCH_OUT)
+	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) $(PEERS) --jobs $(JOBS) $(BENCH_ARGS) --overwrite -o $(BENCH_PEERS)
+	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) $(SLIM) --jobs $(JOBS) $(BENCH_ARGS) --overwrite -o $(BENCH_SLIM)
+	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) $(MACHINE) --jobs $(JOBS) $(BENCH_ARGS) --overwrite -o $(BENCH_MACHINE)
 	$(MAKE) figures
 
 # Draws what is measured; the report shows photos of the data set.
 figures: $(STAMP)
-	$(BIN)/slim report $(BENCH_OUT) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
+	$(BIN)/slim report $(BENCH_SLIM) $(BENCH_PEERS) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
 	cp report/rate-accuracy.png docs/images/rate-accuracy.png
 
 clean:

@@ -459,6 +459,27 @@ def test_map_draws_heat_over_the_grey_picture() -> None:
     assert drawn[300:].min() < 60 and drawn[300:].max() == 255  # a scale on white
 
 
+def test_a_mask_says_where_the_bits_go(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.repeat([[0, 0, 255, 255]], 3, 0).astype(np.uint8)).save(mask)
+    shares = {}
+    for roi in ("none", mask):
+        result = slim("map", photos / "coffee.jpg", "-o", tmp_path / f"{Path(roi).stem}.png", "--roi", roi)
+        assert result.status == 0, result.err
+        shares[roi] = re.findall(
+            r"(\d+)% of the bits in the region of interest, (\d+)% of the picture", result.out
+        )
+    assert shares["none"] == [("100", "100")]
+    assert [int(area) for _, area in shares[mask]] == [pytest.approx(50, abs=10)]
+    made = slim("encode", photos / "coffee.jpg", "-o", tmp_path / "a.slim", "--roi", mask)
+    assert made.status == 0 and slim("verify", tmp_path / "a.slim").status == 0
+    assert (
+        slim("encode", photos / "coffee.jpg", "-o", tmp_path / "b.slim", "--roi", tmp_path / "no.png").status
+        != 0
+    )
+    assert not (tmp_path / "b.slim").exists()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (17, 16)])
 def test_map_of_any_size(shape: tuple[int, int]) -> None:
     height, width = shape
@@ -473,6 +494,7 @@ def test_map_writes_a_picture(slim: Slim, photos: Path, tmp_path: Path) -> None:
     assert (result.status, result.err) == (0, "")
     with Image.open(out) as picture:
         assert picture.format == "PNG" and picture.width >= 80
+    assert "of the bits in the region of interest" in result.out
     before = out.read_bytes()
     assert slim("map", photos / "coffee.jpg", "-o", out).status == 1
     assert out.read_bytes() == before
