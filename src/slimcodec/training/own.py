@@ -26,6 +26,9 @@ def own_bundle(
         name=recipe.name,
         autoencoder=recipe.autoencoder.network,
         compressor=recipe.compressor.network,
+        steps=recipe.defaults.steps,
+        guidance=recipe.defaults.guidance,
+        machine_guidance=recipe.defaults.machine_guidance,
         training=made.training,
     )
     text: tuple[Any, dict[str, Any]] | None = None

@@ -163,6 +163,15 @@ class Ldm:
 
 
 @dataclass(frozen=True)
+class DefaultsRecipe:
+    """What the bundle does where its user says nothing: see ``BundleConfig``."""
+
+    steps: int = 1
+    guidance: float = 0.0
+    machine_guidance: float = 0.4
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training run; ``out`` is its folder."""
 
@@ -182,6 +191,7 @@ class Recipe:
     compressor: CompressorRecipe = field(default_factory=CompressorRecipe)
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     enhance: EnhanceRecipe = field(default_factory=EnhanceRecipe)
+    defaults: DefaultsRecipe = field(default_factory=DefaultsRecipe)
 
     def check(self) -> None:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
