@@ -20,7 +20,7 @@ from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 #: the gate starts at 0.95, near open, where a sigmoid still learns
 GATE = 3.0
 #: interest below which a position belongs to the background
-BACKGROUND_BELOW = 0.4
+BACKGROUND_BELOW = 0.25
 
 
 @dataclass(frozen=True)
