@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimcodec.codec import Codec
+from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.training.export import Made, fitted_tables, latent_codec_parts
@@ -34,6 +35,12 @@ def own_bundle(
     text: tuple[Any, dict[str, Any]] | None = None
     if made.tagger is not None:
         config, parts["captioner-0"] = replace(config, captioners=(made.tagger[0],)), made.tagger[1]
+        for number, source in enumerate(recipe.captioner.also, 1):
+            other = Bundle.from_pretrained(source)
+            if other.vocabulary != tuple(made.vocabulary) or not other.config.captioners:
+                raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+            config = replace(config, captioners=(*config.captioners, other.config.captioners[0]))
+            parts[f"captioner-{number}"] = other.stored["captioner-0"]
     if made.enhancer is not None:
         enhancer, encoder = made.enhancer
         parts["enhancer"], parts["text"] = dict(enhancer.state_dict()), dict(encoder.state_dict())

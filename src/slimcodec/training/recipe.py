@@ -118,6 +118,8 @@ class CaptionerRecipe:
     teachers_see_views: bool = True
     #: off: only the heads are trained, ten times as fast, on the features of the weights that it begins with
     train_body: bool = True
+    #: bundles whose first captioner is packed too: it names nothing, and guides beside this one
+    also: tuple[str, ...] = ()
     #: least area of a view, as a share of the photo
     smallest_area: float = 0.4
 
