@@ -170,7 +170,7 @@ class DefaultsRecipe:
 
     steps: int = 1
     guidance: float = 0.0
-    machine_guidance: float = 0.4
+    machine_guidance: float = 0.5
 
 
 @dataclass(frozen=True)
