@@ -465,7 +465,9 @@ def test_a_mask_says_where_the_bits_go(slim: Slim, photos: Path, tmp_path: Path)
     Image.fromarray(np.repeat([[0, 0, 255, 255]], 3, 0).astype(np.uint8)).save(mask)
     shares = {}
     for roi in ("none", mask):
-        result = slim("map", photos / "coffee.jpg", "-o", tmp_path / f"{Path(roi).stem}.png", "--roi", roi)
+        result = slim(
+            "map", photos / "coffee.jpg", "-o", tmp_path / f"map-{Path(roi).stem}.png", "--roi", roi
+        )
         assert result.status == 0, result.err
         shares[roi] = re.findall(
             r"(\d+)% of the bits in the region of interest, (\d+)% of the picture", result.out

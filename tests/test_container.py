@@ -218,9 +218,9 @@ def test_reading_a_path_is_bounded(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(FILES["plain"])
         file.truncate(3 * MAX_FILE_BYTES)
-    assert len(read_source(path)) == MAX_FILE_BYTES + 1
-    with pytest.raises(FormatError, match="over"):
-        inspect(path)
+    for read in (read_source, inspect):
+        with pytest.raises(FormatError, match="over"):
+            read(path)
     path.write_bytes(b"an essay, not a picture")
     with pytest.raises(FormatError, match="begins with byte 0x61"):
         read_source(path)

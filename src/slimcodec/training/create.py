@@ -125,8 +125,9 @@ def with_captioner(
     other = Bundle.from_pretrained(source)
     if not other.captioners:
         raise SlimError(f"{source}: this bundle has no captioner; choose another one")
-    taggers = {name: state for name, state in other.stored.items() if name.startswith("captioner-")}
-    config = replace(config, captioners=other.config.captioners)
+    # the first names; more of them would guide, in slim-tiny's latent space alone
+    taggers = {"captioner-0": other.stored["captioner-0"]}
+    config = replace(config, captioners=other.config.captioners[:1])
     return config, parts | taggers, other.vocabulary
 
 
