@@ -26,7 +26,7 @@ ALLOWED = re.compile(
 EXCEPTIONS = {
     "nvidia-": "NVIDIA's terms; installed by torch for CUDA, not passed on by us",
     "cuda-": "NVIDIA's terms; installed by torch for CUDA, not passed on by us",
-    "pillow-jxl-plugin": "GPL-3.0; the extra peers alone, which the benchmark measures and the package never imports",
+    "pillow-jxl-plugin": "GPL-3.0; in the extra peers alone: imported by nothing but the benchmark, when it is asked for JPEG XL",
 }
 
 
