@@ -73,7 +73,7 @@ def rate_accuracy(result: Result, judge: str, draws: Values) -> Plot:
         _level(axes, level, f"uncompressed {level:.1f}", GREY)
         if reference.get("caption alone") and any(curve.slim and curve.slim.enhanced for curve in shown):
             alone = reference["caption alone"][0]
-            _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION)
+            _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION, below=alone < level)
         for number, curve in enumerate(shown):
             _curve(axes, result, curve, measure, draws, curve.name, **style(curve, number))
         axes.set_ylabel(f"top-1, %  ({judge})")
@@ -188,14 +188,15 @@ def _chosen(values: dict[str, Values], measure: str) -> dict[str, Values]:
     return {name: column for name, column in values.items() if name in ("bpp", measure)}
 
 
-def _level(axes: Any, y: float, label: str, colour: str) -> None:
+def _level(axes: Any, y: float, label: str, colour: str, below: bool = False) -> None:
     axes.axhline(y, color=colour, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
         label,
         (0.01, y),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
+        xytext=(0, -3 if below else 2),
         textcoords="offset points",
+        va="top" if below else "bottom",
         color=colour,
         fontsize="small",
     )
