@@ -104,7 +104,7 @@ def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
             latents = codec._latents(np.asarray(photo(name)))
             for quality in (5, 50, 95):
                 # the tables that the float prior means: fitted ones would hide a loss
-                for part in codec.quantise(photo(name), quality).passes:
+                for part in codec.quantise(photo(name), quality, roi=None).passes:
                     exact += float(tables.bits(part.symbols, part.indices).sum())
                 floating += float(code(twin, latents, torch.tensor([quality]), "rounded").bits)
     assert abs(exact / floating - 1) < 0.01

@@ -41,7 +41,7 @@ def test_whole_files_of_a_folder_a_glob_and_by_name(files: Path, capsys: pytest.
     for argument in (files, files / "*.slim", next(files.glob("*.slim"))):
         status, out, err = verify(capsys, argument, *SMALL)
         assert (status, err) == (0, "")
-        assert out.startswith("1 file good" if argument.suffix and argument.exists() else "6 files good")
+        assert out.startswith("1 file good" if argument.suffix and argument.exists() else "7 files good")
 
 
 def test_every_bad_file_is_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,14 +59,14 @@ def test_every_bad_file_is_one_line(files: Path, capsys: pytest.CaptureFixture[s
         (files / f"{name}.slim").write_bytes(data)
     slimcodec.inspect(files / "long.slim")
     status, out, err = verify(capsys, files, files / "missing.slim", *SMALL)
-    assert status == 1 and out.startswith("6 files good, 7 bad")
+    assert status == 1 and out.startswith("7 files good, 7 bad")
     lines = err.splitlines()
     assert len(lines) == 7
     for name in (*bad, "missing"):
         assert any(line.startswith(f"slim: {files / name}.slim: ") for line in lines)
     status, out, _ = verify(capsys, files, "--json", *SMALL)
     summary = json.loads(out)
-    assert status == 1 and (summary["good"], summary["bad"]) == (6, 6)
+    assert status == 1 and (summary["good"], summary["bad"]) == (7, 6)
     failed = {Path(row["file"]).stem for row in summary["files"] if row["error"] is not None}
     assert failed == set(bad)
 
