@@ -87,18 +87,16 @@ def _encoded(
 ) -> Iterator[bytes | Exception]:
     opened = [attempt(codec.open, image, max_pixels) for image in images]
 
-    def size(pixels: Pixels) -> tuple[int, int]:
+    def key(pixels: Pixels) -> Hashable:
         height, width = pixels.shape[:2]
-        return -(-height // codec.cell), -(-width // codec.cell)
+        return _key(codec, -(-height // codec.cell), -(-width // codec.cell))
 
-    latents = _together(
-        lambda group: list(codec._latents(*group).split(1)), opened, lambda pixels: _key(codec, *size(pixels))
-    )
+    latents = _together(lambda group: list(codec._latents(*group).split(1)), opened, key)
     wanted: list[Request | Exception] = [request] * len(opened)
     model = codec.bundle.caption_model if request.caption == "auto" else None
     if model is not None:
         with codec.bundle.lock:
-            captions = _together(model.captions, opened, lambda pixels: _key(codec, *size(pixels)))
+            captions = _together(model.captions, opened, key)
         wanted = [attempt(_captioned, request, caption) for caption in captions]
     for arguments in zip(opened, latents, wanted, strict=True):
         yield attempt(codec._file, *arguments)
