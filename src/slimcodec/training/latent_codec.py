@@ -27,7 +27,7 @@ from slimcodec.training.losses import symbol_bits
 
 
 class LatentCodec(nn.Module):
-    """What the compressor stage trains: compressor, float prior and hyper scales, and our own autoencoder's decoder.
+    """What the compressor stage trains: compressor, float prior and hyper scales, and our own autoencoder.
 
     A pretrained autoencoder is no part of it.
     """
@@ -38,17 +38,16 @@ class LatentCodec(nn.Module):
         self.compressor = compressor
         self.prior: PriorNetwork = float_prior(config)
         self.hyper_scale = nn.Parameter(torch.zeros(config.levels, config.hyper_channels))
-        if isinstance(autoencoder, PatchAutoencoder):
-            self.decoder: nn.Module | None = autoencoder.decoder
-            self.synthesis: nn.Parameter | None = autoencoder.synthesis
-        else:
-            self.decoder = self.synthesis = None
+        self.autoencoder = autoencoder if isinstance(autoencoder, PatchAutoencoder) else None
 
-    def tune_decoder(self, wanted: bool) -> None:
-        """Whether the autoencoder's decoder is trained too."""
-        for part in (self.decoder, self.synthesis):
-            if part is not None:
-                part.requires_grad_(wanted)
+    def tune_autoencoder(self, *, encoder: bool = False, decoder: bool = False) -> None:
+        """Which halves of our own autoencoder are trained too."""
+        if self.autoencoder is not None:
+            for part in (self.autoencoder.encoder, self.autoencoder.analysis):
+                part.requires_grad_(encoder)
+            for part in (self.autoencoder.decoder, self.autoencoder.synthesis):
+                part.requires_grad_(decoder)
+            self.autoencoder.mean.requires_grad_(False)
 
     @property
     def hyper_index(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,18 +91,25 @@ class FeatureLoss:
             return F.interpolate(x, side, mode="bilinear", antialias=True) if side != x.shape[-1] else x
 
         with torch.no_grad():
-            answer, *wanted = teacher(view(pictures))
-        guess, *seen = teacher(view(decoded))
+            answer, wanted = self._seen(teacher, view(pictures))
+        guess, seen = self._seen(teacher, view(decoded))
         total = decoded.new_zeros(len(decoded))
         for weight, ours, theirs in zip(self.weights, seen, wanted, strict=False):
             energy = theirs.square().mean((1, 2, 3)) + 1e-6
             total = total + weight * (ours - theirs).square().mean((1, 2, 3)) / energy
-        if self.logits:
+        if answer is not None and guess is not None:
             divergence = F.kl_div(
                 guess.log_softmax(1), answer.log_softmax(1), reduction="none", log_target=True
             )
             total = total + self.logits * divergence.sum(1)
         return total
+
+    def _seen(self, teacher: Any, pictures: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Answers, where they are weighed, and feature maps."""
+        if not self.logits and hasattr(teacher, "maps"):
+            return None, teacher.maps(pictures, len(self.weights))
+        answer, *maps = teacher(pictures)
+        return (answer if self.logits else None), maps
 
 
 class Fidelity:

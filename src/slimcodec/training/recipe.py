@@ -102,6 +102,8 @@ class CompressorRecipe:
     background: float = 0.5
     #: share of the stage after which scales are trained on rounded symbols
     mixed_start: float = 0.4
+    #: our own autoencoder's halves are tuned too; a pretrained one stays as it is
+    train_encoder: bool = False
     train_decoder: bool = True
 
 

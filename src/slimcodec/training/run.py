@@ -125,6 +125,7 @@ class Run:
             Compressor(recipe.network),
             self.materials.crops(recipe.optimisation, "mask"),
             self._objective(),
+            train_encoder=recipe.train_encoder,
             train_decoder=recipe.train_decoder,
         )
         self._train(stage, recipe.optimisation)
@@ -323,7 +324,7 @@ class Run:
 
     def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> LatentCodec:
         """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
-        # its state holds the autoencoder's decoder too, as tuned by the compressor stage
+        # its state holds our own autoencoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
         codec.load_state_dict(self._load("compressor"))
         if tuned := part_of(enhanced, "codec"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
 from slimcodec.training.classifiers import FeatureClassifier
+from slimcodec.training.shallow import ShallowMobileNet, shallow_of
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
@@ -67,6 +70,20 @@ class Teacher:
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         self.sha256 = weights_sha256(path)
+
+    @cached_property
+    def _shallow(self) -> ShallowMobileNet | None:
+        if not isinstance(self.module, torch.jit.ScriptModule):
+            return None
+        # a graph that is asked for under autocast has casts between constants and convolutions
+        with torch.autocast(next(self.module.buffers()).device.type, enabled=False):
+            return shallow_of(self.module)
+
+    def maps(self, pictures: Tensor, count: int) -> Sequence[Tensor]:
+        """The first ``count`` feature maps alone of pictures [B, 3, S, S] in [0, 1], much faster for a MobileNet-v2."""
+        if self._shallow is not None:
+            return self._shallow(pictures, count)
+        return self(pictures)[1 : 1 + count]
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
         # the optimising executor fuses whole subgraphs, after which gradients at inner feature maps are lost

@@ -61,10 +61,10 @@ class RateFidelity:
 
 
 class CompressorStage(BaseStage):
-    """Rate + lambda(q) x RoI-weighted fidelity, with the latent space frozen.
+    """Rate + lambda(q) x RoI-weighted fidelity.
 
-    The encoder of the autoencoder, and so the latent space, stays as it is. ``train_decoder`` also tunes its decoder on
-    decompressed latents (our decision, for our own small autoencoder).
+    A pretrained latent space stays as it is. Of our own small autoencoder, ``train_decoder`` tunes the decoder on decompressed
+    latents, and ``train_encoder`` the encoder for its latents to cost fewer bits (our decisions).
     """
 
     name = "compressor"
@@ -76,15 +76,18 @@ class CompressorStage(BaseStage):
         crops: Crops,
         objective: RateFidelity,
         *,
+        train_encoder: bool = False,
         train_decoder: bool = True,
         clean_share: float = 0.1,
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
         self.model: LatentCodec = LatentCodec(compressor, autoencoder)
-        train_decoder = train_decoder and self.model.decoder is not None
-        self.model.tune_decoder(train_decoder)
+        own = self.model.autoencoder
+        self.train_encoder = train_encoder and own is not None
+        train_decoder = train_decoder and own is not None
+        self.model.tune_autoencoder(encoder=train_encoder, decoder=train_decoder)
         self.frozen = [autoencoder]
-        self.slow = [] if self.model.synthesis is None else [self.model.synthesis]
+        self.slow = [] if own is None else [own.analysis, own.synthesis]
         self.batches, self.objective = crops, objective
         self.clean_share = clean_share if train_decoder else 0.0
         qualities = torch.linspace(1, 100, compressor.config.prior.levels)
@@ -97,7 +100,7 @@ class CompressorStage(BaseStage):
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""
         quality = draws.integers(1, 101)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.train_encoder):
             latents = self.autoencoder.encode(batch.pictures)
         # some pictures are to be equally good everywhere: for encoders that are told no region
         told = (draws.uniform() >= UNTOLD)[:, None, None, None]

@@ -65,9 +65,9 @@ class EnhanceStage(BaseStage):
         self.codec = codec.requires_grad_(False)
         parts: dict[str, nn.Module] = dict(trained or {"enhancer": enhancer, "text": text})
         if objective is not None:
-            # the decoder stays: it serves the picture without enhancement as well
+            # the autoencoder stays: it serves the picture without enhancement as well
             codec.requires_grad_(True)
-            codec.tune_decoder(False)
+            codec.tune_autoencoder()
             parts["codec"] = codec
         self.model = nn.ModuleDict(parts)
         self.frozen = [autoencoder, codec]
