@@ -213,9 +213,10 @@ def train(
     first, bad = 0, 0
     totals: dict[str, Tensor] = {}
     if resume and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
+        # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         stage.model.load_state_dict(state["model"])
-        average = state["average"]
+        average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
         if state["optimizer"] is not None:  # None: weights of another run to start from
             optimizer.load_state_dict(state["optimizer"])
         first, totals, bad = state["step"], state.get("totals", {}), state.get("bad", 0)
