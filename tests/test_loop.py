@@ -128,13 +128,19 @@ sys.path.insert(0, {tests!r})
 from test_loop import Line, OPTIONS, REPORTS
 from slimcodec.training.loop import train
 accelerator = Accelerator(cpu=True)
-weights = train(Line(), Path({folder!r}), OPTIONS, REPORTS, accelerator)
+broken = Line()
+broken.fail_at = 21
+try:
+    train(broken, Path({folder!r}), OPTIONS, REPORTS, accelerator)
+except KeyboardInterrupt:
+    weights = train(Line(), Path({folder!r}), OPTIONS, REPORTS, accelerator, resume=True)
 if accelerator.is_main_process:
     torch.save([accelerator.num_processes, weights], Path({folder!r}) / "weights.pt")
+accelerator.end_training()
 """
 
 
-def test_two_processes_average_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+def test_two_processes_average_the_gradients_of_the_whole_batch_and_resume(tmp_path: Path) -> None:
     script, folder = tmp_path / "two.py", tmp_path / "two"
     script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent), folder=str(folder)))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]

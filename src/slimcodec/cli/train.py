@@ -71,3 +71,5 @@ def train(
                 logging.getLogger("slimcodec").info("%s is finished", name)
                 continue
             stages(run)[name]()
+        # several processes part in order: without it, one of them may abort at its exit
+        run.accelerator.end_training()

@@ -219,7 +219,9 @@ def train(
         average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
         if state["optimizer"] is not None:  # None: weights of another run to start from
             optimizer.load_state_dict(state["optimizer"])
-        first, totals, bad = state["step"], state.get("totals", {}), state.get("bad", 0)
+        first, bad = state["step"], state.get("bad", 0)
+        if accelerator.is_main_process:  # these are the sums over all processes
+            totals = {name: total.to(accelerator.device) for name, total in state.get("totals", {}).items()}
         if about is not None:
             about |= _history(state.get("about", {}), about.get("revision"), first)
         logger.info("%s goes on at step %d", stage.name, first)
@@ -272,17 +274,18 @@ def train(
                     raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
             if _due(step + 1, reports.sample_every, options.steps) and accelerator.is_main_process:
                 _show(stage, folder, step + 1, accelerator, journal)
-            if _due(step + 1, reports.checkpoint_every, options.steps) and accelerator.is_main_process:
+            if _due(step + 1, reports.checkpoint_every, options.steps):
                 state = {
                     "model": stage.model.state_dict(),
                     "average": average,
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
-                    "totals": totals,
+                    "totals": _merged(totals),
                     "bad": bad,
                     "about": about or {},
                 }
-                save_atomic(state, checkpoint)
+                if accelerator.is_main_process:
+                    save_atomic(state, checkpoint)
     accelerator.wait_for_everyone()
     return average
 
@@ -296,12 +299,17 @@ def _history(before: dict[str, str], revision: str | None, step: int) -> dict[st
 
 
 def _means(totals: dict[str, Tensor]) -> dict[str, float]:
-    """Mean terms over all processes, each of which may know others."""
+    """Mean terms over all processes."""
+    return {name: float(total[0] / total[1]) for name, total in _merged(totals).items()}
+
+
+def _merged(totals: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over all processes, each of which may know other terms."""
     merged: dict[str, Tensor] = {}
     for found in gather_object([{name: total.cpu() for name, total in totals.items()}]):
         for name, total in found.items():
             merged[name] = merged.get(name, torch.zeros(2)) + total
-    return {name: float(total[0] / total[1]) for name, total in merged.items()}
+    return merged
 
 
 def _due(step: int, every: int, steps: int) -> bool:
