@@ -27,7 +27,7 @@ from slimcodec.evaluation.classifiers import judge, load_classifier
 from slimcodec.evaluation.comparison import load_all
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, Samples, load_samples
-from slimcodec.evaluation.protocol import PROTOCOLS, prepare
+from slimcodec.evaluation.protocol import PROTOCOLS, Photo, prepare
 from slimcodec.evaluation.results import bpp, from_json, load_result
 from slimcodec.evaluation.worker import Setup, Worker, build_codec
 
@@ -162,6 +162,8 @@ def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) ->
                 if curve.slim is None:
                     with Image.open(file) as picture:
                         assert picture.size == (88, 64) == made.pixels.shape[1::-1]
+                    flat = Photo("flat", 0, np.full_like(made.pixels, 128))
+                    assert point.columns["grey"][place] == len(codec.encode(flat, point.quality))
                 else:
                     info = slimcodec.inspect(file)
                     assert info.bpp == 8 * point.columns["bytes"][place] / (88 * 64)
@@ -340,7 +342,15 @@ def test_the_report(desk: Path, smoke: Body, tmp_path: Path) -> None:
     for name in ("rate-accuracy", "rate-psnr"):
         with Image.open(out / f"{name}.png") as wide, Image.open(out / f"{name}-narrow.png") as narrow:
             assert wide.size[0] == 1920 and narrow.size[0] == 800
-    for words in ("caption alone", "wrong drawn in", "no overlap", "bit map", "bpp is a likelihood estimate"):
+    for words in (
+        "At equal bits",
+        "with jpeg less grey",
+        "caption alone",
+        "wrong drawn in",
+        "no overlap",
+        "bit map",
+        "bpp is a likelihood estimate",
+    ):
         assert words in page, words
     assert "its smallest" in page and "BD-rate at equal top-1" in text
     assert str(tmp_path) not in page + text

@@ -13,6 +13,7 @@ from photos import NAMES, photo
 from torch import Tensor, nn
 
 from slimcodec import SlimError
+from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained import Preprocessing, read_preprocessing
 from slimcodec.roi.cam import class_activation
 from slimcodec.training.classifiers import last_of_each_stride
@@ -228,3 +229,85 @@ def test_only_the_last_map_of_a_stride_is_kept() -> None:
     sides = [112, 56, 56, 28, 28, 14, 7]
     maps = tuple(torch.full((1, 2, side, side), float(number)) for number, side in enumerate(sides))
     assert [float(features[0, 0, 0, 0]) for features in last_of_each_stride(maps, 224)] == [2, 4, 5, 6]
+
+
+class Mapped(nn.Module):
+    """A MobileNet-v2 as teachers come: pictures in [0, 1], logits, and what strided blocks expand to."""
+
+    def __init__(self, tagger: Tagger, clip: float) -> None:
+        super().__init__()
+        self.body, self.head, self.clip = tagger.body, tagger.head, clip
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        x = pictures * 2 - 1
+        for layer in self.body:
+            inner: Any = getattr(layer, "layers", None)
+            if isinstance(layer, InvertedResidual) and inner[-3].stride[0] == 2:
+                maps.append(inner[1](inner[0](x)))
+                x = inner[4](inner[3](inner[2](maps[-1])))
+            else:
+                x = layer(x)
+        return (self.head(x.mean((2, 3))), *[seen.clamp(max=self.clip) for seen in maps[1:]], x)
+
+
+def mobilenet(file: Path, clip: float = 100.0) -> nn.Module:
+    """A traced MobileNet-v2 with weights of a sensible size, in a file."""
+    torch.manual_seed(3)
+    tagger = Tagger(CaptionerConfig(tags=5, side=64)).eval().requires_grad_(False)
+    for module in tagger.body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, nn.ReLU6):
+            module.inplace = False
+    wrapped = Mapped(tagger, clip).eval()
+    # as frozen graphs come: parameters as constants
+    for layer in [m for m in wrapped.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]:
+        for name, value in list(layer.named_parameters()):
+            delattr(layer, name)
+            layer.register_buffer(name, value.detach())
+    torch.jit.save(torch.jit.trace(wrapped, torch.rand(1, 3, 64, 64), check_trace=False), str(file))
+    return wrapped
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
+    side: int, tmp_path: Path
+) -> None:
+    mobilenet(tmp_path / "a.pt")
+    teacher = load_teacher(tmp_path / "a.pt")
+    assert teacher._shallow is not None
+    quick, slow = pictures(side).requires_grad_(), pictures(side).requires_grad_()
+    ours, theirs = teacher.maps(quick, 3), teacher(slow)[1:4]
+    assert [tuple(a.shape) for a in ours] == [tuple(b.shape) for b in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-3 * float(b.abs().max()))
+    sum(seen.square().mean() for seen in ours).backward()  # type: ignore[union-attr]
+    sum(seen.square().mean() for seen in theirs).backward()  # type: ignore[union-attr]
+    assert quick.grad is not None and slow.grad is not None
+    assert float((quick.grad - slow.grad).norm() / slow.grad.norm()) < 1e-3
+    assert len(teacher.maps(pictures(side), 1)) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = load_teacher(tmp_path / "a.pt").maps(pictures(side), 3)
+    for a, b in zip(rough, ours, strict=True):
+        assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.2
+
+
+def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None:
+    wrapped = mobilenet(tmp_path / "clipped.pt", clip=0.1)
+    teacher = load_teacher(tmp_path / "clipped.pt")
+    assert teacher._shallow is None
+    for a, b in zip(teacher.maps(pictures(64), 2), wrapped(pictures(64))[1:3], strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
+    mobilenet(tmp_path / "a.pt")
+    teacher = load_teacher(tmp_path / "a.pt")
+    clean = pictures(64) * 2 - 1
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+    def loss(way: Any) -> Tensor:
+        return FeatureLoss([way], (1.0, 1.0, 0.3))(noisy, clean, Draws(0, 0, range(4), 4))
+
+    assert torch.allclose(loss(teacher), loss(teacher.__call__), rtol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,25 @@ def test_a_run_folder_shows_what_was_done(smoke: Path) -> None:
     terms = json.loads((smoke / "compressor.jsonl").read_text().splitlines()[0])
     assert {"bpp", "mse_roi", "mse_background", "fidelity"} <= set(terms)
     assert json.loads((smoke / "data_card.json").read_text())["with_annotated_mask"] == 64
+
+
+def test_the_compressor_stage_tunes_the_encoder_if_the_recipe_wants_it(smoke: Path, tmp_path: Path) -> None:
+    def tuned(folder: Path) -> set[str]:
+        """Parts of the autoencoder that the compressor stage changed."""
+        before, after = (
+            load_file(folder / f"{stage}.safetensors") for stage in ("autoencoder", "compressor")
+        )
+        return {
+            name.split(".")[0]
+            for name in before
+            if not torch.equal(before[name], after[f"autoencoder.{name}"])
+        }
+
+    assert tuned(smoke) == {"encoder", "decoder", "analysis", "synthesis"}
+    shutil.copy(smoke / "autoencoder.safetensors", tmp_path)
+    short = ("compressor.optimisation.steps=4", "compressor.train_encoder=false")
+    run("compressor", "-c", "smoke", "--set", f"out={tmp_path}", "--set", short[0], "--set", short[1])
+    assert tuned(tmp_path) == {"decoder", "synthesis"}
 
 
 def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_weights(smoke: Path, tmp_path: Path) -> None:

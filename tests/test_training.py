@@ -22,6 +22,7 @@ from slimcodec.roi.cam import class_activation
 from slimcodec.training.data import Views, crop, words
 from slimcodec.training.draws import Draws, Share, part_mean
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
+from slimcodec.training.history import history
 from slimcodec.training.losses import (
     FEATURE_UNIT,
     FeatureLoss,
@@ -310,3 +311,18 @@ def test_sheets_show_pictures_of_any_precision() -> None:
     assert int(heat.pixels[0, 0, 0]) == 0 and int(heat.pixels[-1, -1, 0]) == 255
     drawn = sheet([[tile, heat], [tile]])
     assert drawn.size == (2 * 8 + 3 * GAP, 2 * (8 + LINE) + 3 * GAP)
+
+
+def test_a_bundle_says_what_made_it_and_nothing_of_the_machine() -> None:
+    settings = (
+        "data=/disk/a",
+        'captioner.also=["/disk/slim"]',
+        "teachers.models=/disk/t.pt",
+        "enhance.rate=1",
+    )
+    made = history(load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"])
+    assert made["commands"][1] == (
+        "slim train all --config tiny-cpu --set data=PHOTOS --set teachers.models=CLASSIFIERS "
+        '--set captioner.also=["BUNDLE-3f7f14c7"] --set enhance.rate=1'
+    )
+    assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == ["BUNDLE-3f7f14c7"]

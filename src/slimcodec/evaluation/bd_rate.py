@@ -65,7 +65,7 @@ def one_score_per_rate(rates: Sequence[float], scores: Sequence[float]) -> tuple
     rate, score = np.asarray(rates, np.float64), np.asarray(scores, np.float64)
     order = np.lexsort((score, rate))
     rate, score = rate[order], score[order]
-    last = np.append(rate[1:] != rate[:-1], True)
+    last = np.append(rate[1:] != rate[:-1], True)[: len(rate)]
     return rate[last], score[last]
 
 

@@ -14,11 +14,20 @@ import numpy as np
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bd_rate import Comparison, bd_rate, bd_score
 from slimcodec.evaluation.bootstrap import ENDS, Values, means
-from slimcodec.evaluation.results import Curve, Point, Result, load_result, point_values
+from slimcodec.evaluation.results import (
+    Curve,
+    Point,
+    Result,
+    load_result,
+    point_values,
+    uncompressed_values,
+)
 
 PUBLISHED = "slimcodec-published-1"
 #: resamples for the intervals of BD-rate: each needs both curves drawn anew
 BD_RESAMPLES = 200
+#: a value with the ends of its 95 % interval
+Interval = tuple[float, float, float]
 #: share of resamples that may be undefined before no interval is given
 UNDEFINED_SHARE = 0.05
 
@@ -102,25 +111,28 @@ def anchor_curve(result: Result, name: str | None) -> Curve:
     return by_name.get("avif") or (peers[0] if peers else result.curves[0])
 
 
-def points_of(result: Result, curve: Curve, measure: str) -> tuple[list[float], list[float]]:
-    """Mean bpp and mean of a measure at each quality; points where no photo has the measure are left out."""
-    columns = [point_values(result, point) for point in curve.points]
-    known = [values for values in columns if measure in values and not np.isnan(values[measure]).all()]
+def points_of(
+    result: Result, curve: Curve, measure: str, rate: str = "bpp"
+) -> tuple[list[float], list[float]]:
+    """Mean ``rate`` and mean of a measure at each quality; points where no photo has the measure are left out."""
+    known = _known(result, curve, measure, rate)
     return (
-        [float(values["bpp"].mean()) for values in known],
+        [float(values[rate].mean()) for values in known],
         [float(np.nanmean(values[measure])) for values in known],
     )
 
 
 def compare(
-    result: Result, anchor: Curve, test: Curve, measure: str, draws: Values
+    result: Result, anchor: Curve, test: Curve, measure: str, draws: Values, anchor_rate: str = "bpp"
 ) -> tuple[Difference, Difference]:
     """BD-rate (percent) and BD-score (units of the measure) of ``test`` against ``anchor``, with paired intervals.
 
     ``draws`` [B, photos] as of ``bootstrap.resamples``: both curves are drawn anew from the same photos each time.
+    ``anchor_rate``: "bpp", or "bpp_less_grey" for an anchor that is given its container.
     """
-    pair = [points_of(result, curve, measure) for curve in (anchor, test)]
-    drawn = [_drawn(result, curve, measure, draws) for curve in (anchor, test)]
+    sides = ((anchor, anchor_rate), (test, "bpp"))
+    pair = [points_of(result, curve, measure, rate) for curve, rate in sides]
+    drawn = [_drawn(result, curve, measure, draws, rate) for curve, rate in sides]
     found = []
     for method in (bd_rate, bd_score):
         values = [
@@ -137,16 +149,52 @@ def compare(
     return found[0], found[1]
 
 
-def _drawn(result: Result, curve: Curve, measure: str, draws: Values) -> tuple[Values, Values]:
+def relative_at(result: Result, curve: Curve, judge: str, bpp: float, draws: Values) -> Interval | None:
+    """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
+
+    None where the curve does not reach the rate.
+    """
+    measure = f"top1 {judge}"
+    rates, scores = points_of(result, curve, measure)
+    reference = uncompressed_values(result)[measure]
+    whole = _at(np.array(rates), np.array(scores), bpp)
+    if whole is None:
+        return None
+    drawn_rates, drawn_scores = _drawn(result, curve, measure, draws)
+    found = [
+        None if (score := _at(drawn_rates[:, b], drawn_scores[:, b], bpp)) is None else score / total
+        for b, total in enumerate(means(reference, draws))
+    ]
+    low, high = np.percentile([100 * value for value in found if value is not None], ENDS)
+    return float(100 * whole / reference.mean()), float(low), float(high)
+
+
+def _at(rates: Values, scores: Values, bpp: float) -> float | None:
+    order = np.argsort(rates)
+    if not len(rates) or not rates[order[0]] <= bpp <= rates[order[-1]]:
+        return None
+    return float(np.interp(np.log(bpp), np.log(rates[order]), scores[order]))
+
+
+def _known(result: Result, curve: Curve, measure: str, rate: str) -> list[dict[str, Values]]:
+    """The values of the points that have a measure and a rate."""
+    columns = [point_values(result, point) for point in curve.points]
+    return [
+        values
+        for values in columns
+        if rate in values and measure in values and not np.isnan(values[measure]).all()
+    ]
+
+
+def _drawn(
+    result: Result, curve: Curve, measure: str, draws: Values, rate: str = "bpp"
+) -> tuple[Values, Values]:
     """Rates and scores of the curve's points in each resample, [points, B] each."""
-    rates, scores = [], []
-    for point in curve.points:
-        values = point_values(result, point)
-        if measure in values and not np.isnan(values[measure]).all():
-            rates.append(means(values["bpp"], draws))
-            scores.append(means(values[measure], draws))
-    empty = np.zeros((0, len(draws)))
-    return (np.stack(rates), np.stack(scores)) if rates else (empty, empty)
+    known = _known(result, curve, measure, rate)
+    if not known:
+        return np.zeros((0, len(draws))), np.zeros((0, len(draws)))
+    rates = [means(values[rate], draws) for values in known]
+    return np.stack(rates), np.stack([means(values[measure], draws) for values in known])
 
 
 def _bundle(curve: Curve) -> str:

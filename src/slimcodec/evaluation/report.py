@@ -17,6 +17,7 @@ from slimcodec.evaluation.comparison import (
     anchor_curve,
     compare,
     control_points,
+    relative_at,
 )
 from slimcodec.evaluation.document import Block, Heading, Sheet, Table, Text, pictures, to_html, to_markdown
 from slimcodec.evaluation.results import (
@@ -39,6 +40,8 @@ LABELS = {
     "lpips": "LPIPS",
 }
 UNDEFINED = "undefined"
+#: bits per pixel at which curves are read off
+RATES = (0.05, 0.1, 0.2, 0.35)
 
 
 def report(
@@ -53,6 +56,7 @@ def report(
     blocks: list[Block] = [Heading(TITLE, 1), *_setting(result, draws)]
     blocks.append(Heading("Accuracy"))
     blocks += [plots.rate_accuracy(result, judge, draws) for judge in result.judges]
+    blocks += _at_rates(result)
     blocks += _bd_tables(result, compared)
     blocks += _controls(result, draws)
     if published:
@@ -120,6 +124,29 @@ def _setting(result: Result, draws: Values) -> list[Block]:
     return [*map(Text, lines), Table(["", "top-1, %", "top-5, %"], rows)]
 
 
+def _at_rates(result: Result) -> list[Block]:
+    draws = resamples(len(result), BD_RESAMPLES)
+    blocks: list[Block] = [Heading("At equal bits")]
+    for judge in result.judges:
+        rows = [
+            [
+                curve.name,
+                *(_with_interval(relative_at(result, curve, judge, bpp, draws)) or "–" for bpp in RATES),
+            ]
+            for curve in result.curves
+            if not curve.control
+        ]
+        blocks.append(
+            Table([f"top-1 to uncompressed, %, by {judge}", *(f"{bpp:.2f} bpp" for bpp in RATES)], rows)
+        )
+    blocks.append(
+        Text(
+            "Between measured points, linear in the logarithm of the rate; – where a codec's files do not reach the rate."
+        )
+    )
+    return blocks
+
+
 def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
     draws = resamples(len(result), BD_RESAMPLES)
     blocks: list[Block] = []
@@ -131,11 +158,13 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
                 continue
             rate, points = compare(result, anchor, curve, f"top1 {judge}", draws)
             psnr, _ = compare(result, anchor, curve, "psnr", draws)
+            less_grey = _bare(result, anchor, curve, judge, draws)
             rows.append(
                 [
                     curve.name,
                     _difference(rate, "%"),
                     _overlap(rate, "{:.1f}..{:.1f} %"),
+                    "" if less_grey is None else _difference(less_grey, "%"),
                     _difference(points, ""),
                     _overlap(points, "{:.3f}..{:.3f} bpp"),
                     _difference(psnr, "%"),
@@ -143,7 +172,7 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
                 ]
             )
         headers = [
-            "curve", "BD-rate at equal top-1", "over", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
+            "curve", "BD-rate at equal top-1", "over", f"with {anchor.name} less grey", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
         ]  # fmt: skip
         blocks.append(Table(headers, rows))
     blocks.append(
@@ -151,10 +180,19 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
             "Negative BD-rate: fewer bits for the same. PCHIP on the logarithm of the rate, over the part of the axis that both "
             "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
             "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
-            "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined."
+            "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined. "
+            f"\u201cWith {anchor.name} less grey\u201d: its files are counted less the bytes that it spends on a flat grey picture of the same size and "
+            "quality, those of the other codec in full, so that no container wins."
         )
     )
     return blocks
+
+
+def _bare(result: Result, anchor: Curve, test: Curve, judge: str, draws: Values) -> Difference | None:
+    """BD-rate in top-1 against an anchor that is given its container, None where that was not measured."""
+    if not any("grey" in point.columns for point in anchor.points):
+        return None
+    return compare(result, anchor, test, f"top1 {judge}", draws, "bpp_less_grey")[0]
 
 
 def _controls(result: Result, draws: Values) -> list[Block]:

@@ -147,10 +147,13 @@ def top(columns: Mapping[str, Any], judge: int, k: int) -> Values:
 def point_values(result: Result, point: Point) -> dict[str, Values]:
     """Every measure of a point, a number a photo, NaN where a photo has none.
 
-    Accuracies are in percent; ``change`` is the paired difference to the uncompressed photo in percentage points; of a wrong
+    ``bpp_less_grey`` leaves out what a flat grey picture of that size costs with the codec. Accuracies are in percent; ``change`` is the paired difference to the uncompressed photo in percentage points; of a wrong
     caption, ``kept`` is the true class named and ``drawn_in`` the wrong one.
     """
     values = {"bpp": bpp(result, point), "bytes": np.array(point.columns["bytes"], np.float64)}
+    if "grey" in point.columns:
+        grey = 8 * np.array(point.columns["grey"], np.float64) / np.array(result.photos["pixels"], np.float64)
+        values["bpp_less_grey"] = values["bpp"] - grey
     for name in PARTS + FIDELITY:
         if name in point.columns:
             values[name] = np.array(point.columns[name], np.float64)
@@ -203,7 +206,7 @@ def _judged(pairs: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[list[int
 def _point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns: dict[str, Any] = {"bytes": [point["bytes"] for point in measured]}
     columns |= _judged([point["judged"] for point in measured])
-    for name in (*PARTS, "drawn", *FIDELITY, "detections"):
+    for name in (*PARTS, "grey", "drawn", *FIDELITY, "detections"):
         column = [point.get(name) for point in measured]
         if any(value is not None for value in column):
             columns[name] = column

@@ -74,6 +74,7 @@ class Worker:
         self.detector = Detector(setup.detector) if setup.detector else None
         self.lpips = load_lpips(setup.lpips) if setup.lpips else None
         self.codecs = [build_codec(curve, setup.model, setup.device) for curve in setup.curves]
+        self._grey: dict[tuple[str, int, tuple[int, ...]], int] = {}
 
     def describe(self) -> dict[str, Any]:
         """Protocol, judges and curves, as a result states them."""
@@ -147,6 +148,8 @@ class Worker:
             "encode_ms": round(encode_ms, 2),
             "decode_ms": round(decode_ms, 2),
         }
+        if curve.slim is None:
+            point["grey"] = self._grey_bytes(curve, codec, photo, quality)
         if isinstance(codec, SlimCodec):
             point |= codec.parts(data)
             drawn = codec.drawn(photo)
@@ -159,6 +162,14 @@ class Worker:
         if self.detector is not None and truth is not None:
             point["detections"] = matched(self.detector(decoded), truth)
         return point
+
+    def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int:
+        """Bytes that the codec spends on a flat grey picture of the photo's size: what its container costs."""
+        key = (curve.name, quality, photo.pixels.shape)
+        if key not in self._grey:
+            flat = Photo("grey", 0, np.full_like(photo.pixels, 128))
+            self._grey[key] = len(codec.encode(flat, quality))
+        return self._grey[key]
 
 
 def _coded(

@@ -240,6 +240,7 @@ class Bundle:
             for number, config in enumerate(self.config.captioners):
                 tagger = self._fill(f"captioner-{number}", partial(Tagger, config))
                 tagger.body.to(self.dtype)
+                tagger.fuse()
                 taggers.append(tagger)
             return taggers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.blocks import dtype_of
+from slimcodec.models.fused import Fused, works
 
 #: MobileNet-v2 (Sandler et al. 2018, table 2): expansion, channels, blocks, stride of the first block
 STAGES = [
@@ -42,15 +43,17 @@ class CaptionerConfig:
 class SameConv(nn.Conv2d):
     """A convolution that pads at the right and bottom first, as the networks do whose weights the tagger starts from."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded where that is uneven, and the even padding that is left to do."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:])
         if rows % 2 or columns % 2:
-            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-            rows = columns = 0
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, (rows // 2, columns // 2), self.dilation, self.groups
-        )
+            return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), (0, 0)
+        return x, (rows // 2, columns // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, padding = self.padded(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class InvertedResidual(nn.Module):
@@ -87,6 +90,7 @@ class Tagger(nn.Module):
                 layers.append(InvertedResidual(channels, width, stride if number == 0 else 1, expansion))
                 channels = width
         self.body = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
+        self._fused: tuple[Fused, Fused] | None = None
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(FEATURES, config.tags)
         if config.roi:
@@ -97,6 +101,12 @@ class Tagger(nn.Module):
                 # nothing is known at first: a random guess over so many features would be a loud one
                 self.roi_head.weight.zero_()
 
+    def fuse(self) -> None:
+        """From now on inference on a processor takes fused layers (see ``slimcodec.models.fused``): the weights must not change."""
+        if self.body[0].weight.device.type == "cpu" and works(dtype_of(self.body)):
+            layers = list(self.body)
+            self._fused = Fused(layers[: self.middle]), Fused(layers[self.middle :])
+
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
 
@@ -105,8 +115,12 @@ class Tagger(nn.Module):
         side = self.config.side
         if pictures.shape[2:] != (side, side):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        middle = self.body[: self.middle](pictures.to(dtype_of(self.body)))
-        last = self.body[self.middle :](middle).float()
+        first: Callable[[Tensor], Tensor] = self.body[: self.middle]
+        second: Callable[[Tensor], Tensor] = self.body[self.middle :]
+        if self._fused is not None and not torch.is_grad_enabled():
+            first, second = self._fused
+        middle = first(pictures.to(dtype_of(self.body)))
+        last = second(middle).float()
         logits: Tensor = self.head(self.dropout(last.mean((2, 3))))
         if not self.config.roi:
             return logits, None

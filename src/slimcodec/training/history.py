@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,22 +20,27 @@ def history(
     settings: Sequence[str],
     stages: dict[str, dict[str, str]],
     teachers: Sequence[str],
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What made the bundle, and the commands that make it again.
 
     ``source`` and ``settings``: the recipe's name and the ``key=value`` changes that made it; ``stages``: what is noted beside
-    each stage's weights; ``teachers``: their hashes.
+    each stage's weights; ``teachers``: their hashes; ``also``: ids of the bundles whose captioners are packed too.
     """
     # where the data lay on the machine that trained says nothing to others
-    private = tuple(f"{key}=" for key in ("out", "data", "data.photos", "data.thumbnails", "teachers.models"))
+    keys = ("out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also")
+    private = tuple(f"{key}=" for key in keys)
     kept = [setting for setting in settings if not setting.startswith(private)]
     command = ["slim train all", f"--config {source}", "--set data=PHOTOS"]
     if recipe.data.thumbnails:
         command.append("--set data.thumbnails=THUMBNAILS")
     if recipe.teachers.models:
         command.append("--set teachers.models=CLASSIFIERS")
+    if also:
+        command.append(f"--set captioner.also={json.dumps(list(also), separators=(',', ':'))}")
     public = replace(recipe, data=replace(recipe.data, photos=(), thumbnails=()), out="")
     public = replace(public, teachers=replace(public.teachers, models=()))
+    public = replace(public, captioner=replace(public.captioner, also=tuple(also)))
     made_by = revision()
     return {
         "slimcodec": __version__,

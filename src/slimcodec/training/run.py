@@ -394,7 +394,9 @@ class Run:
     def _history(self) -> dict[str, Any]:
         stages = {stage: self._about(stage) for stage in STAGES if self._weights(stage).exists()}
         teachers = [teacher.sha256 for teacher in self.materials.teachers]
-        return history(self.recipe, self.source, self.settings, stages, teachers)
+        # by their ids: where a bundle lay says nothing to others
+        also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in self.recipe.captioner.also]
+        return history(self.recipe, self.source, self.settings, stages, teachers, also)
 
 
 def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

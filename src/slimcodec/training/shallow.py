@@ -57,9 +57,9 @@ class ShallowMobileNet(nn.Module):
                 if layers[-3].stride[0] == 2:
                     layers[-3] = SampledConv(layers[-3])
         # the rest makes no map
-        self.body = body[:-2].requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)
-        self._typed: dict[torch.dtype, nn.Sequential] = {}
+        layers: Any = body[:-2].requires_grad_(False).eval()
+        self.body = layers.to(memory_format=torch.channels_last)
+        self._typed: dict[torch.dtype, Any] = {}
 
     def forward(self, pictures: Tensor, count: int) -> list[Tensor]:
         """Pictures [B, 3, H, W] in [0, 1] to the first ``count`` maps, float32, at strides 4, 8, 16."""
@@ -118,9 +118,7 @@ def shallow_of(script: Any) -> ShallowMobileNet | None:
 
 def _constants(script: Any) -> list[Tensor] | None:
     """Weight and bias of each convolution of a traced network, in the order in which it computes them."""
-    buffers = {name.rsplit(".", 1)[-1]: tensor for name, tensor in script.named_buffers()}
-    if len(buffers) != len(list(script.named_buffers())):
-        return None
+    tensors = dict(script.named_buffers()) | dict(script.named_parameters())
     found: list[Tensor] = []
     for node in script.inlined_graph.nodes():
         if node.kind() not in ("aten::_convolution", "aten::conv2d"):
@@ -129,7 +127,12 @@ def _constants(script: Any) -> list[Tensor] | None:
             source = value.node()
             while source.kind() == "aten::to":
                 source = source.inputsAt(0).node()
-            if source.kind() != "prim::GetAttr" or source.s("name") not in buffers:
+            path: list[str] = []
+            while source.kind() == "prim::GetAttr":
+                path.insert(0, source.s("name"))
+                source = source.inputsAt(0).node()
+            name = ".".join(path)
+            if name not in tensors:
                 return None
-            found.append(buffers[source.s("name")].float())
+            found.append(tensors[name].detach().float())
     return found

@@ -1,0 +1,61 @@
+"""Curves read off and compared, on results small enough to work out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slimcodec.evaluation.bootstrap import resamples
+from slimcodec.evaluation.comparison import compare, relative_at
+from slimcodec.evaluation.results import Curve, Point, Result
+
+PIXELS = 6400
+COUNT = 40
+
+
+def point(quality: int, size: int, right: int, grey: int | None = None) -> Point:
+    """All photos cost ``size`` bytes; the first ``right`` are named rightly."""
+    columns: dict[str, Any] = {"bytes": [size] * COUNT, "rank": [[0] * right + [9] * (COUNT - right)]}
+    columns["guess"] = [[1] * COUNT]
+    if grey is not None:
+        columns["grey"] = [grey] * COUNT
+    return Point(quality, columns, {})
+
+
+def result(*curves: Sequence[Point]) -> Result:
+    """32 of 40 photos are named rightly uncompressed."""
+    photos = {"id": list(map(str, range(COUNT))), "label": [1] * COUNT, "pixels": [PIXELS] * COUNT}
+    photos |= {"rank": [[0] * 32 + [9] * 8], "guess": [[1] * COUNT]}
+    named = tuple(Curve(str(number), tuple(points), None, {}) for number, points in enumerate(curves))
+    return Result({"classifiers": [{"name": "judge"}]}, photos, named)
+
+
+def test_accuracy_at_a_rate_is_read_off_between_points() -> None:
+    # 80, 320 bytes of 6400 pixels: 0.1 and 0.4 bpp
+    one = result([point(1, 80, 8), point(2, 320, 24)])
+    draws = resamples(COUNT, 200)
+    ends = [relative_at(one, one.curves[0], "judge", bpp, draws) for bpp in (0.1, 0.2, 0.4)]
+    assert [found and found[0] for found in ends] == pytest.approx([25.0, 50.0, 75.0])
+    middle = ends[1]
+    assert middle is not None and middle[1] < 50 < middle[2] and middle[2] - middle[1] < 40
+    assert relative_at(one, one.curves[0], "judge", 0.09, draws) is None
+    assert relative_at(one, one.curves[0], "judge", 0.41, draws) is None
+
+
+def test_an_anchor_may_be_given_its_container() -> None:
+    anchor = [point(1, 140, 8, 60), point(2, 220, 16, 60), point(3, 380, 24, 60)]
+    test = [point(1, 40, 8), point(2, 80, 16), point(3, 160, 24)]
+    pair, draws = result(anchor, test), resamples(COUNT, 20)
+    whole, _ = compare(pair, pair.curves[0], pair.curves[1], "top1 judge", draws)
+    bare, _ = compare(pair, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
+    # less grey, the anchor's files have twice the bytes of the other's
+    assert bare.comparison.value == pytest.approx(-50.0)
+    assert whole.comparison.value is not None and whole.comparison.value < -55
+    unmeasured = result(test, test)
+    missing, _ = compare(
+        unmeasured, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
+    )
+    assert missing.comparison.value is None and np.isfinite(whole.comparison.share)

@@ -1,0 +1,89 @@
+"""The captioner's fused layers see what its plain ones see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from photos import NAMES, photo
+from torch import nn
+
+import slimcodec
+from slimcodec.models import captioner as captioner_module
+from slimcodec.models.captioner import CaptionerConfig, Tagger
+from slimcodec.models.fused import Fused, works
+
+
+@pytest.fixture
+def available() -> None:
+    if not works(torch.float32):
+        pytest.skip("this PyTorch has no fused convolutions for processors")
+
+
+def embedded(dtype: str) -> Tagger:
+    return slimcodec.load(dtype=dtype).bundle.captioners[0]
+
+
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> None:
+    tagger = embedded(dtype)
+    if not works(next(tagger.body.parameters()).dtype):
+        pytest.skip(f"no fused convolutions in {dtype}")
+    assert tagger._fused is not None
+    arrays = [np.asarray(photo(name, 256, 200)).transpose(2, 0, 1) for name in NAMES]
+    pictures = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
+    with torch.inference_mode():
+        # weights are laid out for the first size: others work with them
+        fused = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
+        tagger._fused = None
+        plain = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
+    for ours, theirs in zip(fused, plain, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a is not None and b is not None
+            assert float((a - b).norm() / b.norm()) < tolerance
+    assert fused[0][0].argmax() == plain[0][0].argmax()
+
+
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("side", [33, 64, 70])
+def test_odd_sides_and_residuals(side: int) -> None:
+    torch.manual_seed(0)
+    body: Any = Tagger(CaptionerConfig(tags=3)).eval().to(memory_format=torch.channels_last).body  # type: ignore[call-overload]
+    x = torch.rand(2, 3, side, side + 6).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.allclose(Fused(body)(x), body(x), atol=1e-4)
+
+
+def test_gradients_pass_the_plain_layers() -> None:
+    # guidance follows them
+    tagger = embedded("float32")
+    pictures = torch.rand(1, 3, 192, 192, requires_grad=True)
+    tagger(pictures)[0, 3].backward()
+    assert pictures.grad is not None and float(pictures.grad.abs().sum()) > 0
+
+
+def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = slimcodec.load(dtype="float32").encode(photo("chelsea"), 30)
+    monkeypatch.setattr(captioner_module, "works", lambda dtype: False)
+    codec = slimcodec.load(dtype="float32")
+    assert codec.bundle.captioners[0]._fused is None
+    assert slimcodec.inspect(codec.encode(photo("chelsea"), 30)).caption == slimcodec.inspect(wanted).caption
+
+
+def test_broken_operators_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(x: Any, weight: Any, conv: nn.Conv2d, padding: Any, top: Any) -> Any:
+        return conv(x)  # forgets the activation
+
+    def missing(*_: Any) -> Any:
+        raise AttributeError("no such operator")
+
+    from slimcodec.models import fused
+
+    for broken in (wrong, missing):
+        works.cache_clear()
+        monkeypatch.setattr(fused, "_convolve", broken)
+        assert not works(torch.float32)
+    works.cache_clear()
