@@ -57,8 +57,8 @@ class ShallowMobileNet(nn.Module):
                 if layers[-3].stride[0] == 2:
                     layers[-3] = SampledConv(layers[-3])
         # the rest makes no map
-        layers: Any = body[:-2].requires_grad_(False).eval()
-        self.body = layers.to(memory_format=torch.channels_last)
+        kept: Any = body[:-2].requires_grad_(False).eval()
+        self.body = kept.to(memory_format=torch.channels_last)
         self._typed: dict[torch.dtype, Any] = {}
 
     def forward(self, pictures: Tensor, count: int) -> list[Tensor]:
