@@ -9,13 +9,11 @@ means and scales); ``fitted_tables`` says what the bundle's own tables, fitted t
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
-from photos import photos
+from photos import photo_options, photos
 
 import slimcodec
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
@@ -26,15 +24,7 @@ QUALITIES = (5, 25, 50, 75, 95)
 
 def main() -> None:
     """Measures every photo and quality, prints the report, and writes it where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--photos", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
-    )
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    given = photo_options(__doc__, 100).parse_args()
 
     codec = slimcodec.load(dtype="float32")
     coder, twin, gaussian = codec.bundle.coder, restore_latent_codec(codec.bundle), gaussian_tables()

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from photos import photos
+from photos import photo_options, photos
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -183,17 +183,10 @@ def _described(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs every step, prints the report, and writes it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--photos", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
-    )
-    parser.add_argument("--count", type=int, default=200)
+    parser = photo_options(__doc__, 200, ROOT / "results" / "exactness.json")
     parser.add_argument("--side", type=int, default=144, help="of the photos, in pixels; 144 makes odd grids")
     parser.add_argument("--bundle", help="a bundle's folder or hub id (default: the embedded one)")
     parser.add_argument("--jobs", type=int, default=1, help="rows measured at a time")
-    parser.add_argument("-o", "--out", type=Path, default=ROOT / "results" / "exactness.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "exactness.md")
     parser.add_argument("--step", help="one step, to stdout; needs --folder")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+def photo_options(description: str | None, count: int, out: Path | None = None) -> argparse.ArgumentParser:
+    """A parser that knows which photos are measured, and where the report goes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--photos", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
+    )
+    parser.add_argument("--count", type=int, default=count, help=f"photos at most (default: {count})")
+    parser.add_argument("-o", "--out", type=Path, default=out, help="JSON file to write")
+    return parser
 
 
 def photos(source: Path | None, count: int, side: int = 256) -> list[Image.Image]:

@@ -9,7 +9,6 @@ operation.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import platform
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from photos import photos
+from photos import photo_options, photos
 from PIL import Image
 
 PEAK = """
@@ -72,19 +71,13 @@ def main() -> None:
 
     import slimcodec
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder or parquet file of photos (default: scikit-image's four)"
-    )
+    parser = photo_options(__doc__, 4)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     codec = slimcodec.load()
-    pictures = photos(arguments.data, 4)
+    pictures = photos(arguments.photos, arguments.count)
     files = [codec.encode(picture) for picture in pictures]
 
     def avif(number: int) -> None:

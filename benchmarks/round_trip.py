@@ -1,0 +1,77 @@
+"""How much of a classifier's accuracy the autoencoder alone keeps: nothing is compressed between its two halves.
+
+    python benchmarks/round_trip.py DATASET --classifier FILE_OR_ID [--protocol icm-256] [--limit 1000] [-o OUT.json]
+
+Top-1 of decoded pictures, whole and as a share of that of the originals, with 95 % bootstrap intervals over photos. What the
+compressor can reach at any rate lies below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import slimcodec
+from slimcodec.evaluation.bootstrap import ENDS, interval, means, resamples
+from slimcodec.evaluation.classifiers import judge, load_classifier
+from slimcodec.evaluation.datasets import load_samples
+from slimcodec.evaluation.measures import psnr
+from slimcodec.evaluation.protocol import PROTOCOLS, prepare
+
+
+def main() -> None:
+    """Measures every photo, prints the report, and writes it where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", help="as in slim bench")
+    parser.add_argument("--classifier", required=True, help="as in slim bench")
+    parser.add_argument("--protocol", default="icm-256", choices=sorted(PROTOCOLS))
+    parser.add_argument("--limit", type=int, help="photos (default: all)")
+    parser.add_argument("--bundle", help="a bundle's folder or hub id (default: the embedded one)")
+    parser.add_argument("-o", "--out", type=Path)
+    given = parser.parse_args()
+
+    torch.set_num_threads(1)
+    codec, protocol = slimcodec.load(given.bundle), PROTOCOLS[given.protocol]
+    samples, classifier = (
+        load_samples(given.dataset, limit=given.limit),
+        load_classifier(given.classifier, given.protocol),
+    )
+    rows = []
+    for sample in samples:
+        photo = prepare(sample, protocol)
+        height, width = photo.pixels.shape[:2]
+        with torch.inference_mode():
+            back = codec.bundle.autoencoder.decode(codec.latents(photo.pixels)[None])[0, :, :height, :width]
+        decoded = ((back.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        right = [judge(classifier, pixels, photo.label)[1] == 0 for pixels in (photo.pixels, decoded)]
+        rows.append((*(100.0 * hit for hit in right), psnr(photo.pixels, decoded)))
+    original, kept, quality = np.array(rows, np.float64).T
+    draws = resamples(len(rows))
+    share = 100 * means(kept, draws) / means(original, draws)
+    report = {
+        "command": f"python benchmarks/round_trip.py {Path(given.dataset).name} --classifier {Path(given.classifier).name}",
+        "dataset": {"name": samples.name, "sha256": samples.fingerprint, "photos": len(rows)},
+        "protocol": given.protocol,
+        "classifier": {"name": classifier.name, "sha256": classifier.sha256},
+        "bundle": codec.bundle.bundle_id,
+        "top1_percent": [round(value, 2) for value in interval(kept, draws) or ()],
+        "top1_uncompressed_percent": [round(value, 2) for value in interval(original, draws) or ()],
+        "kept_percent": [
+            round(100 * kept.mean() / original.mean(), 2),
+            *(round(float(end), 2) for end in np.percentile(share, ENDS)),
+        ],
+        "psnr": round(float(quality.mean()), 2),
+    }
+    print(json.dumps(report, indent=2))
+    if given.out:
+        given.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
