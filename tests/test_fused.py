@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,15 @@ def test_odd_sides_and_residuals(side: int) -> None:
     x = torch.rand(2, 3, side, side + 6).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.allclose(Fused(body)(x), body(x), atol=1e-4)
+
+
+def test_a_tagger_that_has_looked_can_be_copied() -> None:
+    tagger = embedded("float32")
+    pictures = torch.rand(1, 3, 64, 80) * 2 - 1
+    with torch.inference_mode():
+        wanted = tagger(pictures)
+        for copied in (copy.deepcopy(tagger), pickle.loads(pickle.dumps(tagger))):
+            assert torch.equal(copied(pictures), wanted)
 
 
 def test_gradients_pass_the_plain_layers() -> None:

@@ -64,6 +64,10 @@ class FusedConv:
         self.padded: Callable[[Tensor], tuple[Tensor, tuple[int, int]]] | None = getattr(conv, "padded", None)
         self.weight: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # weights as oneDNN lays them out cannot be copied; they are laid out anew
+        return self.__dict__ | {"weight": None}
+
     def __call__(self, x: Tensor) -> Tensor:
         x, padding = (x, (0, 0)) if self.padded is None else self.padded(x)
         if self.weight is None:
