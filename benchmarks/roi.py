@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: T
     torch.manual_seed(options.seed)
     objective = RateFidelity(recipe.lambdas, Fidelity(background), recipe.mixed_start)
     crops = Crops(photos, options.crop, options.batch, options.seed)
-    stage = CompressorStage(autoencoder, Compressor(network), crops, objective)
+    tuned = {"train_encoder": recipe.train_encoder, "train_decoder": recipe.train_decoder}
+    stage = CompressorStage(autoencoder, Compressor(network), crops, objective, **tuned)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     weights = train(stage, folder, options, Reports(sample_every=500), accelerator, resume=True)
     stage.model.load_state_dict(weights)

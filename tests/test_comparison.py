@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from slimcodec.evaluation.bootstrap import resamples
@@ -53,9 +52,10 @@ def test_an_anchor_may_be_given_its_container() -> None:
     bare, _ = compare(pair, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
     # less grey, the anchor's files have twice the bytes of the other's
     assert bare.comparison.value == pytest.approx(-50.0)
-    assert whole.comparison.value is not None and whole.comparison.value < -55
+    # log2 of the ratios: 3.5, 2.75, 2.375 at the points
+    assert whole.comparison.value is not None and -71.5 < whole.comparison.value < -57.9
     unmeasured = result(test, test)
     missing, _ = compare(
         unmeasured, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
     )
-    assert missing.comparison.value is None and np.isfinite(whole.comparison.share)
+    assert missing.comparison.value is None

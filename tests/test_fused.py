@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 import slimcodec
 from slimcodec.models import captioner as captioner_module
+from slimcodec.models import fused
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.fused import Fused, works
 
@@ -91,10 +93,24 @@ def test_broken_operators_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     def missing(*_: Any) -> Any:
         raise AttributeError("no such operator")
 
-    from slimcodec.models import fused
-
+    monkeypatch.setattr(fused, "_tried", fused._tried.__wrapped__)
     for broken in (wrong, missing):
-        works.cache_clear()
         monkeypatch.setattr(fused, "_convolve", broken)
         assert not works(torch.float32)
-    works.cache_clear()
+
+
+@pytest.mark.usefixtures("available")
+def test_what_changes_the_weights_or_the_backend_ends_fused_layers() -> None:
+    changes: list[Callable[[Tagger], object]] = [
+        lambda tagger: tagger.float(),
+        lambda tagger: tagger.load_state_dict(tagger.state_dict()),
+    ]
+    for change in changes:
+        tagger = embedded("float32")
+        assert tagger._fused is not None
+        change(tagger)
+        assert tagger._fused is None
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not works(torch.float32)
+        assert embedded("float32")._fused is None
+    assert works(torch.float32)

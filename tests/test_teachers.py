@@ -161,6 +161,8 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     x = pictures(64)
     assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
     assert class_activation(teacher, x.clone())[1].shape == (4, 31, 31)
+    # its weights are parameters, and no MobileNet's
+    assert torch.equal(teacher.maps(x, 1)[0], script(x)[1])
     file.write_bytes(b"no script")
     with pytest.raises(SlimError, match="judge.pt: not a TorchScript file.*image-classification folder"):
         load_teacher(file)
@@ -287,6 +289,9 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     assert quick.grad is not None and slow.grad is not None
     assert float((quick.grad - slow.grad).norm() / slow.grad.norm()) < 1e-3
     assert len(teacher.maps(pictures(side), 1)) == 1
+    # the last map lies beyond the quick network
+    deep = teacher.maps(pictures(side), 4)
+    assert len(deep) == 4 and torch.equal(deep[3], teacher(pictures(side))[4])
     with torch.autocast("cpu", torch.bfloat16):
         rough = load_teacher(tmp_path / "a.pt").maps(pictures(side), 3)
     for a, b in zip(rough, ours, strict=True):
@@ -311,3 +316,15 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
         return FeatureLoss([way], (1.0, 1.0, 0.3))(noisy, clean, Draws(0, 0, range(4), 4))
 
     assert torch.allclose(loss(teacher), loss(teacher.__call__), rtol=1e-3)
+    exact, rough = noisy.clone().requires_grad_(), noisy.clone().requires_grad_()
+
+    def gradient(x: Tensor) -> Tensor:
+        value = FeatureLoss([teacher], (1.0, 1.0, 0.3))(x, clean, Draws(0, 0, range(4), 4))
+        torch.autograd.backward(value.sum())
+        assert x.grad is not None
+        return x.grad.flatten()
+
+    wanted = gradient(exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(loss(teacher), loss(teacher.__call__), rtol=0.1)
+        assert float(torch.cosine_similarity(gradient(rough), wanted, 0)) > 0.9

@@ -323,6 +323,6 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine() -> None:
     made = history(load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"])
     assert made["commands"][1] == (
         "slim train all --config tiny-cpu --set data=PHOTOS --set teachers.models=CLASSIFIERS "
-        '--set captioner.also=["BUNDLE-3f7f14c7"] --set enhance.rate=1'
+        """--set 'captioner.also=["BUNDLE-3f7f14c7"]' --set enhance.rate=1"""
     )
     assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == ["BUNDLE-3f7f14c7"]

@@ -65,8 +65,7 @@ def train(
             run.card()
         if stage == PREVIEW:
             say(str(preview(run)))
-            return
-        for name in STAGES if stage == "all" else (stage,):
+        for name in {"all": STAGES, PREVIEW: ()}.get(stage, (stage,)):
             if resume and name != "bundle" and run.finished(name):
                 logging.getLogger("slimcodec").info("%s is finished", name)
                 continue

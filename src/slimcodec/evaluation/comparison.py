@@ -152,7 +152,7 @@ def compare(
 def relative_at(result: Result, curve: Curve, judge: str, bpp: float, draws: Values) -> Interval | None:
     """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
 
-    None where the curve does not reach the rate.
+    None where the curve does not reach the rate, an interval of NaN where too many resamples do not.
     """
     measure = f"top1 {judge}"
     rates, scores = points_of(result, curve, measure)
@@ -165,24 +165,30 @@ def relative_at(result: Result, curve: Curve, judge: str, bpp: float, draws: Val
         None if (score := _at(drawn_rates[:, b], drawn_scores[:, b], bpp)) is None else score / total
         for b, total in enumerate(means(reference, draws))
     ]
-    low, high = np.percentile([100 * value for value in found if value is not None], ENDS)
+    known = [100 * value for value in found if value is not None]
+    enough = len(known) >= (1 - UNDEFINED_SHARE) * len(found)
+    low, high = np.percentile(known, ENDS) if enough else (np.nan, np.nan)
     return float(100 * whole / reference.mean()), float(low), float(high)
 
 
 def _at(rates: Values, scores: Values, bpp: float) -> float | None:
     order = np.argsort(rates)
-    if not len(rates) or not rates[order[0]] <= bpp <= rates[order[-1]]:
+    # the same mean may differ in its last bit when it is taken in another order
+    if not len(rates) or not rates[order[0]] * (1 - 1e-9) <= bpp <= rates[order[-1]] * (1 + 1e-9):
         return None
     return float(np.interp(np.log(bpp), np.log(rates[order]), scores[order]))
 
 
 def _known(result: Result, curve: Curve, measure: str, rate: str) -> list[dict[str, Values]]:
-    """The values of the points that have a measure and a rate."""
+    """The values of the points that have a measure, and a rate above 0 on average."""
     columns = [point_values(result, point) for point in curve.points]
     return [
         values
         for values in columns
-        if rate in values and measure in values and not np.isnan(values[measure]).all()
+        if rate in values
+        and float(values[rate].mean()) > 0
+        and measure in values
+        and not np.isnan(values[measure]).all()
     ]
 
 

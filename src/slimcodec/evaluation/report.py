@@ -182,7 +182,7 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
             "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
             "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined. "
             f"\u201cWith {anchor.name} less grey\u201d: its files are counted less the bytes that it spends on a flat grey picture of the same size and "
-            "quality, those of the other codec in full, so that no container wins."
+            "quality, those of the other codec in full, so that the other does not win by the anchor's container."
         )
     )
     return blocks
@@ -278,7 +278,9 @@ def _times(milliseconds: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(found: Sequence[float] | None) -> str:
-    return "" if found is None else f"{found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}]"
+    if found is None:
+        return ""
+    return f"{found[0]:.1f}" if np.isnan(found[1]) else f"{found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}]"
 
 
 def _signed(found: Sequence[float] | None) -> str:

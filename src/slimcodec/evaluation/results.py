@@ -206,10 +206,12 @@ def _judged(pairs: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[list[int
 def _point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns: dict[str, Any] = {"bytes": [point["bytes"] for point in measured]}
     columns |= _judged([point["judged"] for point in measured])
-    for name in (*PARTS, "grey", "drawn", *FIDELITY, "detections"):
+    for name in (*PARTS, "drawn", *FIDELITY, "detections"):
         column = [point.get(name) for point in measured]
         if any(value is not None for value in column):
             columns[name] = column
+    if all(point.get("grey") is not None for point in measured):
+        columns["grey"] = [point["grey"] for point in measured]
     milliseconds = {
         name: round(float(np.mean([point[f"{name}_ms"] for point in measured])), 2)
         for name in ("encode", "decode")

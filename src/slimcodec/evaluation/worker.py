@@ -74,7 +74,7 @@ class Worker:
         self.detector = Detector(setup.detector) if setup.detector else None
         self.lpips = load_lpips(setup.lpips) if setup.lpips else None
         self.codecs = [build_codec(curve, setup.model, setup.device) for curve in setup.curves]
-        self._grey: dict[tuple[str, int, tuple[int, ...]], int] = {}
+        self._grey: dict[tuple[str, int, tuple[int, ...]], int | None] = {}
 
     def describe(self) -> dict[str, Any]:
         """Protocol, judges and curves, as a result states them."""
@@ -163,12 +163,15 @@ class Worker:
             point["detections"] = matched(self.detector(decoded), truth)
         return point
 
-    def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int:
-        """Bytes that the codec spends on a flat grey picture of the photo's size: what its container costs."""
+    def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int | None:
+        """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
         key = (curve.name, quality, photo.pixels.shape)
         if key not in self._grey:
             flat = Photo("grey", 0, np.full_like(photo.pixels, 128))
-            self._grey[key] = len(codec.encode(flat, quality))
+            try:
+                self._grey[key] = len(codec.encode(flat, quality))
+            except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost
+                self._grey[key] = None
         return self._grey[key]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,16 @@ class Tagger(nn.Module):
             layers = list(self.body)
             self._fused = Fused(layers[: self.middle]), Fused(layers[self.middle :])
 
+    def _apply(self, *arguments: Any, **named: Any) -> Tagger:
+        # on another device or in another type
+        self._fused = None
+        moved: Tagger = super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
+        return moved
+
+    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
+        self._fused = None
+        return super().load_state_dict(*arguments, **named)
+
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
 
@@ -117,7 +128,7 @@ class Tagger(nn.Module):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
         first: Callable[[Tensor], Tensor] = self.body[: self.middle]
         second: Callable[[Tensor], Tensor] = self.body[self.middle :]
-        if self._fused is not None and not torch.is_grad_enabled():
+        if self._fused is not None and not torch.is_grad_enabled() and torch.backends.mkldnn.enabled:
             first, second = self._fused
         middle = first(pictures.to(dtype_of(self.body)))
         last = second(middle).float()

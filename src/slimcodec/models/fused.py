@@ -37,24 +37,6 @@ def _convolve(
     return result
 
 
-@lru_cache(maxsize=4)
-def works(dtype: torch.dtype) -> bool:
-    """Whether the operators are there, and do in a type what they should."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return False
-    conv: Any = nn.Conv2d(8, 16, 3, padding=1)
-    conv = conv.to(dtype=dtype, memory_format=torch.channels_last)
-    x = torch.linspace(-3, 9, 8 * 12 * 12).reshape(1, 8, 12, 12).to(dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            wanted = conv(x).clamp(0, 6).float()
-            ours = _convolve(x, _lay_out(conv, x.shape, (1, 1)), conv, (1, 1), 6.0).float()
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return bool((ours - wanted).norm() <= TOLERANCE * wanted.norm())
-
-
 class FusedConv:
     """A convolution, and the ReLU6 after it if ``bounded``."""
 
@@ -62,6 +44,7 @@ class FusedConv:
         self.conv, self.top = conv, 6.0 if bounded else None
         # a convolution of ours may pad unevenly, and tells how
         self.padded: Callable[[Tensor], tuple[Tensor, tuple[int, int]]] | None = getattr(conv, "padded", None)
+        self.padding = int(conv.padding[0]), int(conv.padding[1])
         self.weight: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +52,7 @@ class FusedConv:
         return self.__dict__ | {"weight": None}
 
     def __call__(self, x: Tensor) -> Tensor:
-        x, padding = (x, (0, 0)) if self.padded is None else self.padded(x)
+        x, padding = (x, self.padding) if self.padded is None else self.padded(x)
         if self.weight is None:
             self.weight = _lay_out(self.conv, x.shape, padding)
         return _convolve(x, self.weight, self.conv, padding, self.top)
@@ -110,3 +93,36 @@ class _Added:
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
+
+
+def works(dtype: torch.dtype) -> bool:
+    """Whether the operators are there, wanted, and do in a type what they should."""
+    wanted = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    return wanted and _tried(dtype)
+
+
+@lru_cache(maxsize=4)
+def _tried(dtype: torch.dtype) -> bool:
+    """Whether a few layers of every kind that the captioner has give, fused, what they give one by one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers: Any = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1),
+            nn.ReLU6(),
+            nn.Conv2d(16, 32, 1),
+            nn.ReLU6(),
+            nn.Conv2d(32, 32, 3, 1, 1, groups=32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 32, 3, 2, groups=32),
+            nn.ReLU6(),
+            nn.Conv2d(32, 8, 1),
+        )
+    layers = layers.to(dtype=dtype, memory_format=torch.channels_last)
+    x = torch.linspace(-20, 20, 3 * 33 * 28).reshape(1, 3, 33, 28).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode():
+            wanted, ours = layers(x).float(), Fused(layers)(x).float()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool((ours - wanted).norm() <= TOLERANCE * wanted.norm())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ def history(
     if recipe.teachers.models:
         command.append("--set teachers.models=CLASSIFIERS")
     if also:
-        command.append(f"--set captioner.also={json.dumps(list(also), separators=(',', ':'))}")
+        command += ["--set", shlex.quote(f"captioner.also={json.dumps(list(also), separators=(',', ':'))}")]
     public = replace(recipe, data=replace(recipe.data, photos=(), thumbnails=()), out="")
     public = replace(public, teachers=replace(public.teachers, models=()))
     public = replace(public, captioner=replace(public.captioner, also=tuple(also)))
@@ -47,7 +48,7 @@ def history(
         "revision": made_by,
         "commands": [
             f"git checkout {made_by or 'v' + __version__}",
-            " ".join(command + [f"--set {setting}" for setting in kept]),
+            " ".join(command + [f"--set {shlex.quote(setting)}" for setting in kept]),
         ],
         "stages": stages,
         "teachers": list(teachers),

@@ -24,7 +24,14 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 #: settings that are lists of texts, of which one may be given bare
-LISTS = ("data.photos", "data.thumbnails", "data.templates", "teachers.models", "roi.classes")
+LISTS = (
+    "data.photos",
+    "data.thumbnails",
+    "data.templates",
+    "teachers.models",
+    "roi.classes",
+    "captioner.also",
+)
 
 
 @dataclass(frozen=True)

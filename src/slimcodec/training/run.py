@@ -395,7 +395,8 @@ class Run:
         stages = {stage: self._about(stage) for stage in STAGES if self._weights(stage).exists()}
         teachers = [teacher.sha256 for teacher in self.materials.teachers]
         # by their ids: where a bundle lay says nothing to others
-        also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in self.recipe.captioner.also]
+        others = self.recipe.captioner.also if self.pretrained is None and "captioner" in stages else ()
+        also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in others]
         return history(self.recipe, self.source, self.settings, stages, teachers, also)
 
 

@@ -13,7 +13,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
 from slimcodec.training.classifiers import FeatureClassifier
-from slimcodec.training.shallow import ShallowMobileNet, shallow_of
+from slimcodec.training.shallow import MAPS, ShallowMobileNet, shallow_of
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
@@ -52,7 +52,7 @@ class Teacher:
 
     def __init__(self, path: str | Path, device: str = "cpu", name: str = "") -> None:
         path = Path(path)
-        self.name = name or path.stem
+        self.name, self.device = name or path.stem, torch.device(device)
         self.module: nn.Module
         self.side, self.labels = DEFAULT_SIDE, tuple[str, ...]()
         if path.is_dir():
@@ -76,12 +76,12 @@ class Teacher:
         if not isinstance(self.module, torch.jit.ScriptModule):
             return None
         # a graph that is asked for under autocast has casts between constants and convolutions
-        with torch.autocast(next(self.module.buffers()).device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             return shallow_of(self.module)
 
     def maps(self, pictures: Tensor, count: int) -> Sequence[Tensor]:
         """The first ``count`` feature maps alone of pictures [B, 3, S, S] in [0, 1], much faster for a MobileNet-v2."""
-        if self._shallow is not None:
+        if count <= MAPS and self._shallow is not None:
             return self._shallow(pictures, count)
         return self(pictures)[1 : 1 + count]
 

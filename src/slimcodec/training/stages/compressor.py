@@ -89,7 +89,7 @@ class CompressorStage(BaseStage):
         self.frozen = [autoencoder]
         self.slow = [] if own is None else [own.analysis, own.synthesis]
         self.batches, self.objective = crops, objective
-        self.clean_share = clean_share if train_decoder else 0.0
+        self.clean_share = clean_share if train_decoder or self.train_encoder else 0.0
         qualities = torch.linspace(1, 100, compressor.config.prior.levels)
         lambdas = objective.weight(qualities)
         if isinstance(autoencoder, PretrainedAutoencoder):
