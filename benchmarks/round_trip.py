@@ -2,8 +2,8 @@
 
     python benchmarks/round_trip.py DATASET --classifier FILE_OR_ID [--protocol icm-256] [--limit 1000] [-o OUT.json]
 
-Top-1 of decoded pictures, whole and as a share of that of the originals, with 95 % bootstrap intervals over photos. What the
-compressor can reach at any rate lies below.
+Top-1 of decoded pictures, whole and as a share of that of the originals, with 95 % bootstrap intervals over photos. Without a
+caption's help, the compressor comes near to that at best.
 """
 
 from __future__ import annotations

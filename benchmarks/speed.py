@@ -113,7 +113,9 @@ def main() -> None:
         }
 
     report = {
-        "command": "python benchmarks/speed.py",
+        "command": " ".join(
+            ["python benchmarks/speed.py", *(["--photos", arguments.photos.name] if arguments.photos else [])]
+        ),
         "bundle": codec.bundle.bundle_id,
         "dtype": str(codec.bundle.dtype),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
