@@ -47,7 +47,7 @@ bench: $(STAMP)
 
 # Draws what is measured; the report shows photos of the data set.
 figures: $(STAMP)
-	$(BIN)/slim report $(BENCH_SLIM) $(BENCH_PEERS) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER)
+	$(BIN)/slim report $(BENCH_SLIM) $(BENCH_PEERS) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --examples 24 --bytes 400
 	cp report/rate-accuracy.png docs/images/rate-accuracy.png
 
 clean:
