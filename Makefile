@@ -16,7 +16,7 @@ PEERS = --codecs jpeg,jpeg2000,webp,avif,jxl,heic --qualities jpeg=1,10,25,45 --
 SLIM = --codecs slim --guidance 0 --qualities slim=10,28,45,62,80
 # The preset machine is ten times as slow: fewer photos.
 BENCH_MACHINE ?= results/dev-imagenet1k-machine.json
-MACHINE = --codecs slim --steps 0,1 --guidance 0.5 --qualities slim=10,28,45,62,80 --limit 60
+MACHINE = --codecs slim --steps 0,1 --guidance 0.5 --qualities slim=10,28,45,62,80 --limit 44
 BENCH_ARGS ?=
 JOBS ?= 2
 
