@@ -126,10 +126,12 @@ class Tagger(nn.Module):
         side = self.config.side
         if pictures.shape[2:] != (side, side):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        first: Callable[[Tensor], Tensor] = self.body[: self.middle]
-        second: Callable[[Tensor], Tensor] = self.body[self.middle :]
+        first: Callable[[Tensor], Tensor]
+        second: Callable[[Tensor], Tensor]
         if self._fused is not None and not torch.is_grad_enabled() and torch.backends.mkldnn.enabled:
             first, second = self._fused
+        else:
+            first, second = self.body[: self.middle], self.body[self.middle :]
         middle = first(pictures.to(dtype_of(self.body)))
         last = second(middle).float()
         logits: Tensor = self.head(self.dropout(last.mean((2, 3))))
