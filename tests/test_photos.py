@@ -20,6 +20,7 @@ from slimcodec.training.card import card_lines, data_card
 from slimcodec.training.data import Crops, LabelledViews
 from slimcodec.training.draws import Share
 from slimcodec.training.photos import PhotoSet, PhotoStream, Target
+from slimcodec.training.recipe import load_recipe
 from slimcodec.training.sources import open_sources
 from slimcodec.training.targets import KeptTargets, Opinions
 
@@ -98,6 +99,35 @@ def test_photos_that_are_all_broken_are_an_error(tmp_path: Path) -> None:
     photos = PhotoSet(open_sources([str(tmp_path)], "data.photos"))
     with pytest.raises(SlimError, match="are these pictures"):
         Crops(photos, 64, 2, 0)(0)
+
+
+def test_a_source_is_drawn_as_often_as_its_share_says(tmp_path: Path) -> None:
+    import datasets
+
+    rows = []
+    for value, name in ((10, "a"), (200, "b")):
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (value,) * 3).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "source": name})
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "two.parquet"))
+    photos = PhotoSet(open_sources([str(tmp_path / "two.parquet")], "data.photos"))
+
+    def dark(shares: dict[str, float]) -> float:
+        return float(
+            (Crops(photos, 32, 256, 0, shares=shares)(0).pictures.mean((1, 2, 3)) < 0).float().mean()
+        )
+
+    assert 0.4 < dark({}) < 0.6
+    assert 0.1 < dark({"a": 0.2}) < 0.25  # 0.2 of 1.2
+    assert dark({"a": 0.0, "c": 0.5}) == 0
+    with pytest.raises(SlimError, match="are these pictures"):
+        Crops(photos, 32, 1, 0, shares={"a": 0.0, "b": 0.0})(0)
+
+
+@pytest.mark.parametrize("entry", ["a", "a=", "=0.5", "a=2", "a=-1", "a=nan"])
+def test_a_share_that_is_none_is_an_error(entry: str) -> None:
+    with pytest.raises(SlimError, match="data.shares"):
+        load_recipe("smoke", [f"data.shares={entry}"])
 
 
 def test_a_batch_is_the_sum_of_its_shares(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -60,12 +60,20 @@ def generator(seed: int, step: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, step, number])
 
 
-def draw(photos: Photos, step: int, rng: np.random.Generator) -> Photo:
-    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded."""
+def draw(
+    photos: Photos, step: int, rng: np.random.Generator, shares: Mapping[str, float] | None = None
+) -> Photo:
+    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded.
+
+    ``shares``: of the photos of these sources, only that share counts when they are drawn.
+    """
     pool = photos.pool(step)
     for _ in range(MANY):
         photo = pool[int(rng.integers(len(pool)))]
-        if photo is not None:
+        if photo is None:
+            continue
+        share = shares.get(photo.source, 1.0) if shares else 1.0
+        if share >= 1.0 or rng.random() < share:
             return photo
     raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
 
@@ -119,16 +127,18 @@ class Crops:
         seed: int,
         scale: tuple[float, float] = (0.8, 1.2),
         templates: Sequence[str] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> None:
+        """``scale``: see ``crop``; ``shares``: see ``draw``."""
         self.photos, self.size, self.batch, self.seed = photos, size, batch, seed
-        self.scale, self.templates = scale, tuple(templates)
+        self.scale, self.templates, self.shares = scale, tuple(templates), dict(shares or {})
 
     def __call__(self, step: int, share: Share = WHOLE) -> Batch:
         numbers = share.numbers(self.batch)
         pictures, masks, captions = [], [], []
         for number in numbers:
             rng = generator(self.seed, step, number)
-            photo = draw(self.photos, step, rng)
+            photo = draw(self.photos, step, rng, self.shares)
             picture, mask = crop(photo, self.size, rng, self.scale)
             pictures.append(picture)
             masks.append(mask)

@@ -97,7 +97,15 @@ class Materials:
     def crops(self, options: Optimisation, *wanted: Answer) -> Crops:
         """Crops for a stage; photos without annotation have the masks and captions of networks that are ``wanted``."""
         photos = self.photos(options, *wanted)
-        return Crops(photos, options.crop, options.batch, options.seed, templates=self.recipe.data.templates)
+        data = self.recipe.data
+        return Crops(
+            photos,
+            options.crop,
+            options.batch,
+            options.seed,
+            templates=data.templates,
+            shares=data.source_shares,
+        )
 
     @cached_property
     def _annotations(self) -> Mapping[str, Drawn]:

@@ -29,7 +29,8 @@ class Photo:
     """A decoded photo with its annotation.
 
     ``pixels`` [H, W, 3] uint8; ``mask`` [h, w] in [0, 1] over the whole photo, or None where nobody and no network drew one;
-    ``annotated``: whether the mask is a person's; ``logits`` [K]: what frozen classifiers said, or None.
+    ``annotated``: whether the mask is a person's; ``logits`` [K]: what frozen classifiers said, or None; ``source``: the collection
+    that it belongs to, where the data names one.
     """
 
     pixels: NDArray[np.uint8]
@@ -39,6 +40,7 @@ class Photo:
     captions: list[str]
     name: str = ""
     logits: Tensor | None = None
+    source: str = ""
 
 
 class Drawn(Protocol):
@@ -84,7 +86,7 @@ class PhotoSet:
     """Rows of ``datasets`` sources, kept decoded in memory up to a limit.
 
     Columns: ``image`` is needed; ``mask`` (grey picture, object from 128 up), ``boxes`` ([x0, y0, x1, y1] in pixels), ``label``
-    (text or class) and ``captions`` are used where they are. A photo that cannot be decoded is None; it is counted, and named in
+    (text or class), ``captions`` and ``source`` (name of a collection) are used where they are. A photo that cannot be decoded is None; it is counted, and named in
     a warning once.
     """
 
@@ -225,7 +227,8 @@ def _photo(source: Any, record: dict[str, Any], annotations: Mapping[str, Drawn]
     if drawn is not None:
         label = label or drawn.label
         captions = captions or list(drawn.captions)
-    return Photo(pixels, mask, mask is not None, label, captions, _name(record, row))
+    collection = str(record.get("source") or "")
+    return Photo(pixels, mask, mask is not None, label, captions, _name(record, row), source=collection)
 
 
 def _name(record: dict[str, Any], row: int) -> str:

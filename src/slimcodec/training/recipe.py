@@ -27,6 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 LISTS = (
     "data.photos",
     "data.thumbnails",
+    "data.shares",
     "data.templates",
     "teachers.models",
     "roi.classes",
@@ -44,6 +45,8 @@ class Data:
     #: read hub or local data in order, holding a window of photos, in place of all at random
     streaming: bool = False
     window: int = 2048
+    #: "SOURCE=0.2": crops take only that share of the photos whose column ``source`` says so
+    shares: tuple[str, ...] = ()
     #: a COCO JSON file or a folder of VOC XML files that belong to the pictures of a folder
     annotations: str = ""
     #: a text file of tags, a line each, the first ones in the order of the classifiers' classes; default: the embedded one
@@ -56,6 +59,23 @@ class Data:
     memory: float = 4.0
     #: processes that prepare batches beside each trainer
     workers: int = 0
+
+    @property
+    def source_shares(self) -> dict[str, float]:
+        """``shares`` by source; raises ``SlimError`` for what is no share."""
+        found: dict[str, float] = {}
+        for entry in self.shares:
+            source, _, text = entry.partition("=")
+            try:
+                share = float(text)
+            except ValueError:
+                share = -1.0
+            if not (source and 0 <= share <= 1):
+                raise SlimError(
+                    f"data.shares: {entry!r}; write SOURCE=SHARE with a share of 0 to 1, for example caltech101=0.2"
+                )
+            found[source] = share
+        return found
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,7 @@ class Recipe:
                 f"compressor.network.latent_channels is {network.latent_channels}, but "
                 f"autoencoder.network.latent_channels is {latent}: make them equal"
             )
+        _ = self.data.source_shares
         unet = self.diffusion.unet
         for key in ("width", "coarse_width"):
             if getattr(unet, key) % unet.groups or getattr(unet, key) % 16:

@@ -19,7 +19,7 @@ from slimcodec.training.stages.common import BaseStage, rate_trouble
 #: evens out the size of this loss and that of the other stages, so that one clipping of gradients suits all
 LOSS_SCALE = 0.1
 #: weight of the round trip of clean latents
-CLEAN_WEIGHT = 2e-3
+CLEAN_WEIGHT = 4e-3
 #: share of pictures that are all region of interest
 UNTOLD = 0.3
 
