@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slimcodec.evaluation.bd_rate import bd_rate
 from slimcodec.evaluation.bootstrap import resamples
 from slimcodec.evaluation.comparison import compare, relative_at
 from slimcodec.evaluation.results import Curve, Point, Result
@@ -48,14 +49,14 @@ def test_an_anchor_may_be_given_its_container() -> None:
     anchor = [point(1, 140, 8, 60), point(2, 220, 16, 60), point(3, 380, 24, 60)]
     test = [point(1, 40, 8), point(2, 80, 16), point(3, 160, 24)]
     pair, draws = result(anchor, test), resamples(COUNT, 20)
-    whole, _ = compare(pair, pair.curves[0], pair.curves[1], "top1 judge", draws)
-    bare, _ = compare(pair, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
+    whole = compare(bd_rate, pair, pair.curves[0], pair.curves[1], "top1 judge", draws)
+    bare = compare(bd_rate, pair, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
     # less grey, the anchor's files have twice the bytes of the other's
     assert bare.comparison.value == pytest.approx(-50.0)
     # log2 of the ratios: 3.5, 2.75, 2.375 at the points
     assert whole.comparison.value is not None and -71.5 < whole.comparison.value < -57.9
     unmeasured = result(test, test)
-    missing, _ = compare(
-        unmeasured, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
+    missing = compare(
+        bd_rate, unmeasured, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
     )
     assert missing.comparison.value is None

@@ -1,4 +1,4 @@
-"""The captioner's fused layers see what its plain ones see."""
+"""Fused layers give what plain ones give."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from photos import NAMES, photo
 from torch import nn
 
 import slimcodec
-from slimcodec.models import captioner as captioner_module
 from slimcodec.models import fused
 from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.fused import Fused, works
+from slimcodec.models.fused import FusableSequential, Fused, works
 
 
 @pytest.fixture
@@ -36,19 +35,56 @@ def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> N
     tagger = embedded(dtype)
     if not works(next(tagger.body.parameters()).dtype):
         pytest.skip(f"no fused convolutions in {dtype}")
-    assert tagger._fused is not None
+    assert tagger.body.fused
     arrays = [np.asarray(photo(name, 256, 200)).transpose(2, 0, 1) for name in NAMES]
     pictures = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
     with torch.inference_mode():
         # weights are laid out for the first size: others work with them
         fused = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
-        tagger._fused = None
+        tagger.body._forget()
         plain = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
     for ours, theirs in zip(fused, plain, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a is not None and b is not None
             assert float((a - b).norm() / b.norm()) < tolerance
     assert fused[0][0].argmax() == plain[0][0].argmax()
+
+
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_the_fused_codec_gives_what_plain_layers_give(dtype: str, tolerance: float) -> None:
+    codec = slimcodec.load(dtype=dtype)
+    bundle = codec.bundle
+    if not works(bundle.dtype):
+        pytest.skip(f"no fused convolutions in {dtype}")
+    parts: list[FusableSequential] = [
+        part
+        for module in (bundle.autoencoder, bundle.compressor)
+        for part in module.modules()
+        if isinstance(part, FusableSequential)
+    ]
+    assert len(parts) == 5 and all(part.fused for part in parts)
+    pixels = torch.from_numpy(np.asarray(photo("coffee", 192, 160)).transpose(2, 0, 1)[None].copy())
+    level = bundle.compressor.level(torch.tensor([40]))
+
+    def results() -> list[torch.Tensor]:
+        latents = bundle.autoencoder.encode(pixels.float() / 127.5 - 1)
+        values = bundle.compressor.analyse(latents, level)
+        hyper = bundle.compressor.hyper_analyse(values, level)
+        return [
+            latents,
+            values,
+            hyper,
+            bundle.autoencoder.decode(bundle.compressor.synthesise(values, level)),
+        ]
+
+    with torch.inference_mode():
+        ours = results()
+        assert all(part._fused for part in parts)
+        for part in parts:
+            part._forget()
+        for a, b in zip(ours, results(), strict=True):
+            assert float((a - b).norm() / b.norm()) < tolerance
 
 
 @pytest.mark.usefixtures("available")
@@ -80,14 +116,14 @@ def test_gradients_pass_the_plain_layers() -> None:
 
 def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = slimcodec.load(dtype="float32").encode(photo("chelsea"), 30)
-    monkeypatch.setattr(captioner_module, "works", lambda dtype: False)
+    monkeypatch.setattr(fused, "works", lambda dtype: False)
     codec = slimcodec.load(dtype="float32")
-    assert codec.bundle.captioners[0]._fused is None
+    assert not codec.bundle.captioners[0].body.fused
     assert slimcodec.inspect(codec.encode(photo("chelsea"), 30)).caption == slimcodec.inspect(wanted).caption
 
 
 def test_broken_operators_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(x: Any, weight: Any, conv: nn.Conv2d, padding: Any, top: Any) -> Any:
+    def wrong(x: Any, weight: Any, conv: nn.Conv2d, padding: Any, activation: Any, added: Any) -> Any:
         return conv(x)  # forgets the activation
 
     def missing(*_: Any) -> Any:
@@ -107,10 +143,10 @@ def test_what_changes_the_weights_or_the_backend_ends_fused_layers() -> None:
     ]
     for change in changes:
         tagger = embedded("float32")
-        assert tagger._fused is not None
+        assert tagger.body.fused
         change(tagger)
-        assert tagger._fused is None
+        assert not tagger.body.fused
     with torch.backends.mkldnn.flags(enabled=False):
         assert not works(torch.float32)
-        assert embedded("float32")._fused is None
+        assert not embedded("float32").body.fused
     assert works(torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.bd_rate import Comparison, bd_rate, bd_score
+from slimcodec.evaluation.bd_rate import Comparison, CurvePoints
 from slimcodec.evaluation.bootstrap import ENDS, Values, means
 from slimcodec.evaluation.results import (
     Curve,
@@ -123,30 +123,31 @@ def points_of(
 
 
 def compare(
-    result: Result, anchor: Curve, test: Curve, measure: str, draws: Values, anchor_rate: str = "bpp"
-) -> tuple[Difference, Difference]:
-    """BD-rate (percent) and BD-score (units of the measure) of ``test`` against ``anchor``, with paired intervals.
+    method: Callable[[CurvePoints, CurvePoints], Comparison],
+    result: Result,
+    anchor: Curve,
+    test: Curve,
+    measure: str,
+    draws: Values,
+    anchor_rate: str = "bpp",
+) -> Difference:
+    """``method``, ``bd_rate`` or ``bd_score``, of ``test`` against ``anchor`` in a measure, with a paired interval.
 
     ``draws`` [B, photos] as of ``bootstrap.resamples``: both curves are drawn anew from the same photos each time.
     ``anchor_rate``: "bpp", or "bpp_less_grey" for an anchor that is given its container.
     """
     sides = ((anchor, anchor_rate), (test, "bpp"))
-    pair = [points_of(result, curve, measure, rate) for curve, rate in sides]
+    whole = method(*(points_of(result, curve, measure, rate) for curve, rate in sides))
     drawn = [_drawn(result, curve, measure, draws, rate) for curve, rate in sides]
-    found = []
-    for method in (bd_rate, bd_score):
-        values = [
-            method((drawn[0][0][:, b], drawn[0][1][:, b]), (drawn[1][0][:, b], drawn[1][1][:, b])).value  # type: ignore[arg-type]
-            for b in range(len(draws))
-        ]
-        defined = [value for value in values if value is not None]
-        whole = method(pair[0], pair[1])
-        interval = None
-        if whole.value is not None and len(defined) >= (1 - UNDEFINED_SHARE) * len(values):
-            low, high = np.percentile(defined, ENDS)
-            interval = (float(low), float(high))
-        found.append(Difference(whole, interval))
-    return found[0], found[1]
+    values = [
+        method(*((rates[:, b].tolist(), scores[:, b].tolist()) for rates, scores in drawn)).value
+        for b in range(len(draws))
+    ]
+    defined = [value for value in values if value is not None]
+    if whole.value is None or len(defined) < (1 - UNDEFINED_SHARE) * len(values):
+        return Difference(whole, None)
+    low, high = np.percentile(defined, ENDS)
+    return Difference(whole, (float(low), float(high)))
 
 
 def relative_at(result: Result, curve: Curve, judge: str, bpp: float, draws: Values) -> Interval | None:

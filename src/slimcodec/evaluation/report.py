@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from slimcodec.evaluation import plots
+from slimcodec.evaluation.bd_rate import bd_rate, bd_score
 from slimcodec.evaluation.bootstrap import Values, interval, resamples
 from slimcodec.evaluation.comparison import (
     BD_RESAMPLES,
@@ -156,8 +157,9 @@ def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
         for curve in result.curves:
             if curve is anchor or curve.control:
                 continue
-            rate, points = compare(result, anchor, curve, f"top1 {judge}", draws)
-            psnr, _ = compare(result, anchor, curve, "psnr", draws)
+            rate = compare(bd_rate, result, anchor, curve, f"top1 {judge}", draws)
+            points = compare(bd_score, result, anchor, curve, f"top1 {judge}", draws)
+            psnr = compare(bd_rate, result, anchor, curve, "psnr", draws)
             less_grey = _bare(result, anchor, curve, judge, draws)
             rows.append(
                 [
@@ -192,7 +194,7 @@ def _bare(result: Result, anchor: Curve, test: Curve, judge: str, draws: Values)
     """BD-rate in top-1 against an anchor that is given its container, None where that was not measured."""
     if not any("grey" in point.columns for point in anchor.points):
         return None
-    return compare(result, anchor, test, f"top1 {judge}", draws, "bpp_less_grey")[0]
+    return compare(bd_rate, result, anchor, test, f"top1 {judge}", draws, "bpp_less_grey")
 
 
 def _controls(result: Result, draws: Values) -> list[Block]:

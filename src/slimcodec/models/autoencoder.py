@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
+from slimcodec.models.fused import FusableSequential
 
 PATCH = 16
 
@@ -42,7 +43,7 @@ class PatchAutoencoder(nn.Module):
         self.synthesis = nn.Parameter(torch.zeros(inner, channels))
         self.mean = nn.Parameter(torch.zeros(inner))
         fine, coarse = config.encoder_width
-        self.encoder = nn.Sequential(
+        self.encoder = FusableSequential(
             # strided convolutions: a map of whole patches, cheaper than rearranging them first
             nn.Conv2d(3, fine, 8, stride=8),
             *(ResBlock(fine) for _ in range(config.encoder_blocks[0])),
@@ -52,7 +53,7 @@ class PatchAutoencoder(nn.Module):
             small_conv(coarse, channels),
         )
         fine, coarse = config.decoder_width
-        self.decoder = nn.Sequential(
+        self.decoder = FusableSequential(
             nn.Conv2d(channels, coarse, 1),
             *(ResBlock(coarse) for _ in range(config.decoder_blocks[1])),
             nn.Conv2d(coarse, 4 * fine, 1),

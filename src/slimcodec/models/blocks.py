@@ -15,6 +15,8 @@ class ResBlock(nn.Module):
 
     #: positions that an output value looks to each side
     radius = 2
+    #: ``layers`` are added to the input
+    residual = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -22,6 +24,11 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         with torch.no_grad():
             self.conv2.weight.mul_(0.1)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What ``forward`` computes and adds, as ``slimcodec.models.fused`` reads it."""
+        return nn.SiLU(), self.conv1, nn.SiLU(), self.conv2
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv2(F.silu(self.conv1(F.silu(x))))

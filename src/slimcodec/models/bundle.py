@@ -32,6 +32,7 @@ from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.fused import fuse
 from slimcodec.models.latent_coder import LatentCoder
 from slimcodec.models.latent_space import LatentSpace
 from slimcodec.models.ldm import LdmConfig
@@ -196,6 +197,7 @@ class Bundle:
             module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
             module.encoder.to(self.dtype)
             module.decoder.to(self.dtype)
+            fuse(module)
             return module
 
         return self._part("autoencoder", build)
@@ -210,6 +212,7 @@ class Bundle:
                 # transforms of patches are linear paths, which stay in float32
                 if name not in ("enter", "leave"):
                     part.to(self.dtype)
+            fuse(module)
             return module
 
         return self._part("compressor", build)
@@ -240,7 +243,7 @@ class Bundle:
             for number, config in enumerate(self.config.captioners):
                 tagger = self._fill(f"captioner-{number}", partial(Tagger, config))
                 tagger.body.to(self.dtype)
-                tagger.fuse()
+                fuse(tagger)
                 taggers.append(tagger)
             return taggers
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.blocks import dtype_of
-from slimcodec.models.fused import Fused, works
+from slimcodec.models.fused import FusableSequential
 
 #: MobileNet-v2 (Sandler et al. 2018, table 2): expansion, channels, blocks, stride of the first block
 STAGES = [
@@ -90,8 +89,7 @@ class Tagger(nn.Module):
             for number in range(blocks):
                 layers.append(InvertedResidual(channels, width, stride if number == 0 else 1, expansion))
                 channels = width
-        self.body = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
-        self._fused: tuple[Fused, Fused] | None = None
+        self.body = FusableSequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(FEATURES, config.tags)
         if config.roi:
@@ -102,22 +100,6 @@ class Tagger(nn.Module):
                 # nothing is known at first: a random guess over so many features would be a loud one
                 self.roi_head.weight.zero_()
 
-    def fuse(self) -> None:
-        """From now on inference on a processor takes fused layers (see ``slimcodec.models.fused``): the weights must not change."""
-        if self.body[0].weight.device.type == "cpu" and works(dtype_of(self.body)):
-            layers = list(self.body)
-            self._fused = Fused(layers[: self.middle]), Fused(layers[self.middle :])
-
-    def _apply(self, *arguments: Any, **named: Any) -> Tagger:
-        # on another device or in another type
-        self._fused = None
-        moved: Tagger = super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
-        return moved
-
-    def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
-        self._fused = None
-        return super().load_state_dict(*arguments, **named)
-
     def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
 
@@ -126,14 +108,8 @@ class Tagger(nn.Module):
         side = self.config.side
         if pictures.shape[2:] != (side, side):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        first: Callable[[Tensor], Tensor]
-        second: Callable[[Tensor], Tensor]
-        if self._fused is not None and not torch.is_grad_enabled() and torch.backends.mkldnn.enabled:
-            first, second = self._fused
-        else:
-            first, second = self.body[: self.middle], self.body[self.middle :]
-        middle = first(pictures.to(dtype_of(self.body)))
-        last = second(middle).float()
+        middle = self.body(pictures.to(dtype_of(self.body)), 0, self.middle)
+        last = self.body(middle, self.middle).float()
         logits: Tensor = self.head(self.dropout(last.mean((2, 3))))
         if not self.config.roi:
             return logits, None

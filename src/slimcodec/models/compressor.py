@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
+from slimcodec.models.fused import FusableSequential
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns
@@ -49,7 +50,7 @@ class LevelBranch(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(channels, width, 1)
         self.film = nn.Parameter(torch.zeros(levels, 2 * width))
-        self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
+        self.blocks = FusableSequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
         self.leave = small_conv(width, outputs)
 
     def forward(self, x: Tensor, level: Tensor, beside: Tensor | None = None) -> Tensor:
@@ -83,7 +84,7 @@ class Compressor(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))
         self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
         hidden = config.hyper_width
-        self.hyper_analysis = nn.Sequential(
+        self.hyper_analysis = FusableSequential(
             nn.Conv2d(channels, hidden, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 4, stride=2, padding=1),

@@ -1,13 +1,14 @@
 """Convolutions with their activations in one call, for inference on a processor.
 
 PyTorch's plain convolution lays out its weights anew at every call, and the activation is a pass of its own over memory; for the
-52 small convolutions of the captioner that is a quarter of the time. oneDNN does both at once. PyTorch's own compiler calls the
-same operators, which are not public: where they are missing or fail, the layers run one by one.
+52 small convolutions of the captioner that is a quarter of the time, for the residual blocks of the codec a tenth. oneDNN does both
+at once. PyTorch's own compiler calls the same operators, which are not public: where they are missing or fail, the layers run one
+by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,65 @@ from torch import Tensor, nn
 
 #: largest relative difference that the operators may make in a trial
 TOLERANCE = 0.02
+#: activations that a convolution may end with: the operator's name for each, and its numbers
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+}
+NONE: tuple[str, list[float]] = ("none", [])
+
+
+class FusableSequential(nn.Sequential):
+    """Layers one after another that inference on a processor may fuse; training and other devices run them one by one.
+
+    Among them may be blocks: modules with ``layers``, and ``residual``, whether these are added to their input.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._may_fuse = False
+        self._fused: dict[tuple[int, int | None], Fused] = {}
+
+    def fuse(self) -> None:
+        """From now on inference takes fused layers, if the processor can: the weights must not change in place."""
+        first = next(self.parameters())
+        self._may_fuse = first.device.type == "cpu" and works(first.dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether a call takes fused layers, where gradients are off."""
+        return self._may_fuse and bool(torch.backends.mkldnn.enabled)
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The layers from ``start`` to before ``stop``."""
+        if not self.fused or torch.is_grad_enabled():
+            for layer in list(self)[start:stop]:
+                x = layer(x)
+            return x
+        if (start, stop) not in self._fused:
+            self._fused[start, stop] = Fused(list(self)[start:stop])
+        return self._fused[start, stop](x)
+
+    def _apply(self, *arguments: Any, **named: Any) -> FusableSequential:
+        # on another device or in another type
+        self._forget()
+        moved: FusableSequential = super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
+        return moved
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*arguments, **named)
+
+    def _forget(self) -> None:
+        self._may_fuse = False
+        self._fused = {}
+
+
+def fuse(module: nn.Module) -> None:
+    """Lets all that can be fused in a module be, for inference (see ``FusableSequential.fuse``)."""
+    for part in module.modules():
+        if isinstance(part, FusableSequential):
+            part.fuse()
 
 
 def _lay_out(conv: nn.Conv2d, shape: Iterable[int], padding: tuple[int, int]) -> Tensor:
@@ -27,21 +87,30 @@ def _lay_out(conv: nn.Conv2d, shape: Iterable[int], padding: tuple[int, int]) ->
 
 
 def _convolve(
-    x: Tensor, weight: Tensor, conv: nn.Conv2d, padding: tuple[int, int], top: float | None
+    x: Tensor,
+    weight: Tensor,
+    conv: nn.Conv2d,
+    padding: tuple[int, int],
+    activation: tuple[str, list[float]],
+    added: Tensor | None,
 ) -> Tensor:
-    activation: tuple[Any, ...] = ("none", [], "") if top is None else ("hardtanh", [0.0, top], "")
+    """``activation(conv(x))``, or ``conv(x) + added``."""
+    place = (conv.bias, list(padding), list(conv.stride), [1, 1], conv.groups)
     operator: Any = torch.ops.mkldnn._convolution_pointwise
-    result: Tensor = operator(
-        x, weight, conv.bias, list(padding), list(conv.stride), [1, 1], conv.groups, *activation
-    )
+    result: Tensor
+    if added is None:
+        name, numbers = activation
+        result = operator(x, weight, *place, name, numbers, "")
+    else:
+        result = operator.binary(x, added, weight, *place, "add", 1.0, None, [], None)
     return result
 
 
 class FusedConv:
-    """A convolution, and the ReLU6 after it if ``bounded``."""
+    """A convolution with the activation after it."""
 
-    def __init__(self, conv: nn.Conv2d, bounded: bool) -> None:
-        self.conv, self.top = conv, 6.0 if bounded else None
+    def __init__(self, conv: nn.Conv2d, activation: tuple[str, list[float]] = NONE) -> None:
+        self.conv, self.activation = conv, activation
         # a convolution of ours may pad unevenly, and tells how
         self.padded: Callable[[Tensor], tuple[Tensor, tuple[int, int]]] | None = getattr(conv, "padded", None)
         self.padding = int(conv.padding[0]), int(conv.padding[1])
@@ -51,33 +120,22 @@ class FusedConv:
         # weights as oneDNN lays them out cannot be copied; they are laid out anew
         return self.__dict__ | {"weight": None}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """``added`` [B, C, h, w] is added to what a convolution without activation gives."""
         x, padding = (x, self.padding) if self.padded is None else self.padded(x)
         if self.weight is None:
             self.weight = _lay_out(self.conv, x.shape, padding)
-        return _convolve(x, self.weight, self.conv, padding, self.top)
+        return _convolve(x, self.weight, self.conv, padding, self.activation, added)
 
 
 class Fused:
-    """A sequence of layers, its convolutions fused with the ReLU6 that follows them; weights are laid out at the first call.
+    """A sequence of layers, convolutions fused with what follows them; weights are laid out at the first call.
 
     Nothing is differentiated through it, and later changes of the weights are not seen.
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.steps: list[Callable[[Tensor], Tensor]] = []
-        rest = list(layers)
-        while rest:
-            layer: Any = rest.pop(0)
-            if isinstance(layer, nn.Conv2d):
-                bounded = bool(rest) and isinstance(rest[0], nn.ReLU6)
-                self.steps.append(FusedConv(layer, bounded))
-                rest = rest[1:] if bounded else rest
-            elif hasattr(layer, "layers"):
-                inner = Fused(layer.layers)
-                self.steps.append(_Added(inner) if layer.residual else inner)
-            else:
-                self.steps.append(layer)
+        self.steps = list(_steps(list(layers)))
 
     def __call__(self, x: Tensor) -> Tensor:
         for step in self.steps:
@@ -85,14 +143,34 @@ class Fused:
         return x
 
 
+def _steps(layers: list[Any]) -> Iterator[Callable[[Tensor], Tensor]]:
+    while layers:
+        layer = layers.pop(0)
+        if isinstance(layer, nn.Conv2d):
+            activation = ACTIVATIONS.get(type(layers[0])) if layers else None
+            if activation is not None:
+                layers.pop(0)
+            yield FusedConv(layer, activation or NONE)
+        elif hasattr(layer, "layers"):
+            inner = Fused(layer.layers)
+            yield _Added(inner) if layer.residual else inner
+        else:
+            yield layer
+
+
 class _Added:
-    """A residual branch, added to its input."""
+    """A residual branch, which ends with a convolution, added to its input."""
 
     def __init__(self, branch: Fused) -> None:
-        self.branch = branch
+        *self.first, last = branch.steps
+        assert isinstance(last, FusedConv)
+        self.last = last
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        hidden = x
+        for step in self.first:
+            hidden = step(hidden)
+        return self.last(hidden, added=x)
 
 
 def works(dtype: torch.dtype) -> bool:
@@ -101,9 +179,21 @@ def works(dtype: torch.dtype) -> bool:
     return wanted and _tried(dtype)
 
 
+class _Residual(nn.Module):
+    residual = True
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.layers(x)
+        return result
+
+
 @lru_cache(maxsize=4)
 def _tried(dtype: torch.dtype) -> bool:
-    """Whether a few layers of every kind that the captioner has give, fused, what they give one by one."""
+    """Whether a few layers of every kind that our networks have give, fused, what they give one by one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers: Any = nn.Sequential(
@@ -116,6 +206,10 @@ def _tried(dtype: torch.dtype) -> bool:
             nn.Conv2d(32, 32, 3, 2, groups=32),
             nn.ReLU6(),
             nn.Conv2d(32, 8, 1),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, 1, 1),
+            nn.SiLU(),
+            _Residual(nn.SiLU(), nn.Conv2d(8, 16, 3, 1, 1), nn.SiLU(), nn.Conv2d(16, 8, 3, 1, 1)),
         )
     layers = layers.to(dtype=dtype, memory_format=torch.channels_last)
     x = torch.linspace(-20, 20, 3 * 33 * 28).reshape(1, 3, 33, 28).to(dtype)
