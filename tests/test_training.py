@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from slimcodec.training.photos import Photo
 from slimcodec.training.recipe import RECIPES, load_recipe
 from slimcodec.training.sheets import GAP, LINE, Tile, sheet
 from slimcodec.training.stages import CaptionerStage
-from slimcodec.training.teachers import start_from_classifier
+from slimcodec.training.teachers import load_teacher, start_from_classifier
 
 
 @settings(max_examples=40, deadline=None)
@@ -243,33 +243,40 @@ def test_built_in_recipes_load_and_data_is_short_for_the_photos() -> None:
     assert recipe.teachers.models == ("a.pt",) and recipe.data.photos == ("x", "y")
 
 
-def test_the_captioner_can_start_from_a_mobilenet() -> None:
+class WithBackground(nn.Module):
+    """A tagger as a classifier whose first class is the background, and which makes its last convolution first."""
+
+    def __init__(self, tagger: Tagger) -> None:
+        super().__init__()
+        classes, width = tagger.head.weight.shape
+        self.classes = nn.Conv2d(width, 1 + classes, 1)
+        with torch.no_grad():
+            self.classes.weight[1:, :, 0, 0] = tagger.head.weight
+            self.classes.bias[1:] = tagger.head.bias  # type: ignore[index]
+        self.body = tagger.body
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features = self.body(pictures * 2 - 1).mean((2, 3), keepdim=True)
+        scores: Tensor = self.classes(features)[:, 1:, 0, 0]
+        return scores
+
+
+def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    original = Tagger(CaptionerConfig(tags=7, side=32)).eval()
-    holder = nn.Module()
-    number = 0
-    for module in original.body.modules():
-        if isinstance(module, nn.Conv2d):
-            assert module.bias is not None
-            for value in (module.weight, module.bias):
-                holder.register_buffer(f"c{number}", value.detach().clone())
-                number += 1
-    # a background class comes first
-    background = torch.randn(1, 1280)
-    holder.register_buffer("cw", torch.cat([background, original.head.weight.detach()])[:, :, None, None])
-    holder.register_buffer("cb", torch.cat([torch.zeros(1), original.head.bias.detach()]))
-    teacher: Any = SimpleNamespace(module=holder)
+    original = Tagger(CaptionerConfig(tags=7, side=32)).eval().requires_grad_(False)
+    traced = torch.jit.trace(WithBackground(original).eval(), torch.rand(1, 3, 32, 32), check_trace=False)
+    torch.jit.save(traced, str(tmp_path / "a.pt"))
 
     tagger = Tagger(CaptionerConfig(tags=9, side=32)).eval()
-    start_from_classifier(tagger, teacher)
+    start_from_classifier(tagger, load_teacher(tmp_path / "a.pt"))
     pictures = torch.rand(2, 3, 40, 50) * 2 - 1
     with torch.no_grad():
         scores = tagger(pictures)
         assert torch.allclose(scores[:, :7], original(pictures), atol=1e-5)
     assert float(scores[:, 7:].max()) <= -6
-    other: Any = SimpleNamespace(module=Classifier())
+    torch.jit.save(torch.jit.trace(Classifier(), torch.rand(1, 3, 32, 32)), str(tmp_path / "b.pt"))
     with pytest.raises(SlimError, match="MobileNet-v2"):
-        start_from_classifier(tagger, other)
+        start_from_classifier(tagger, load_teacher(tmp_path / "b.pt"))
 
 
 def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:

@@ -46,12 +46,7 @@ class ShallowMobileNet(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             body = Tagger(CaptionerConfig(tags=1, side=224)).body
-        parameters = [p for conv in body.modules() if isinstance(conv, nn.Conv2d) for p in conv.parameters()]
-        if [tensor.shape for tensor in constants[: len(parameters)]] != [p.shape for p in parameters]:
-            raise ValueError("not a MobileNet-v2 of width 1")
-        with torch.no_grad():
-            for parameter, constant in zip(parameters, constants, strict=False):
-                parameter.copy_(constant)
+        pour(constants, body)
         for module in body.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = False
@@ -94,14 +89,11 @@ class ShallowMobileNet(nn.Module):
         return self._typed[dtype]
 
 
-def shallow_of(script: Any) -> ShallowMobileNet | None:
+def shallow_of(script: Any, constants: list[Tensor]) -> ShallowMobileNet | None:
     """The network of a TorchScript classifier with outputs as ``Teacher`` has them; None where it is no MobileNet-v2.
 
-    The constants are found by the script's graph, and the maps are compared with the script's on noise.
+    ``constants``: those of the script (``convolution_constants``). The maps are compared with the script's on noise.
     """
-    constants = _constants(script)
-    if constants is None:
-        return None
     try:
         network = ShallowMobileNet(constants)
     except ValueError:
@@ -119,8 +111,26 @@ def shallow_of(script: Any) -> ShallowMobileNet | None:
     return network if worst < TOLERANCE else None
 
 
-def _constants(script: Any) -> list[Tensor] | None:
-    """Weight and bias of each convolution of a traced network, in the order in which it computes them."""
+@torch.no_grad()
+def pour(constants: list[Tensor], body: nn.Module) -> list[Tensor]:
+    """Copies weight and bias of each convolution in order into those of a tagger's ``body``; returns those that are left.
+
+    Raises ``ValueError`` where the shapes are not those of a MobileNet-v2.
+    """
+    parameters = [p for conv in body.modules() if isinstance(conv, nn.Conv2d) for p in conv.parameters()]
+    poured, left = constants[: len(parameters)], constants[len(parameters) :]
+    if [tensor.shape for tensor in poured] != [parameter.shape for parameter in parameters]:
+        raise ValueError("not a MobileNet-v2 of width 1")
+    for parameter, constant in zip(parameters, poured, strict=True):
+        parameter.copy_(constant)
+    return left
+
+
+def convolution_constants(script: Any) -> list[Tensor] | None:
+    """Weight and bias of each convolution of a traced network, in the order in which it computes them; None if they are hidden.
+
+    The script is best asked outside autocast, which puts casts between constants and convolutions.
+    """
     tensors = dict(script.named_buffers()) | dict(script.named_parameters())
     found: list[Tensor] = []
     for node in script.inlined_graph.nodes():

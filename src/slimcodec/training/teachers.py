@@ -13,7 +13,13 @@ from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
 from slimcodec.training.classifiers import FeatureClassifier
-from slimcodec.training.shallow import MAPS, ShallowMobileNet, shallow_of
+from slimcodec.training.shallow import (
+    MAPS,
+    ShallowMobileNet,
+    convolution_constants,
+    pour,
+    shallow_of,
+)
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
@@ -22,22 +28,21 @@ TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
 def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
     """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
 
-    The teacher's constants are weight and bias of each convolution in order, the last one its classes after a background
-    class. Tags beyond them start as very unlikely. Raises ``SlimError`` where the shapes are not those of a MobileNet-v2.
+    The last convolution is its classes after a background class. Tags beyond them start as very unlikely. Raises ``SlimError``
+    where it is no TorchScript of a MobileNet-v2.
     """
-    tensors = [tensor.float() for _, tensor in teacher.module.named_buffers()]
-    convolutions = [module for module in tagger.body.modules() if isinstance(module, nn.Conv2d)]
-    parameters = [parameter for conv in convolutions for parameter in conv.parameters()]
-    if [tuple(tensor.shape) for tensor in tensors[:-2]] != [
-        tuple(parameter.shape) for parameter in parameters
-    ]:
-        raise SlimError("the first teacher is no MobileNet-v2 of width 1: the captioner cannot start from it")
+    constants = teacher.constants
+    try:
+        left = pour(constants or [], tagger.body)
+        weight, bias = left[:2]
+    except ValueError as error:
+        raise SlimError(
+            "the first teacher is no MobileNet-v2 of width 1: the captioner cannot start from it"
+        ) from error
     with torch.no_grad():
-        for parameter, tensor in zip(parameters, tensors[:-2], strict=True):
-            parameter.copy_(tensor)
-        classes = len(tensors[-1]) - 1
-        tagger.head.weight[:classes] = tensors[-2][1:, :, 0, 0]
-        tagger.head.bias[:classes] = tensors[-1][1:]
+        classes = len(bias) - 1
+        tagger.head.weight[:classes] = weight[1:, :, 0, 0]
+        tagger.head.bias[:classes] = bias[1:]
         tagger.head.weight[classes:] = 0
         tagger.head.bias[classes:] = -6
 
@@ -72,12 +77,20 @@ class Teacher:
         self.sha256 = weights_sha256(path)
 
     @cached_property
-    def _shallow(self) -> ShallowMobileNet | None:
+    def constants(self) -> list[Tensor] | None:
+        """Weight and bias of each convolution of a TorchScript file in order, None where they cannot be told."""
         if not isinstance(self.module, torch.jit.ScriptModule):
             return None
         # a graph that is asked for under autocast has casts between constants and convolutions
         with torch.autocast(self.device.type, enabled=False):
-            return shallow_of(self.module)
+            return convolution_constants(self.module)
+
+    @cached_property
+    def _shallow(self) -> ShallowMobileNet | None:
+        if self.constants is None:
+            return None
+        with torch.autocast(self.device.type, enabled=False):
+            return shallow_of(self.module, self.constants)
 
     def maps(self, pictures: Tensor, count: int) -> Sequence[Tensor]:
         """The first ``count`` feature maps alone of pictures [B, 3, S, S] in [0, 1], much faster for a MobileNet-v2."""
