@@ -46,9 +46,7 @@ def main() -> None:
     for sample in samples:
         photo = prepare(sample, protocol)
         height, width = photo.pixels.shape[:2]
-        with torch.inference_mode():
-            back = codec.bundle.autoencoder.decode(codec.latents(photo.pixels)[None])[0, :, :height, :width]
-        decoded = ((back.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        decoded = np.asarray(codec.picture(codec.latents(photo.pixels), (width, height)))
         right = [judge(classifier, pixels, photo.label)[1] == 0 for pixels in (photo.pixels, decoded)]
         rows.append((*(100.0 * hit for hit in right), psnr(photo.pixels, decoded)))
     original, kept, quality = np.array(rows, np.float64).T

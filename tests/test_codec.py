@@ -314,7 +314,9 @@ def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
     assert latent.shape == (128, 4, 5) and latent.dtype == torch.float32
     picture = codec.bundle.autoencoder.decode(latent[None])[0, :, :50, :70]
     levels = ((picture.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).numpy()
-    assert np.abs(levels - np.asarray(codec.decode(data, steps=0), np.float32)).max() <= 1
+    decoded = np.asarray(codec.decode(data, steps=0))
+    assert np.abs(levels - decoded.astype(np.float32)).max() <= 1
+    assert np.array_equal(np.asarray(codec.picture(latent, (70, 50))), decoded)
 
 
 def test_pictures_come_as_image_array_path_or_bytes(codec: Codec, tmp_path: Path) -> None:

@@ -410,10 +410,14 @@ class Codec:
             if steps
             else torch.cat([rough.latents for rough in roughs])
         )
-        return self._decoded(latents, [rough.container for rough in roughs])
+        return self._decoded(latents, [(rough.container.width, rough.container.height) for rough in roughs])
+
+    def picture(self, latent: Tensor, size: tuple[int, int]) -> Image.Image:
+        """The picture of a latent [C, h, w], as ``latents`` and ``decode_latent`` give it, of a size (width, height)."""
+        return self._decoded(latent[None].to(self.bundle.device), [size])[0]
 
     @torch.inference_mode()
-    def _decoded(self, latents: Tensor, containers: Sequence[Container]) -> list[Image.Image]:
+    def _decoded(self, latents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
         autoencoder = self.bundle.autoencoder
 
         def pixels(x: Tensor) -> Tensor:
@@ -424,8 +428,8 @@ class Codec:
         )
         arrays = decoded.permute(0, 2, 3, 1).cpu()
         return [
-            Image.fromarray(array[: container.height, : container.width].contiguous().numpy())
-            for array, container in zip(arrays, containers, strict=True)
+            Image.fromarray(array[:height, :width].contiguous().numpy())
+            for array, (width, height) in zip(arrays, sizes, strict=True)
         ]
 
 
