@@ -152,3 +152,19 @@ def test_what_is_missing_is_said(tmp_path: Path, arguments: tuple[str, ...], mes
         timeout=120,
     )
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_weights_of_another_recipe_are_named(tmp_path: Path, smoke: Path) -> None:
+    for name in ("autoencoder.safetensors", "compressor.pt"):
+        shutil.copy(smoke / name, tmp_path)
+    for setting, culprit in (
+        ("autoencoder.network.encoder_blocks=[2, 1]", "autoencoder.safetensors"),
+        ("compressor.network.hyper_width=8", "compressor.pt"),
+    ):
+        arguments = ("compressor", "-c", "smoke", "--resume", "--set", f"out={tmp_path}", "--set", setting)
+        done = subprocess.run(
+            command(*arguments), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        message = " ".join(done.stderr.split())
+        assert culprit in message and "another recipe" in message

@@ -215,7 +215,7 @@ def train(
     if resume and checkpoint.exists():
         # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        stage.model.load_state_dict(state["model"])
+        restore(stage.model, state["model"], checkpoint)
         average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
         if state["optimizer"] is not None:  # None: weights of another run to start from
             optimizer.load_state_dict(state["optimizer"])
@@ -288,6 +288,17 @@ def train(
                     save_atomic(state, checkpoint)
     accelerator.wait_for_everyone()
     return average
+
+
+def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Loads weights that a stage left in ``path``; ``SlimError`` where they do not fit, so that whoever mixed runs knows."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise SlimError(
+            f"{path} was made by another recipe or release of slimcodec: its tensors are not those that this one wants; give the "
+            "settings that it was made with, or train into another out folder"
+        ) from error
 
 
 def _history(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:

@@ -36,7 +36,7 @@ from slimcodec.training.export import Made
 from slimcodec.training.history import history, revision
 from slimcodec.training.hub import open_model, pretrained_bundle
 from slimcodec.training.latent_codec import LatentCodec
-from slimcodec.training.loop import Optimisation, Stage, train
+from slimcodec.training.loop import Optimisation, Stage, restore, train
 from slimcodec.training.lora import add_lora, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
 from slimcodec.training.materials import Answer, Materials
@@ -198,7 +198,7 @@ class Run:
             return
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
         if diffused := self._load_made("diffusion"):
-            fill(enhancer, text, diffused)
+            self._fill(enhancer, text, "diffusion", diffused)
         if recipe.lora_rank:
             add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
             text.requires_grad_(False)
@@ -319,26 +319,31 @@ class Run:
 
     def _load_own_autoencoder(self) -> PatchAutoencoder:
         autoencoder = PatchAutoencoder(self.recipe.autoencoder.network)
-        autoencoder.load_state_dict(self._load("autoencoder"))
+        restore(autoencoder, self._load("autoencoder"), self._weights("autoencoder"))
         return autoencoder.requires_grad_(False)
 
     def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> LatentCodec:
         """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
         # its state holds our own autoencoder too, as tuned by the compressor stage
         codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
-        codec.load_state_dict(self._load("compressor"))
+        restore(codec, self._load("compressor"), self._weights("compressor"))
         if tuned := part_of(enhanced, "codec"):
-            codec.load_state_dict(tuned)
+            restore(codec, tuned, self._weights("enhance"))
         return codec.requires_grad_(False)
 
     def _load_enhancer(self, enhanced: dict[str, Tensor]) -> tuple[Enhancer, CaptionEncoder]:
         enhancer, text = Enhancer.build(self._enhancer_config), self._text_encoder()
         if self.recipe.enhance.lora_rank:
             add_lora(enhancer, self.recipe.enhance.lora_rank, self.recipe.enhance.lora_targets)
-        fill(enhancer, text, enhanced)
+        self._fill(enhancer, text, "enhance", enhanced)
         if self.recipe.enhance.lora_rank:
             merge_lora(enhancer)
         return enhancer, text
+
+    def _fill(self, enhancer: Enhancer, text: CaptionEncoder, stage: str, state: dict[str, Tensor]) -> None:
+        """Loads a UNet and its text encoder from the state of stage ``diffusion`` or ``enhance``."""
+        restore(enhancer, part_of(state, "enhancer"), self._weights(stage))
+        restore(text, part_of(state, "text"), self._weights(stage))
 
     def _fidelity(self, background: float, features: Features) -> Fidelity:
         loss = None
@@ -404,12 +409,6 @@ def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors of a stage's state that belong to one of its parts."""
     prefix = f"{part}."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def fill(enhancer: Enhancer, text: CaptionEncoder, state: dict[str, Tensor]) -> None:
-    """Loads a UNet and its text encoder from the state of stage ``diffusion`` or ``enhance``."""
-    enhancer.load_state_dict(part_of(state, "enhancer"))
-    text.load_state_dict(part_of(state, "text"))
 
 
 def stages(run: Run) -> dict[str, Callable[[], object]]:
