@@ -162,7 +162,7 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
     assert class_activation(teacher, x.clone())[1].shape == (4, 31, 31)
     # its weights are parameters, and no MobileNet's
-    assert torch.equal(teacher.maps(x, 1)[0], script(x)[1])
+    assert torch.equal(teacher.seen(x, 1)[1][0], script(x)[1])
     file.write_bytes(b"no script")
     with pytest.raises(SlimError, match="judge.pt: not a TorchScript file.*image-classification folder"):
         load_teacher(file)
@@ -238,7 +238,9 @@ class Mapped(nn.Module):
 
     def __init__(self, tagger: Tagger, clip: float) -> None:
         super().__init__()
-        self.body, self.head, self.clip = tagger.body, tagger.head, clip
+        self.body, self.clip = tagger.body, clip
+        # a background class comes first
+        self.classes = nn.Conv2d(tagger.head.in_features, 1 + tagger.head.out_features, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         maps = []
@@ -250,7 +252,8 @@ class Mapped(nn.Module):
                 x = inner[4](inner[3](inner[2](maps[-1])))
             else:
                 x = layer(x)
-        return (self.head(x.mean((2, 3))), *[seen.clamp(max=self.clip) for seen in maps[1:]], x)
+        answer = self.classes(x.mean((2, 3), keepdim=True))[:, 1:, 0, 0]
+        return (answer, *[seen.clamp(max=self.clip) for seen in maps[1:]], x)
 
 
 def mobilenet(file: Path, clip: float = 100.0) -> nn.Module:
@@ -278,9 +281,9 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
 ) -> None:
     mobilenet(tmp_path / "a.pt")
     teacher = load_teacher(tmp_path / "a.pt")
-    assert teacher._shallow is not None
+    assert teacher._quick is not None
     quick, slow = pictures(side).requires_grad_(), pictures(side).requires_grad_()
-    ours, theirs = teacher.maps(quick, 3), teacher(slow)[1:4]
+    ours, theirs = teacher.seen(quick, 3)[1], teacher(slow)[1:4]
     assert [tuple(a.shape) for a in ours] == [tuple(b.shape) for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-3 * float(b.abs().max()))
@@ -288,12 +291,15 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     sum(seen.square().mean() for seen in theirs).backward()  # type: ignore[union-attr]
     assert quick.grad is not None and slow.grad is not None
     assert float((quick.grad - slow.grad).norm() / slow.grad.norm()) < 1e-3
-    assert len(teacher.maps(pictures(side), 1)) == 1
+    assert len(teacher.seen(pictures(side), 1)[1]) == 1
     # the last map lies beyond the quick network
-    deep = teacher.maps(pictures(side), 4)
+    deep = teacher.seen(pictures(side), 4)[1]
     assert len(deep) == 4 and torch.equal(deep[3], teacher(pictures(side))[4])
+    assert teacher.seen(pictures(side), 3)[0] is None
+    answer = teacher.seen(pictures(side), 2, answered=True)[0]
+    assert answer is not None and torch.allclose(answer, teacher(pictures(side))[0], rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = load_teacher(tmp_path / "a.pt").maps(pictures(side), 3)
+        rough = load_teacher(tmp_path / "a.pt").seen(pictures(side), 3)[1]
     for a, b in zip(rough, ours, strict=True):
         assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.2
 
@@ -301,8 +307,8 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
 def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None:
     wrapped = mobilenet(tmp_path / "clipped.pt", clip=0.1)
     teacher = load_teacher(tmp_path / "clipped.pt")
-    assert teacher._shallow is None
-    for a, b in zip(teacher.maps(pictures(64), 2), wrapped(pictures(64))[1:3], strict=True):
+    assert teacher._quick is None
+    for a, b in zip(teacher.seen(pictures(64), 2)[1], wrapped(pictures(64))[1:3], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 

@@ -106,8 +106,8 @@ class FeatureLoss:
 
     def _seen(self, teacher: Any, pictures: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
         """Answers, where they are weighed, and feature maps."""
-        if not self.logits and hasattr(teacher, "maps"):
-            return None, teacher.maps(pictures, len(self.weights))
+        if hasattr(teacher, "seen"):
+            return teacher.seen(pictures, len(self.weights), bool(self.logits))
         answer, *maps = teacher(pictures)
         return (answer if self.logits else None), maps
 

@@ -13,13 +13,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
 from slimcodec.training.classifiers import FeatureClassifier
-from slimcodec.training.shallow import (
-    MAPS,
-    ShallowMobileNet,
-    convolution_constants,
-    pour,
-    shallow_of,
-)
+from slimcodec.training.mobilenet import MAPS, MobileNet, convolution_constants, pour, quick_copy
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
@@ -86,17 +80,24 @@ class Teacher:
             return convolution_constants(self.module)
 
     @cached_property
-    def _shallow(self) -> ShallowMobileNet | None:
+    def _quick(self) -> MobileNet | None:
         if self.constants is None:
             return None
         with torch.autocast(self.device.type, enabled=False):
-            return shallow_of(self.module, self.constants)
+            return quick_copy(self.module, self.constants)
 
-    def maps(self, pictures: Tensor, count: int) -> Sequence[Tensor]:
-        """The first ``count`` feature maps alone of pictures [B, 3, S, S] in [0, 1], much faster for a MobileNet-v2."""
-        if count <= MAPS and self._shallow is not None:
-            return self._shallow(pictures, count)
-        return self(pictures)[1 : 1 + count]
+    def seen(
+        self, pictures: Tensor, count: int, answered: bool = False
+    ) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Logits [B, K], if ``answered``, and the first ``count`` maps of pictures [B, 3, S, S] in [0, 1].
+
+        Much faster than a call for a MobileNet-v2.
+        """
+        quick = self._quick
+        if quick is not None and count <= MAPS and (quick.classes is not None or not answered):
+            return quick(pictures, count, answered)
+        answer, *maps = self(pictures)
+        return (answer if answered else None), maps[:count]
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
         # the optimising executor fuses whole subgraphs, after which gradients at inner feature maps are lost

@@ -1,4 +1,4 @@
-"""The first feature maps of a frozen MobileNet-v2, several times as fast to train through as the script that it comes in.
+"""Feature maps and answers of a frozen MobileNet-v2, several times as fast to train through as the script that it comes in.
 
 It stops at the last map that is asked for, works in the type that autocast asks for, with channels last, and computes strided
 depthwise convolutions at every position before it takes every other one: their own backward pass took a third of the time on
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, SameConv, Tagger
+from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, SameConv, Tagger
+from slimcodec.models.pretrained import DEFAULT_SIDE
 
-#: largest relative difference from the script's own maps
+#: largest relative difference from the script's own maps, and from its answers
 TOLERANCE = 0.01
-#: the script's maps are those that strided blocks expand to, from the second such block on
+ANSWER_TOLERANCE = 0.05
+#: the script's maps are those that strided blocks expand to, from the second such block on, at strides 4, 8 and 16
 FIRST_MAP = 1
-#: how many of them there are here, at strides 4, 8 and 16
 MAPS = 3
 
 
@@ -38,15 +39,15 @@ class SampledConv(nn.Module):
         return full[:, :, row::2, column::2]
 
 
-class ShallowMobileNet(nn.Module):
-    """The layers of a MobileNet-v2, width 1, with weight and bias of each convolution in order."""
+class MobileNet(nn.Module):
+    """A MobileNet-v2, width 1, with weight and bias of each convolution in order, the last one its classes after a background class."""
 
     def __init__(self, constants: list[Tensor]) -> None:
         """Raises ``ValueError`` where the shapes are not those of a MobileNet-v2."""
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             body = Tagger(CaptionerConfig(tags=1, side=224)).body
-        pour(constants, body)
+        left = pour(constants, body)
         for module in body.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = False
@@ -54,13 +55,18 @@ class ShallowMobileNet(nn.Module):
                 layers: Any = module.layers
                 if layers[-3].stride[0] == 2:
                     layers[-3] = SampledConv(layers[-3])
-        # the rest makes no map
-        kept: Any = body[:-2].requires_grad_(False).eval()
+        kept: Any = body.requires_grad_(False).eval()
         self.body = kept.to(memory_format=torch.channels_last)
         self._typed: dict[torch.dtype, Any] = {}
+        #: weight [K, features] and bias [K] of the classes, None where they are not known to give the script's answers
+        self.classes: tuple[Tensor, Tensor] | None = None
+        if len(left) > 1 and left[0].shape[1:] == (FEATURES, 1, 1):
+            self.classes = left[0][1:, :, 0, 0], left[1][1:]
 
-    def forward(self, pictures: Tensor, count: int) -> list[Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1] to the first ``count`` maps, float32, at strides 4, 8, 16."""
+    def forward(
+        self, pictures: Tensor, count: int, answered: bool = False
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Pictures [B, 3, H, W] in [0, 1] to the first ``count`` maps, float32, at strides 4, 8, 16; and, if asked, logits [B, K]."""
         kind = pictures.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         x = (pictures * 2 - 1).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -74,12 +80,15 @@ class ShallowMobileNet(nn.Module):
                 if isinstance(layers[-3], SampledConv):
                     expanded = layers[1](layers[0](x))
                     maps.append(expanded)
-                    if len(maps) == FIRST_MAP + count:
+                    if len(maps) == FIRST_MAP + count and not answered:
                         break
                     x = layers[4](layers[3](layers[2](expanded)))
                 else:
                     x = layer(x)
-        return [seen.float() for seen in maps[FIRST_MAP:]]
+            answer = None
+            if answered and self.classes is not None:
+                answer = F.linear(x.float().mean((2, 3)), *self.classes)
+        return answer, [seen.float() for seen in maps[FIRST_MAP : FIRST_MAP + count]]
 
     def _body(self, dtype: torch.dtype) -> Any:
         if dtype == torch.float32:
@@ -89,26 +98,38 @@ class ShallowMobileNet(nn.Module):
         return self._typed[dtype]
 
 
-def shallow_of(script: Any, constants: list[Tensor]) -> ShallowMobileNet | None:
+def quick_copy(script: Any, constants: list[Tensor]) -> MobileNet | None:
     """The network of a TorchScript classifier with outputs as ``Teacher`` has them; None where it is no MobileNet-v2.
 
-    ``constants``: those of the script (``convolution_constants``). The maps are compared with the script's on noise.
+    ``constants``: those of the script (``convolution_constants``). Maps and answers are compared with the script's on noise.
     """
     try:
-        network = ShallowMobileNet(constants)
+        network = MobileNet(constants)
     except ValueError:
         return None
     device = constants[0].device
     network.to(device)
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-    pictures = F.interpolate(noise, 96, mode="bicubic").clamp(0, 1)
+    # a script may average its last map by a fixed window: at its own size both answer alike
+    pictures = F.interpolate(noise, DEFAULT_SIDE, mode="bicubic").clamp(0, 1)
     with torch.no_grad():
-        wanted = script(pictures)[1 : 1 + MAPS]
-        ours = network(pictures, MAPS)
-    if len(ours) != MAPS or [tensor.shape for tensor in ours] != [tensor.shape for tensor in wanted]:
+        wanted_answer, *wanted = script(pictures)[: 1 + MAPS]
+        answer, ours = network(pictures, MAPS, answered=True)
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in wanted]:
         return None
-    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(ours, wanted, strict=True))
-    return network if worst < TOLERANCE else None
+    if max(map(_difference, ours, wanted)) >= TOLERANCE:
+        return None
+    if (
+        answer is None
+        or answer.shape != wanted_answer.shape
+        or _difference(answer, wanted_answer) >= ANSWER_TOLERANCE
+    ):
+        network.classes = None
+    return network
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 @torch.no_grad()
