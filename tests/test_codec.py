@@ -192,6 +192,14 @@ def test_a_device_or_type_that_cannot_work_is_named(arguments: dict[str, str]) -
         slimcodec.load(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_codec_can_be_loaded_and_used_in_inference_mode() -> None:
+    with torch.inference_mode():
+        codec = slimcodec.load()
+        data = codec.encode(photo("rocket", 64, 48), 40)
+        assert codec.decode(data, preset="machine").size == (64, 48)
+    assert codec.decode(data, preset="machine").size == (64, 48)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (97, 41), (100, 100)])
 def test_guidance_works_at_any_size_and_in_inference_mode(size: tuple[int, int]) -> None:
     codec = slimcodec.load()
@@ -317,6 +325,9 @@ def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
     decoded = np.asarray(codec.decode(data, steps=0))
     assert np.abs(levels - decoded.astype(np.float32)).max() <= 1
     assert np.array_equal(np.asarray(codec.picture(latent, (70, 50))), decoded)
+    for size in ((50, 70), (0, 50), (81, 50)):
+        with pytest.raises(SlimError, match="covers 80x64"):
+            codec.picture(latent, size)
 
 
 def test_pictures_come_as_image_array_path_or_bytes(codec: Codec, tmp_path: Path) -> None:

@@ -114,25 +114,80 @@ def test_gradients_pass_the_plain_layers() -> None:
     assert pictures.grad is not None and float(pictures.grad.abs().sum()) > 0
 
 
+def fusable(bundle: Any) -> list[FusableSequential]:
+    modules = (bundle.autoencoder, bundle.compressor, *bundle.captioners)
+    return [part for module in modules for part in module.modules() if isinstance(part, FusableSequential)]
+
+
 def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = slimcodec.load(dtype="float32").encode(photo("chelsea"), 30)
+    image = photo("chelsea")
+    fused_codec = slimcodec.load(dtype="float32")
+    wanted, latent = fused_codec.encode(image, 30), fused_codec.latents(image)
     monkeypatch.setattr(fused, "works", lambda dtype: False)
     codec = slimcodec.load(dtype="float32")
-    assert not codec.bundle.captioners[0].body.fused
-    assert slimcodec.inspect(codec.encode(photo("chelsea"), 30)).caption == slimcodec.inspect(wanted).caption
+    parts = fusable(codec.bundle)
+    assert len(parts) == 7 and not any(part.fused for part in parts)
+    assert slimcodec.inspect(codec.encode(image, 30)).caption == slimcodec.inspect(wanted).caption
+    assert float((codec.latents(image) - latent).norm() / latent.norm()) < 1e-4
+    assert not any(part._fused for part in parts)
 
 
-def test_broken_operators_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(x: Any, weight: Any, conv: nn.Conv2d, padding: Any, activation: Any, added: Any) -> Any:
-        return conv(x)  # forgets the activation
+@pytest.mark.usefixtures("available")
+@pytest.mark.parametrize("forgotten", ["activation", "sum", "operator"])
+def test_broken_operators_are_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fused._convolve
 
-    def missing(*_: Any) -> Any:
-        raise AttributeError("no such operator")
+    def wrong(x: Any, weight: Any, conv: Any, padding: Any, activation: Any, added: Any) -> Any:
+        if forgotten == "operator":
+            raise AttributeError("no such operator")
+        if forgotten == "activation":
+            activation = fused.NONE
+        return right(x, weight, conv, padding, activation, None if forgotten == "sum" else added)
 
     monkeypatch.setattr(fused, "_tried", fused._tried.__wrapped__)
-    for broken in (wrong, missing):
-        monkeypatch.setattr(fused, "_convolve", broken)
-        assert not works(torch.float32)
+    assert works(torch.float32)
+    monkeypatch.setattr(fused, "_convolve", wrong)
+    assert not works(torch.float32)
+
+
+class Block(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.residual = nn.Sequential(*layers), True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = x + self.layers(x)
+        return result
+
+
+@pytest.mark.usefixtures("available")
+def test_what_cannot_be_fused_runs_as_it_is() -> None:
+    torch.manual_seed(0)
+    layers = FusableSequential(
+        Block(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU()),
+        Block(nn.Conv2d(4, 4, 1), nn.Dropout()),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.SiLU(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.SiLU(),
+    ).eval()
+    x = torch.rand(1, 4, 12, 10).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        wanted = layers(x)
+        layers.fuse()
+        assert torch.allclose(layers(x), wanted, atol=1e-6) and layers._fused
+    empty = FusableSequential(nn.SiLU())
+    empty.fuse()
+    assert not empty.fused
+
+
+@pytest.mark.usefixtures("available")
+def test_under_autocast_plain_layers_run() -> None:
+    codec = slimcodec.load(dtype="float32")
+    with torch.autocast("cpu", torch.bfloat16):
+        data = codec.encode(photo("rocket", 64, 48), 40)
+    assert codec.decode(data, steps=0).size == (64, 48)
 
 
 @pytest.mark.usefixtures("available")
@@ -146,7 +201,14 @@ def test_what_changes_the_weights_or_the_backend_ends_fused_layers() -> None:
         assert tagger.body.fused
         change(tagger)
         assert not tagger.body.fused
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not works(torch.float32)
-        assert not embedded("float32").body.fused
-    assert works(torch.float32)
+    pictures = torch.rand(1, 3, 192, 192)
+    with torch.inference_mode():
+        wanted = embedded("float32")(pictures)
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not works(torch.float32)
+            built_without = embedded("float32")
+            # one that is fused already runs its plain layers
+            tagger = embedded("float32")
+            tagger.body._may_fuse = True
+            assert torch.allclose(tagger(pictures), wanted, atol=1e-3) and not tagger.body._fused
+    assert not built_without.body.fused and works(torch.float32)

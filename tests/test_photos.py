@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from photos import NAMES, photo
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,7 @@ from slimcodec import SlimError
 from slimcodec.training.card import card_lines, data_card
 from slimcodec.training.data import Crops, LabelledViews
 from slimcodec.training.draws import Share
+from slimcodec.training.materials import Materials
 from slimcodec.training.photos import PhotoSet, PhotoStream, Target
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.sources import open_sources
@@ -120,11 +122,29 @@ def test_a_source_is_drawn_as_often_as_its_share_says(tmp_path: Path) -> None:
     assert 0.4 < dark({}) < 0.6
     assert 0.1 < dark({"a": 0.2}) < 0.25  # 0.2 of 1.2
     assert dark({"a": 0.0, "c": 0.5}) == 0
-    with pytest.raises(SlimError, match="are these pictures"):
+    with pytest.raises(SlimError, match="data.shares left none"):
         Crops(photos, 32, 1, 0, shares={"a": 0.0, "b": 0.0})(0)
 
+    def shares(setting: str) -> dict[str, float]:
+        recipe = load_recipe("smoke", [f"data={tmp_path}/two.parquet", f"data.shares={setting}"])
+        return Materials(recipe, tmp_path, Accelerator(cpu=True)).shares
 
-@pytest.mark.parametrize("entry", ["a", "a=", "=0.5", "a=2", "a=-1", "a=nan"])
+    assert shares('["a = 0.2"]') == {"a": 0.2}
+    # only their ratio counts where all are named
+    assert shares('["a=0.01", "b=0.02"]') == {"a": 0.5, "b": 1.0}
+    with pytest.raises(SlimError, match="no photo is of c; there is a, b"):
+        shares('["c=0.5"]')
+    with pytest.raises(SlimError, match="leaves no photo"):
+        shares('["a=0", "b=0"]')
+
+
+def test_shares_need_photos_that_name_their_source(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", [f"data={parquet(tmp_path)}", "data.shares=a=0.5"])
+    with pytest.raises(SlimError, match="no column 'source'"):
+        _ = Materials(recipe, tmp_path, Accelerator(cpu=True)).shares
+
+
+@pytest.mark.parametrize("entry", ["a", "a=", "=0.5", "a=2", "a=-1", "a=nan", '["a=0.1", "a=0.2"]'])
 def test_a_share_that_is_none_is_an_error(entry: str) -> None:
     with pytest.raises(SlimError, match="data.shares"):
         load_recipe("smoke", [f"data.shares={entry}"])

@@ -299,9 +299,19 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     answer = teacher.seen(pictures(side), 2, answered=True)[0]
     assert answer is not None and torch.allclose(answer, teacher(pictures(side))[0], rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = load_teacher(tmp_path / "a.pt").seen(pictures(side), 3)[1]
-    for a, b in zip(rough, ours, strict=True):
+        rough_answer, rough = load_teacher(tmp_path / "a.pt").seen(pictures(side), 3, answered=True)
+    assert rough_answer is not None
+    for a, b in zip([*rough, rough_answer], [*ours, answer], strict=True):
         assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.2
+    gradients = []
+    for quickly in (True, False):
+        x = pictures(side).requires_grad_()
+        logits = teacher.seen(x, 3, answered=True)[0] if quickly else teacher(x)[0]
+        assert logits is not None
+        logits.log_softmax(1)[:, 2].sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-3
 
 
 def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_weights_of_another_recipe_are_named(tmp_path: Path, smoke: Path) -> Non
     for setting, culprit in (
         ("autoencoder.network.encoder_blocks=[2, 1]", "autoencoder.safetensors"),
         ("compressor.network.hyper_width=8", "compressor.pt"),
+        ("compressor.train_decoder=false", "compressor.pt"),
     ):
         arguments = ("compressor", "-c", "smoke", "--resume", "--set", f"out={tmp_path}", "--set", setting)
         done = subprocess.run(
@@ -167,4 +168,4 @@ def test_weights_of_another_recipe_are_named(tmp_path: Path, smoke: Path) -> Non
         )
         assert done.returncode == 1 and "Traceback" not in done.stderr
         message = " ".join(done.stderr.split())
-        assert culprit in message and "another recipe" in message
+        assert culprit in message and "settings that it was made with" in message

@@ -274,6 +274,8 @@ def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
         scores = tagger(pictures)
         assert torch.allclose(scores[:, :7], original(pictures), atol=1e-5)
     assert float(scores[:, 7:].max()) <= -6
+    with pytest.raises(SlimError, match="7 classes, the vocabulary 5 tags"):
+        start_from_classifier(Tagger(CaptionerConfig(tags=5, side=32)), load_teacher(tmp_path / "a.pt"))
     torch.jit.save(torch.jit.trace(Classifier(), torch.rand(1, 3, 32, 32)), str(tmp_path / "b.pt"))
     with pytest.raises(SlimError, match="MobileNet-v2"):
         start_from_classifier(tagger, load_teacher(tmp_path / "b.pt"))

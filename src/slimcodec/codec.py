@@ -413,7 +413,16 @@ class Codec:
         return self._decoded(latents, [(rough.container.width, rough.container.height) for rough in roughs])
 
     def picture(self, latent: Tensor, size: tuple[int, int]) -> Image.Image:
-        """The picture of a latent [C, h, w], as ``latents`` and ``decode_latent`` give it, of a size (width, height)."""
+        """The picture of a latent [C, h, w], as ``latents`` and ``decode_latent`` give it, of a size (width, height).
+
+        Raises ``SlimError`` for a size beyond what the latent covers.
+        """
+        width, height = size
+        most = latent.shape[2] * self.bundle.stride, latent.shape[1] * self.bundle.stride
+        if not (0 < width <= most[0] and 0 < height <= most[1]):
+            raise SlimError(
+                f"size is {width}x{height}; the latent covers {most[0]}x{most[1]} pixels (width x height)"
+            )
         return self._decoded(latent[None].to(self.bundle.device), [size])[0]
 
     @torch.inference_mode()

@@ -490,6 +490,7 @@ class Bundle:
         return str(address)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls,
         source: str | Path | None = None,

@@ -8,12 +8,14 @@ by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from slimcodec.models.blocks import ResBlock
 
 #: largest relative difference that the operators may make in a trial
 TOLERANCE = 0.02
@@ -38,8 +40,8 @@ class FusableSequential(nn.Sequential):
 
     def fuse(self) -> None:
         """From now on inference takes fused layers, if the processor can: the weights must not change in place."""
-        first = next(self.parameters())
-        self._may_fuse = first.device.type == "cpu" and works(first.dtype)
+        first = next(self.parameters(), None)
+        self._may_fuse = first is not None and first.device.type == "cpu" and works(first.dtype)
 
     @property
     def fused(self) -> bool:
@@ -48,7 +50,8 @@ class FusableSequential(nn.Sequential):
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """The layers from ``start`` to before ``stop``."""
-        if not self.fused or torch.is_grad_enabled():
+        # the operators take no part in autocast
+        if not self.fused or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             for layer in list(self)[start:stop]:
                 x = layer(x)
             return x
@@ -146,25 +149,33 @@ class Fused:
 def _steps(layers: list[Any]) -> Iterator[Callable[[Tensor], Tensor]]:
     while layers:
         layer = layers.pop(0)
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and _fusable(layer):
             activation = ACTIVATIONS.get(type(layers[0])) if layers else None
             if activation is not None:
                 layers.pop(0)
             yield FusedConv(layer, activation or NONE)
         elif hasattr(layer, "layers"):
             inner = Fused(layer.layers)
-            yield _Added(inner) if layer.residual else inner
+            last = inner.steps[-1]
+            if not layer.residual:
+                yield inner
+            elif isinstance(last, FusedConv) and last.activation == NONE:
+                yield _Added(inner.steps[:-1], last)
+            else:
+                yield layer
         else:
             yield layer
 
 
-class _Added:
-    """A residual branch, which ends with a convolution, added to its input."""
+def _fusable(conv: nn.Conv2d) -> bool:
+    return conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
-    def __init__(self, branch: Fused) -> None:
-        *self.first, last = branch.steps
-        assert isinstance(last, FusedConv)
-        self.last = last
+
+class _Added:
+    """A residual branch, whose ``last`` convolution adds the input."""
+
+    def __init__(self, first: Sequence[Callable[[Tensor], Tensor]], last: FusedConv) -> None:
+        self.first, self.last = list(first), last
 
     def __call__(self, x: Tensor) -> Tensor:
         hidden = x
@@ -177,18 +188,6 @@ def works(dtype: torch.dtype) -> bool:
     """Whether the operators are there, wanted, and do in a type what they should."""
     wanted = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     return wanted and _tried(dtype)
-
-
-class _Residual(nn.Module):
-    residual = True
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = x + self.layers(x)
-        return result
 
 
 @lru_cache(maxsize=4)
@@ -209,7 +208,9 @@ def _tried(dtype: torch.dtype) -> bool:
             nn.SiLU(),
             nn.Conv2d(8, 8, 3, 1, 1),
             nn.SiLU(),
-            _Residual(nn.SiLU(), nn.Conv2d(8, 16, 3, 1, 1), nn.SiLU(), nn.Conv2d(16, 8, 3, 1, 1)),
+            ResBlock(8),
+            nn.Conv2d(8, 16, 2, 2),
+            nn.Conv2d(16, 8, 4, 2, 1),
         )
     layers = layers.to(dtype=dtype, memory_format=torch.channels_last)
     x = torch.linspace(-20, 20, 3 * 33 * 28).reshape(1, 3, 33, 28).to(dtype)

@@ -68,14 +68,23 @@ def draw(
     ``shares``: of the photos of these sources, only that share counts when they are drawn.
     """
     pool = photos.pool(step)
+    decoded = 0
     for _ in range(MANY):
         photo = pool[int(rng.integers(len(pool)))]
         if photo is None:
             continue
-        share = shares.get(photo.source, 1.0) if shares else 1.0
-        if share >= 1.0 or rng.random() < share:
+        decoded += 1
+        if wanted(photo, shares or {}, rng):
             return photo
+    if decoded:
+        raise SlimError(f"data.shares left none of {decoded} photos: give the sources that are there more")
     raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
+
+
+def wanted(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator) -> bool:
+    """Whether a photo that was drawn counts: always without a share of its source, else as often as that says."""
+    share = shares.get(photo.source, 1.0)
+    return share >= 1.0 or bool(rng.random() < share)
 
 
 def crop(

@@ -218,7 +218,13 @@ def train(
         restore(stage.model, state["model"], checkpoint)
         average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
         if state["optimizer"] is not None:  # None: weights of another run to start from
-            optimizer.load_state_dict(state["optimizer"])
+            try:
+                optimizer.load_state_dict(state["optimizer"])
+            except ValueError as error:
+                raise SlimError(
+                    f"{checkpoint} trained other parts of the model: give the settings that it was made with "
+                    f"({stage.name}.train_...), or train into another out folder"
+                ) from error
         first, bad = state["step"], state.get("bad", 0)
         if accelerator.is_main_process:  # these are the sums over all processes
             totals = {name: total.to(accelerator.device) for name, total in state.get("totals", {}).items()}

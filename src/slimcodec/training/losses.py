@@ -47,7 +47,7 @@ class Features:
 
     #: weight of the feature maps by depth, the shallowest (stride 4) first
     weights: tuple[float, ...] = (1.0, 1.0, 0.3)
-    #: weight of the divergence of the classifiers' answers; its gradient is nearly private to a network
+    #: weight of the divergence of the classifiers' answers, whose gradient is large, and shared by networks at low rates alone
     logits: float = 0.0
     start: float = 0.5
     #: weight of the features' distance, and what is left of that of the squared error beside it

@@ -97,15 +97,33 @@ class Materials:
     def crops(self, options: Optimisation, *wanted: Answer) -> Crops:
         """Crops for a stage; photos without annotation have the masks and captions of networks that are ``wanted``."""
         photos = self.photos(options, *wanted)
-        data = self.recipe.data
         return Crops(
             photos,
             options.crop,
             options.batch,
             options.seed,
-            templates=data.templates,
-            shares=data.source_shares,
+            templates=self.recipe.data.templates,
+            shares=self.shares,
         )
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """How often photos of a source count when they are drawn, 1 for those that are not named.
+
+        Raises ``SlimError`` for sources that are not there; those of a stream are not known beforehand.
+        """
+        data = self.recipe.data
+        shares = data.source_shares
+        if not shares or data.streaming:
+            return shares
+        known = self.photo_set.collections()
+        if unknown := sorted(set(shares) - known):
+            there = ", ".join(sorted(known - {""})) or "no column 'source'"
+            raise SlimError(f"data.shares: no photo is of {', '.join(unknown)}; there is {there}")
+        largest = max(shares.get(name, 1.0) for name in known)
+        if largest == 0:
+            raise SlimError("data.shares leaves no photo: give one source more than 0")
+        return {name: share / largest for name, share in shares.items()}
 
     @cached_property
     def _annotations(self) -> Mapping[str, Drawn]:

@@ -106,6 +106,16 @@ class PhotoSet:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def collections(self) -> set[str]:
+        """The names in the column ``source``, "" where there is none; no picture is read."""
+        found: set[str] = set()
+        for source in self._sources:
+            if "source" in source.column_names:
+                found.update(_named(source, "source", value) or "" for value in source.unique("source"))
+            else:
+                found.add("")
+        return found
+
     def use(self, targets: Targets) -> None:
         """From now on photos have what frozen networks say of them, those that are in memory too."""
         self._targets = targets
@@ -211,7 +221,7 @@ def _photo(source: Any, record: dict[str, Any], annotations: Mapping[str, Drawn]
         raise ImageError("it has neither bytes nor a path")
     pixels = load_image(data)
     size = (pixels.shape[1], pixels.shape[0])
-    label = _label(source, record.get("label"))
+    label = _named(source, "label", record.get("label"))
     captions = record.get("captions") or record.get("caption") or []
     captions = [captions] if isinstance(captions, str) else list(captions)
     drawn = annotations.get(os.path.basename(stored.get("path") or ""))
@@ -227,7 +237,7 @@ def _photo(source: Any, record: dict[str, Any], annotations: Mapping[str, Drawn]
     if drawn is not None:
         label = label or drawn.label
         captions = captions or list(drawn.captions)
-    collection = str(record.get("source") or "")
+    collection = _named(source, "source", record.get("source")) or ""
     return Photo(pixels, mask, mask is not None, label, captions, _name(record, row), source=collection)
 
 
@@ -236,11 +246,11 @@ def _name(record: dict[str, Any], row: int) -> str:
     return str(path) if path else f"row {row}"
 
 
-def _label(source: Any, value: Any) -> str | None:
-    """A class name; a class number is looked up in the source's own names."""
+def _named(source: Any, column: str, value: Any) -> str | None:
+    """A name; a class number is looked up in the source's own names."""
     if value is None or isinstance(value, str):
         return value
-    feature: Any = (source.features or {}).get("label")
+    feature: Any = (source.features or {}).get(column)
     if hasattr(feature, "int2str") and int(value) >= 0:
         # folder names are often written with underscores
         return str(feature.int2str(int(value))).replace("_", " ")

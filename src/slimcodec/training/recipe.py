@@ -45,7 +45,7 @@ class Data:
     #: read hub or local data in order, holding a window of photos, in place of all at random
     streaming: bool = False
     window: int = 2048
-    #: "SOURCE=0.2": crops take only that share of the photos whose column ``source`` says so
+    #: "SOURCE=0.2": crops take only that share of the photos whose column ``source`` says so; the captioner's views take all
     shares: tuple[str, ...] = ()
     #: a COCO JSON file or a folder of VOC XML files that belong to the pictures of a folder
     annotations: str = ""
@@ -65,7 +65,8 @@ class Data:
         """``shares`` by source; raises ``SlimError`` for what is no share."""
         found: dict[str, float] = {}
         for entry in self.shares:
-            source, _, text = entry.partition("=")
+            source, _, text = entry.rpartition("=")
+            source = source.strip()
             try:
                 share = float(text)
             except ValueError:
@@ -74,6 +75,8 @@ class Data:
                 raise SlimError(
                     f"data.shares: {entry!r}; write SOURCE=SHARE with a share of 0 to 1, for example caltech101=0.2"
                 )
+            if source in found:
+                raise SlimError(f"data.shares: {source} is there twice")
             found[source] = share
         return found
 

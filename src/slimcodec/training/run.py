@@ -31,7 +31,7 @@ from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_confi
 from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
-from slimcodec.training.data import LabelledViews, Photos
+from slimcodec.training.data import LabelledViews, Photos, wanted
 from slimcodec.training.export import Made
 from slimcodec.training.history import history, revision
 from slimcodec.training.hub import open_model, pretrained_bundle
@@ -365,9 +365,17 @@ class Run:
         return RateFidelity(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
     def _some_photos(self, count: int) -> list[NDArray[np.uint8]]:
+        """Different photos, of each source as many as the stages draw of it."""
         pool: Any = self.materials.photos(self.recipe.compressor.optimisation).pool(0)
-        rows = np.random.default_rng(0).permutation(len(pool))[:count]
-        return [photo.pixels for photo in map(pool.__getitem__, rows.tolist()) if photo is not None]
+        rng, shares = np.random.default_rng(0), self.materials.shares
+        found: list[NDArray[np.uint8]] = []
+        for row in rng.permutation(len(pool)).tolist():
+            photo = pool[row]
+            if photo is not None and wanted(photo, shares, rng):
+                found.append(photo.pixels)
+            if len(found) == count:
+                break
+        return found
 
     def _start_from_embedded(self, tagger: Tagger) -> None:
         embedded = Bundle.from_pretrained()

@@ -13,7 +13,14 @@ from slimcodec.errors import SlimError
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
 from slimcodec.training.classifiers import FeatureClassifier
-from slimcodec.training.mobilenet import MAPS, MobileNet, convolution_constants, pour, quick_copy
+from slimcodec.training.mobilenet import (
+    MAPS,
+    MobileNet,
+    classes_of,
+    convolution_constants,
+    pour,
+    quick_copy,
+)
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")
@@ -23,22 +30,29 @@ def start_from_classifier(tagger: Tagger, teacher: Teacher) -> None:
     """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
 
     The last convolution is its classes after a background class. Tags beyond them start as very unlikely. Raises ``SlimError``
-    where it is no TorchScript of a MobileNet-v2.
+    where it is no TorchScript of a MobileNet-v2, and where there are more classes than tags.
     """
-    constants = teacher.constants
+    way_out = (
+        "give a TorchScript MobileNet-v2 first in teachers.models, or set captioner.start_from_weights=false"
+    )
+    no_mobilenet = f"the captioner cannot start from {teacher.name}, no TorchScript of a MobileNet-v2 of width 1: {way_out}"
     try:
-        left = pour(constants or [], tagger.body)
-        weight, bias = left[:2]
+        classes = classes_of(pour(teacher.constants or [], tagger.body))
     except ValueError as error:
+        raise SlimError(no_mobilenet) from error
+    if classes is None:
+        raise SlimError(no_mobilenet)
+    weight, bias = classes
+    if len(bias) > len(tagger.head.bias):
         raise SlimError(
-            "the first teacher is no MobileNet-v2 of width 1: the captioner cannot start from it"
-        ) from error
+            f"{teacher.name} has {len(bias)} classes, the vocabulary {len(tagger.head.bias)} tags: {way_out}, or a longer "
+            "data.vocabulary"
+        )
     with torch.no_grad():
-        classes = len(bias) - 1
-        tagger.head.weight[:classes] = weight[1:, :, 0, 0]
-        tagger.head.bias[:classes] = bias[1:]
-        tagger.head.weight[classes:] = 0
-        tagger.head.bias[classes:] = -6
+        tagger.head.weight[: len(bias)] = weight
+        tagger.head.bias[: len(bias)] = bias
+        tagger.head.weight[len(bias) :] = 0
+        tagger.head.bias[len(bias) :] = -6
 
 
 class Teacher:
