@@ -36,6 +36,30 @@ class ResBlock(nn.Module):
         return result
 
 
+class SameConv(nn.Conv2d):
+    """A convolution that pads at the right and bottom first, as the networks do whose weights the captioner starts from."""
+
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded where that is uneven, and the even padding that is left to do."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:])
+        if rows % 2 or columns % 2:
+            return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), (0, 0)
+        return x, (rows // 2, columns // 2)
+
+    def widened(self, x: Tensor) -> bool:
+        """Whether even padding of 1, and a kernel with a row and a column of zeros before it, come to the same for an input.
+
+        Copying a large input into a padded one takes longer than the zeros of a depthwise kernel.
+        """
+        even = not (x.shape[2] % 2 or x.shape[3] % 2)
+        return self.groups > 1 and self.kernel_size == (3, 3) and self.stride == (2, 2) and even
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, padding = self.padded(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
 def small_conv(in_channels: int, out_channels: int, gain: float = 0.02) -> nn.Conv2d:
     """A 1x1 convolution that starts near zero, for the end of a branch that is added to a linear path."""
     conv = nn.Conv2d(in_channels, out_channels, 1)

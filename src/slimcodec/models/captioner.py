@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.entropy.caption import tag_phrase
-from slimcodec.models.blocks import dtype_of
+from slimcodec.models.blocks import SameConv, dtype_of
 from slimcodec.models.fused import FusableSequential
 
 #: MobileNet-v2 (Sandler et al. 2018, table 2): expansion, channels, blocks, stride of the first block
@@ -38,22 +38,6 @@ class CaptionerConfig:
     #: below this probability no tag is named
     threshold: float = 0.2
     roi: bool = False
-
-
-class SameConv(nn.Conv2d):
-    """A convolution that pads at the right and bottom first, as the networks do whose weights the tagger starts from."""
-
-    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded where that is uneven, and the even padding that is left to do."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:])
-        if rows % 2 or columns % 2:
-            return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), (0, 0)
-        return x, (rows // 2, columns // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, padding = self.padded(x)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class InvertedResidual(nn.Module):

@@ -99,13 +99,13 @@ class ExactLayer(nn.Module):
         largest_sum = weight.double().abs().sum(1).max() * INPUT_LIMIT + bias.double().abs().max()
         if not (1 <= self.shift <= 40 and float(largest_sum) < 2.0**52):
             raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
-        self.register_buffer("weight", weight.double().T.contiguous(), persistent=False)
+        self.register_buffer("weight", weight.double(), persistent=False)
         self.register_buffer("bias", bias.long(), persistent=False)
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """x [B, ..., in], integers held in float64, at a quality 1..100 (``level``), to integers [B, ..., out]."""
         row = interpolate_levels(self.bias, level) if self.bias.shape[0] > 1 else self.bias[0]
         # adding half a unit before the floor rounds to nearest, ties up; all steps are exact in float64
-        total = torch.matmul(x, self.weight) + (row.double() + 2.0 ** (self.shift - 1))
+        total = F.linear(x, self.weight, row.double() + 2.0 ** (self.shift - 1))
         y = torch.floor(total * 2.0**-self.shift)
         return y.clamp(0, ACTIVATION_LIMIT) if self.relu else y

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from slimcodec.models.blocks import ResBlock
+from slimcodec.models.blocks import ResBlock, SameConv
 
 #: largest relative difference that the operators may make in a trial
 TOLERANCE = 0.02
@@ -81,11 +82,10 @@ def fuse(module: nn.Module) -> None:
             part.fuse()
 
 
-def _lay_out(conv: nn.Conv2d, shape: Iterable[int], padding: tuple[int, int]) -> Tensor:
-    weight = conv.weight.detach().to_mkldnn()
+def _lay_out(weight: Tensor, conv: nn.Conv2d, shape: Iterable[int], padding: tuple[int, int]) -> Tensor:
     numbers = (list(padding), list(conv.stride), [1, 1], conv.groups, list(shape))
     operator: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    laid_out: Tensor = operator(weight, *numbers)
+    laid_out: Tensor = operator(weight.detach().to_mkldnn(), *numbers)
     return laid_out
 
 
@@ -114,21 +114,24 @@ class FusedConv:
 
     def __init__(self, conv: nn.Conv2d, activation: tuple[str, list[float]] = NONE) -> None:
         self.conv, self.activation = conv, activation
-        # a convolution of ours may pad unevenly, and tells how
-        self.padded: Callable[[Tensor], tuple[Tensor, tuple[int, int]]] | None = getattr(conv, "padded", None)
         self.padding = int(conv.padding[0]), int(conv.padding[1])
-        self.weight: Tensor | None = None
+        #: the weight as it is, and widened
+        self.weights: dict[bool, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # weights as oneDNN lays them out cannot be copied; they are laid out anew
-        return self.__dict__ | {"weight": None}
+        return self.__dict__ | {"weights": {}}
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """``added`` [B, C, h, w] is added to what a convolution without activation gives."""
-        x, padding = (x, self.padding) if self.padded is None else self.padded(x)
-        if self.weight is None:
-            self.weight = _lay_out(self.conv, x.shape, padding)
-        return _convolve(x, self.weight, self.conv, padding, self.activation, added)
+        conv, padding, widened = self.conv, self.padding, False
+        if isinstance(conv, SameConv):
+            widened = conv.widened(x)
+            x, padding = (x, (1, 1)) if widened else conv.padded(x)
+        if widened not in self.weights:
+            weight = F.pad(conv.weight, (1, 0, 1, 0)) if widened else conv.weight
+            self.weights[widened] = _lay_out(weight, conv, x.shape, padding)
+        return _convolve(x, self.weights[widened], conv, padding, self.activation, added)
 
 
 class Fused:
@@ -202,7 +205,7 @@ def _tried(dtype: torch.dtype) -> bool:
             nn.ReLU6(),
             nn.Conv2d(32, 32, 3, 1, 1, groups=32),
             nn.ReLU6(),
-            nn.Conv2d(32, 32, 3, 2, groups=32),
+            SameConv(32, 32, 3, 2, groups=32),
             nn.ReLU6(),
             nn.Conv2d(32, 8, 1),
             nn.SiLU(),
@@ -213,7 +216,7 @@ def _tried(dtype: torch.dtype) -> bool:
             nn.Conv2d(16, 8, 4, 2, 1),
         )
     layers = layers.to(dtype=dtype, memory_format=torch.channels_last)
-    x = torch.linspace(-20, 20, 3 * 33 * 28).reshape(1, 3, 33, 28).to(dtype)
+    x = torch.linspace(-20, 20, 3 * 32 * 28).reshape(1, 3, 32, 28).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, SameConv, Tagger
+from slimcodec.models.blocks import SameConv
+from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained import DEFAULT_SIDE
 
 #: largest relative difference from the script's own maps, and from its answers: networks that were quantised once also clamp their
