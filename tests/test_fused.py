@@ -16,13 +16,17 @@ from torch import nn
 import slimcodec
 from slimcodec.models import fused
 from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.fused import FusableSequential, Fused, works
+from slimcodec.models.fused import Fusable, FusableConv, FusableSequential, Fused, works
 
 
 @pytest.fixture
 def available() -> None:
     if not works(torch.float32):
         pytest.skip("this PyTorch has no fused convolutions for processors")
+
+
+def fusable(*modules: Any) -> list[Fusable]:
+    return [part for module in modules for part in module.modules() if isinstance(part, Fusable)]
 
 
 def embedded(dtype: str) -> Tagger:
@@ -57,13 +61,8 @@ def test_the_fused_codec_gives_what_plain_layers_give(dtype: str, tolerance: flo
     bundle = codec.bundle
     if not works(bundle.dtype):
         pytest.skip(f"no fused convolutions in {dtype}")
-    parts: list[FusableSequential] = [
-        part
-        for module in (bundle.autoencoder, bundle.compressor)
-        for part in module.modules()
-        if isinstance(part, FusableSequential)
-    ]
-    assert len(parts) == 5 and all(part.fused for part in parts)
+    parts = fusable(bundle.autoencoder, bundle.compressor)
+    assert len(parts) == 9 and all(part.fused for part in parts)
     pixels = torch.from_numpy(np.asarray(photo("coffee", 192, 160)).transpose(2, 0, 1)[None].copy())
     level = bundle.compressor.level(torch.tensor([40]))
 
@@ -114,19 +113,15 @@ def test_gradients_pass_the_plain_layers() -> None:
     assert pictures.grad is not None and float(pictures.grad.abs().sum()) > 0
 
 
-def fusable(bundle: Any) -> list[FusableSequential]:
-    modules = (bundle.autoencoder, bundle.compressor, *bundle.captioners)
-    return [part for module in modules for part in module.modules() if isinstance(part, FusableSequential)]
-
-
 def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo("chelsea")
     fused_codec = slimcodec.load(dtype="float32")
     wanted, latent = fused_codec.encode(image, 30), fused_codec.latents(image)
     monkeypatch.setattr(fused, "works", lambda dtype: False)
     codec = slimcodec.load(dtype="float32")
-    parts = fusable(codec.bundle)
-    assert len(parts) == 7 and not any(part.fused for part in parts)
+    bundle = codec.bundle
+    parts = fusable(bundle.autoencoder, bundle.compressor, *bundle.captioners)
+    assert len(parts) == 11 and not any(part.fused for part in parts)
     assert slimcodec.inspect(codec.encode(image, 30)).caption == slimcodec.inspect(wanted).caption
     assert float((codec.latents(image) - latent).norm() / latent.norm()) < 1e-4
     assert not any(part._fused for part in parts)
@@ -177,6 +172,12 @@ def test_what_cannot_be_fused_runs_as_it_is() -> None:
         wanted = layers(x)
         layers.fuse()
         assert torch.allclose(layers(x), wanted, atol=1e-6) and layers._fused
+    alone = FusableConv(4, 4, 1)
+    copied = copy.deepcopy(alone)
+    alone.fuse()
+    with torch.no_grad():
+        assert torch.allclose(alone(x), copied(x), atol=1e-6) and alone._fused and not copied._fused
+        assert torch.equal(copy.deepcopy(alone)(x), alone(x))
     empty = FusableSequential(nn.SiLU())
     empty.fuse()
     assert not empty.fused

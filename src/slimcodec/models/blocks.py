@@ -60,9 +60,11 @@ class SameConv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
-def small_conv(in_channels: int, out_channels: int, gain: float = 0.02) -> nn.Conv2d:
+def small_conv(
+    in_channels: int, out_channels: int, gain: float = 0.02, kind: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Conv2d:
     """A 1x1 convolution that starts near zero, for the end of a branch that is added to a linear path."""
-    conv = nn.Conv2d(in_channels, out_channels, 1)
+    conv = kind(in_channels, out_channels, 1)
     with torch.no_grad():
         conv.weight.mul_(gain)
         if conv.bias is not None:

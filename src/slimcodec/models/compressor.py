@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
-from slimcodec.models.fused import FusableSequential
+from slimcodec.models.fused import FusableConv, FusableSequential
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns
@@ -48,10 +48,10 @@ class LevelBranch(nn.Module):
 
     def __init__(self, channels: int, width: int, outputs: int, blocks: int, levels: int) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(channels, width, 1)
+        self.enter = FusableConv(channels, width, 1)
         self.film = nn.Parameter(torch.zeros(levels, 2 * width))
         self.blocks = FusableSequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
-        self.leave = small_conv(width, outputs)
+        self.leave = small_conv(width, outputs, kind=FusableConv)
 
     def forward(self, x: Tensor, level: Tensor, beside: Tensor | None = None) -> Tensor:
         """``beside`` [B, width, h, w] is added to what enters the blocks."""

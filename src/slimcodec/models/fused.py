@@ -28,16 +28,14 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 NONE: tuple[str, list[float]] = ("none", [])
 
 
-class FusableSequential(nn.Sequential):
-    """Layers one after another that inference on a processor may fuse; training and other devices run them one by one.
+class Fusable(nn.Module):
+    """Layers that inference on a processor may fuse; training and other devices run them one by one."""
 
-    Among them may be blocks: modules with ``layers``, and ``residual``, whether these are added to their input.
-    """
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(*layers)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._may_fuse = False
-        self._fused: dict[tuple[int, int | None], Fused] = {}
+        #: the fused layers, by which they are
+        self._fused: dict[Any, Callable[[Tensor], Tensor]] = {}
 
     def fuse(self) -> None:
         """From now on inference takes fused layers, if the processor can: the weights must not change in place."""
@@ -49,21 +47,14 @@ class FusableSequential(nn.Sequential):
         """Whether a call takes fused layers, where gradients are off."""
         return self._may_fuse and bool(torch.backends.mkldnn.enabled)
 
-    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """The layers from ``start`` to before ``stop``."""
+    def _takes(self, x: Tensor) -> bool:
         # the operators take no part in autocast
-        if not self.fused or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            for layer in list(self)[start:stop]:
-                x = layer(x)
-            return x
-        if (start, stop) not in self._fused:
-            self._fused[start, stop] = Fused(list(self)[start:stop])
-        return self._fused[start, stop](x)
+        return self.fused and not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
 
-    def _apply(self, *arguments: Any, **named: Any) -> FusableSequential:
+    def _apply(self, *arguments: Any, **named: Any) -> Fusable:
         # on another device or in another type
         self._forget()
-        moved: FusableSequential = super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
+        moved: Fusable = super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
         return moved
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
@@ -75,10 +66,38 @@ class FusableSequential(nn.Sequential):
         self._fused = {}
 
 
+class FusableSequential(Fusable, nn.Sequential):
+    """Layers one after another.
+
+    Among them may be blocks: modules with ``layers``, and ``residual``, whether these are added to their input.
+    """
+
+    def forward(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The layers from ``start`` to before ``stop``."""
+        if not self._takes(x):
+            for layer in list(self)[start:stop]:
+                x = layer(x)
+            return x
+        if (start, stop) not in self._fused:
+            self._fused[start, stop] = Fused(list(self)[start:stop])
+        return self._fused[start, stop](x)
+
+
+class FusableConv(Fusable, nn.Conv2d):
+    """A convolution alone, whose weights are laid out once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self._takes(x) and _fusable(self)):
+            return super().forward(x)
+        if None not in self._fused:
+            self._fused[None] = FusedConv(self)
+        return self._fused[None](x)
+
+
 def fuse(module: nn.Module) -> None:
-    """Lets all that can be fused in a module be, for inference (see ``FusableSequential.fuse``)."""
+    """Lets all that can be fused in a module be, for inference (see ``Fusable.fuse``)."""
     for part in module.modules():
-        if isinstance(part, FusableSequential):
+        if isinstance(part, Fusable):
             part.fuse()
 
 
