@@ -136,6 +136,7 @@ except KeyboardInterrupt:
     weights = train(Line(), Path({folder!r}), OPTIONS, REPORTS, accelerator, resume=True)
 if accelerator.is_main_process:
     torch.save([accelerator.num_processes, weights], Path({folder!r}) / "weights.pt")
+accelerator.wait_for_everyone()
 accelerator.end_training()
 """
 
