@@ -27,13 +27,14 @@ class ResBlock(nn.Module):
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        """What ``forward`` computes and adds, as ``slimcodec.models.fused`` reads it."""
+        """What is added to the input, in order: ``slimcodec.models.fused`` reads it too."""
         return nn.SiLU(), self.conv1, nn.SiLU(), self.conv2
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv2(F.silu(self.conv1(F.silu(x))))
-        result: Tensor = x + hidden
-        return result
+        hidden = x
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return x + hidden
 
 
 class SameConv(nn.Conv2d):
