@@ -19,7 +19,7 @@ from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
 from slimcodec.roi.annotations import mask_from_boxes
 from slimcodec.roi.cam import class_activation
-from slimcodec.training.data import Batch, Views, crop, words
+from slimcodec.training.data import Views, crop, words
 from slimcodec.training.draws import Draws, Share, part_mean
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
 from slimcodec.training.history import history
@@ -37,7 +37,6 @@ from slimcodec.training.photos import Photo
 from slimcodec.training.recipe import RECIPES, load_recipe
 from slimcodec.training.sheets import GAP, LINE, Tile, sheet
 from slimcodec.training.stages import CaptionerStage
-from slimcodec.training.stages.compressor import RateFidelity
 from slimcodec.training.teachers import load_teacher, start_from_classifier
 
 
@@ -136,27 +135,6 @@ def test_feature_loss_is_zero_only_for_equal_pictures() -> None:
     answers = FeatureLoss([Classifier().requires_grad_(False)], [], logits=1.0)
     assert float(answers(a, a, draws).abs().max()) < 1e-6
     assert float(answers(a, b, draws).min()) > 0
-    trust = torch.tensor([0.5, 0.0])
-    whole, part = (answers(a, b, Draws(0, 0, range(2), 2), weight) for weight in (1.0, trust))
-    assert torch.allclose(part, whole * trust)
-
-
-def test_answers_weigh_the_same_at_all_qualities_beside_an_evened_out_rate() -> None:
-    torch.manual_seed(0)
-    network = Classifier().requires_grad_(False)
-    network.head.weight *= 30
-    only_answers = Features(start=0.0, share=1.0, weight=1.0, squared_error=0.0)
-    fidelity = Fidelity(1.0, FeatureLoss([network], [], logits=1.0), only_answers)
-    objective = RateFidelity((1e-4, 1e-2), fidelity)
-    pictures = torch.rand(1, 3, 64, 64) * 2 - 1
-    batch = Batch(pictures, torch.ones(1, 1, 64, 64), [None], range(1))
-
-    def loss(quality: int) -> Tensor:
-        draws = Draws(0, 0, range(1), 1)
-        return objective(torch.zeros(1), -pictures.abs(), batch, torch.tensor([quality]), draws, 1.0)[0]
-
-    assert float(loss(1)) > 1e-6
-    assert torch.allclose(loss(1), loss(100), rtol=1e-4)
 
 
 def test_fidelity_joins_features_for_a_share_of_the_batch_from_a_point_on() -> None:

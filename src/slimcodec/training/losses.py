@@ -47,8 +47,7 @@ class Features:
 
     #: weight of the feature maps by depth, the shallowest (stride 4) first
     weights: tuple[float, ...] = (1.0, 1.0, 0.3)
-    #: weight of the divergence of the classifiers' answers at quality 1; it falls with quality (see ``RateFidelity``), as their gradient
-    #: is large, and shared by networks at low rates alone
+    #: weight of the divergence of the classifiers' answers, whose gradient is large, and shared by networks at low rates alone
     logits: float = 0.0
     start: float = 0.5
     #: weight of the features' distance, and what is left of that of the squared error beside it
@@ -80,10 +79,8 @@ class FeatureLoss:
         self.teachers, self.weights, self.logits = list(teachers), list(weights), logits
         self.scales, self.shift = list(scales), shift
 
-    def __call__(
-        self, decoded: Tensor, pictures: Tensor, draws: Draws, trust: Tensor | float = 1.0
-    ) -> Tensor:
-        """Loss per picture [B] of pictures in [-1, 1]; ``trust`` [B] is a factor of the answers' weight."""
+    def __call__(self, decoded: Tensor, pictures: Tensor, draws: Draws) -> Tensor:
+        """Loss per picture [B] of pictures in [-1, 1]."""
         teacher = self.teachers[draws.common(0, len(self.teachers))]
         scale = self.scales[draws.common(0, len(self.scales))]
         side = max(32, int(decoded.shape[-1] * scale) // 32 * 32)
@@ -104,7 +101,7 @@ class FeatureLoss:
             divergence = F.kl_div(
                 guess.log_softmax(1), answer.log_softmax(1), reduction="none", log_target=True
             )
-            total = total + self.logits * trust * divergence.sum(1)
+            total = total + self.logits * divergence.sum(1)
         return total
 
     def _seen(self, teacher: Any, pictures: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
@@ -124,25 +121,15 @@ class Fidelity:
         self.background, self.loss, self.options = background, loss, options or Features()
 
     def __call__(
-        self,
-        decoded: Tensor,
-        pictures: Tensor,
-        masks: Tensor,
-        draws: Draws,
-        progress: float,
-        trust: Tensor | None = None,
+        self, decoded: Tensor, pictures: Tensor, masks: Tensor, draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W].
-
-        ``trust`` [B]: a factor of the weight of classifiers' answers, 1 if it is not given.
-        """
+        """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W]."""
         fidelity = weighted_mse(decoded, pictures, roi_weights(masks, self.background))
         terms: dict[str, Tensor] = {}
         if self.loss is not None and self.options.weight and progress >= self.options.start:
             chosen = draws.every(self.options.share).nonzero()[:, 0]
             if len(chosen):
-                trusted = 1.0 if trust is None else trust[chosen]
-                feature = self.loss(decoded[chosen], pictures[chosen], draws, trusted)
+                feature = self.loss(decoded[chosen], pictures[chosen], draws)
                 terms["feature"] = feature.detach().mean()
                 mixed = self.options.squared_error * fidelity[chosen]
                 mixed = mixed + self.options.weight * FEATURE_UNIT * feature

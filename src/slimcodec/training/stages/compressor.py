@@ -27,9 +27,8 @@ UNTOLD = 0.3
 class RateFidelity:
     """Rate + lambda(q) x fidelity, the weights evened out over qualities.
 
-    ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. Classifiers' answers weigh
-    the less the higher lambda is: by its root, so that after the evening out their weight is the same at all qualities. From
-    ``mixed_start`` of a stage on, the rate is that of rounded symbols (see ``rate_bits``).
+    ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. From ``mixed_start`` of a
+    stage on, the rate is that of rounded symbols (see ``rate_bits``).
     """
 
     def __init__(self, lambdas: tuple[float, float], fidelity: Fidelity, mixed_start: float = 0.0) -> None:
@@ -50,8 +49,7 @@ class RateFidelity:
         """Mean loss over a share, and its terms."""
         weight = self.weight(quality)
         bpp = bits / (batch.pictures.shape[2] * batch.pictures.shape[3])
-        trust = (self.lambdas[0] / weight).sqrt()
-        fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress, trust)
+        fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress)
         # dividing by lambda^(1/2) evens out the gradients of low and high qualities
         loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * LOSS_SCALE
         seen = bpp.detach()
