@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ class Classifier(nn.Module):
         first = self.first(x).relu()
         second = self.second(first).relu()
         return self.head(second.mean((2, 3))), first, second
+
+    def seen(
+        self, pictures: Tensor, count: int, answered: bool = False
+    ) -> tuple[Tensor | None, Sequence[Tensor]]:
+        answer, *maps = self(pictures)
+        return (answer if answered else None), maps[:count]
 
 
 def test_feature_loss_is_zero_only_for_equal_pictures() -> None:

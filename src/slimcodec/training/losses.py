@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,14 @@ class Features:
 FEATURE_UNIT = 300.0
 
 
+class Seeing(Protocol):
+    """What ``FeatureLoss`` asks of a classifier: see ``Teacher.seen``."""
+
+    def seen(
+        self, pictures: Tensor, count: int, answered: bool = False
+    ) -> tuple[Tensor | None, Sequence[Tensor]]: ...
+
+
 class FeatureLoss:
     """Distance of features of frozen classifiers between decoded and original pictures.
 
@@ -70,7 +78,7 @@ class FeatureLoss:
 
     def __init__(
         self,
-        teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]],
+        teachers: Sequence[Seeing],
         weights: Sequence[float],
         logits: float = 0.0,
         scales: Sequence[float] = (0.875, 1.0, 1.25),
@@ -86,13 +94,16 @@ class FeatureLoss:
         side = max(32, int(decoded.shape[-1] * scale) // 32 * 32)
         shift = [draws.common(-self.shift, self.shift + 1) for _ in range(2)]
 
-        def view(x: Tensor) -> Tensor:
+        def seen_in(x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+            """Answers, where they are weighed, and feature maps."""
             x = torch.roll((x + 1) / 2, shift, (2, 3))
-            return F.interpolate(x, side, mode="bilinear", antialias=True) if side != x.shape[-1] else x
+            if side != x.shape[-1]:
+                x = F.interpolate(x, side, mode="bilinear", antialias=True)
+            return teacher.seen(x, len(self.weights), bool(self.logits))
 
         with torch.no_grad():
-            answer, wanted = self._seen(teacher, view(pictures))
-        guess, seen = self._seen(teacher, view(decoded))
+            answer, wanted = seen_in(pictures)
+        guess, seen = seen_in(decoded)
         total = decoded.new_zeros(len(decoded))
         for weight, ours, theirs in zip(self.weights, seen, wanted, strict=False):
             energy = theirs.square().mean((1, 2, 3)) + 1e-6
@@ -103,13 +114,6 @@ class FeatureLoss:
             )
             total = total + self.logits * divergence.sum(1)
         return total
-
-    def _seen(self, teacher: Any, pictures: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """Answers, where they are weighed, and feature maps."""
-        if hasattr(teacher, "seen"):
-            return teacher.seen(pictures, len(self.weights), bool(self.logits))
-        answer, *maps = teacher(pictures)
-        return (answer if self.logits else None), maps
 
 
 class Fidelity:
