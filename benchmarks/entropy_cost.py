@@ -16,8 +16,8 @@ import torch
 from photos import photo_options, photos
 
 import slimcodec
+from slimcodec.training.compression_model import code
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
-from slimcodec.training.latent_codec import code
 
 QUALITIES = (5, 25, 50, 75, 95)
 

@@ -27,6 +27,9 @@ from safetensors.torch import load_file
 
 from slimcodec.codec import Codec, Roi, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.data.photos import Photo, PhotoSet
+from slimcodec.data.sources import open_sources
+from slimcodec.data.teachers import load_teacher, start_from_classifier
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
@@ -36,12 +39,9 @@ from slimcodec.training.data import Crops, LabelledViews
 from slimcodec.training.export import latent_codec_parts
 from slimcodec.training.loop import Reports, train
 from slimcodec.training.losses import Fidelity
-from slimcodec.training.photos import Photo, PhotoSet
 from slimcodec.training.recipe import load_recipe
-from slimcodec.training.sources import open_sources
 from slimcodec.training.stages.captioner import CaptionerStage
 from slimcodec.training.stages.compressor import CompressorStage, RateFidelity
-from slimcodec.training.teachers import load_teacher, start_from_classifier
 
 QUALITIES = (4, 12, 20, 30, 42, 56, 72, 88)
 #: bits per pixel at which the curves are compared

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import slimcodec
+from slimcodec.data.classifiers import judge, load_classifier
 from slimcodec.evaluation.bootstrap import ENDS, interval, means, resamples
-from slimcodec.evaluation.classifiers import judge, load_classifier
 from slimcodec.evaluation.datasets import load_samples
 from slimcodec.evaluation.measures import psnr
 from slimcodec.evaluation.protocol import PROTOCOLS, prepare

@@ -18,8 +18,8 @@ from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, UNetSize, small_unet_config
 from slimcodec.models.prior import PriorConfig
 from slimcodec.models.text import small_text_encoder
+from slimcodec.training.compression_model import CompressionModel
 from slimcodec.training.export import latent_codec_parts
-from slimcodec.training.latent_codec import LatentCodec
 
 CHANNELS = 16
 VOCABULARY = ("cat", "egyptian cat", "espresso", "rocket", "astronaut")
@@ -35,7 +35,7 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     pictures = torch.stack([torch.from_numpy(np.array(photo(name))).permute(2, 0, 1) for name in NAMES])
     patches = F.pixel_unshuffle(pictures.float() / 127.5 - 1, PATCH).permute(0, 2, 3, 1).flatten(0, 2)
     autoencoder.init_linear(patches)
-    codec = LatentCodec(Compressor(compressor_config), autoencoder)
+    codec = CompressionModel(Compressor(compressor_config), autoencoder)
     codec.init_gains(autoencoder.latent_scale() * 127.5, torch.tensor([1e-4, 1e-3, 1e-2]))
     tagger = CaptionerConfig(len(VOCABULARY), 32, threshold=0.0)
     unet: dict[str, Any] = small_unet_config(CHANNELS, UNetSize(text_width=32)) | {

@@ -14,11 +14,11 @@ from pretrained import NOISE, pipeline, unet
 from torch import Tensor
 
 from slimcodec import SlimError
-from slimcodec.models.denoiser import Denoiser, clean_latent, guidance_embedding, wanted
 from slimcodec.models.enhancer import EnhancerConfig, seeded_noise
-from slimcodec.models.ldm import load_scheduler
-from slimcodec.models.prompt import Prompt, PromptEncoder
-from slimcodec.models.references import FoundPart
+from slimcodec.models.pretrained.denoiser import Denoiser, clean_latent, guidance_embedding, wanted
+from slimcodec.models.pretrained.pipeline import load_scheduler
+from slimcodec.models.pretrained.prompt import Prompt, PromptEncoder
+from slimcodec.models.pretrained.references import FoundPart
 
 SCHEDULERS = [
     ("DDIMScheduler", "epsilon"),

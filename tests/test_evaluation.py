@@ -21,9 +21,9 @@ from pyarrow import parquet
 
 import slimcodec
 from slimcodec.cli import main
+from slimcodec.data.classifiers import judge, load_classifier
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check, run
-from slimcodec.evaluation.classifiers import judge, load_classifier
 from slimcodec.evaluation.comparison import load_all
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, Samples, load_samples

@@ -16,14 +16,14 @@ from judges import colour_classifier
 from photos import NAMES, photo
 from PIL import Image
 
-from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import (
+from slimcodec.data.classifiers import (
     Preprocessing,
     judge,
     load_classifier,
     network_input,
     stated_size,
 )
+from slimcodec.errors import SlimError
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.datasets import Sample, check_labels, load_samples
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer

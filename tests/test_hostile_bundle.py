@@ -15,7 +15,7 @@ from slimcodec import ModelMismatchError, SlimError
 from slimcodec.config import check_sizes, from_plain
 from slimcodec.files import inside
 from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.references import PartReference, find_part, fingerprint
+from slimcodec.models.pretrained.references import PartReference, find_part, fingerprint
 
 SMALL = Path(__file__).parent / "golden" / "small"
 HUGE = 10**9

@@ -35,8 +35,8 @@ from slimcodec import ModelMismatchError, SlimError
 from slimcodec.cli import main
 from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.ldm import REQUIRED, LdmConfig, refer_ldm
-from slimcodec.models.packing import save
+from slimcodec.models.pretrained.packing import save
+from slimcodec.models.pretrained.pipeline import REQUIRED, LdmConfig, refer_ldm
 from slimcodec.training.create import Wishes, create
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -488,8 +488,8 @@ def test_offload_is_refused_where_nothing_can_be_moved(
     photo("coffee", 32, 32).save(tmp_path / "photo.png")
     assert slim("encode", tmp_path / "photo.png", "--offload") == 1
     assert "slim-tiny has none" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "slimcodec.models.offload", None)
-    monkeypatch.delattr("slimcodec.models.offload", raising=False)
+    monkeypatch.setitem(sys.modules, "slimcodec.models.pretrained.offload", None)
+    monkeypatch.delattr("slimcodec.models.pretrained.offload", raising=False)
     with pytest.raises(SlimError, match="pip install accelerate"):
         slimcodec.load(home / "bundles" / "sd1", offload=True)
 

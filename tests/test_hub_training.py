@@ -16,7 +16,7 @@ import slimcodec
 import slimcodec.training.run
 from slimcodec import SlimError
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.references import fingerprint
+from slimcodec.models.pretrained.references import fingerprint
 from slimcodec.training import loop
 from slimcodec.training.create import Wishes, create
 from slimcodec.training.draws import Draws

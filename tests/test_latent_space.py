@@ -10,9 +10,9 @@ import torch
 from pretrained import autoencoder, tiny_autoencoder
 
 from slimcodec.models.blocks import dtype_of
-from slimcodec.models.latent_space import PretrainedAutoencoder
-from slimcodec.models.ldm import load_autoencoder
-from slimcodec.models.references import FoundPart
+from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
+from slimcodec.models.pretrained.pipeline import load_autoencoder
+from slimcodec.models.pretrained.references import FoundPart
 
 
 def made(kind: str) -> PretrainedAutoencoder:

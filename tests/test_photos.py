@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from slimcodec import SlimError
+from slimcodec.data.photos import PhotoSet, PhotoStream, Target
+from slimcodec.data.sources import open_sources
 from slimcodec.training.card import card_lines, data_card
 from slimcodec.training.data import Crops, LabelledViews
 from slimcodec.training.draws import Share
 from slimcodec.training.materials import Materials
-from slimcodec.training.photos import PhotoSet, PhotoStream, Target
 from slimcodec.training.recipe import load_recipe
-from slimcodec.training.sources import open_sources
 from slimcodec.training.targets import KeptTargets, Opinions
 
 
@@ -70,7 +70,7 @@ def test_annotations_beside_a_folder_become_masks(tmp_path: Path) -> None:
         "categories": [{"id": 7, "name": "cup"}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(coco))
-    from slimcodec.roi.layouts import read_annotations
+    from slimcodec.data.layouts import read_annotations
 
     photos = PhotoSet(
         open_sources([str(pictures)], "data.photos"), read_annotations(str(tmp_path / "instances.json"))

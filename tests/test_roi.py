@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 
 from slimcodec import SlimError
-from slimcodec.roi.annotations import Annotation, Region, mask_from_polygons
-from slimcodec.roi.layouts import counts_from_string, read_annotations, read_coco, read_voc
+from slimcodec.data.layouts import counts_from_string, read_annotations, read_coco, read_voc
+from slimcodec.data.masks import Annotation, Region, mask_from_polygons
 
 
 def runs_of(mask: NDArray[Any]) -> list[int]:

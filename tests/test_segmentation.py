@@ -12,8 +12,8 @@ import torch
 from photos import photo
 
 from slimcodec import SlimError
-from slimcodec.models.pretrained import Preprocessing
-from slimcodec.roi.segmentation import Segmenter, input_size, query_probabilities, wanted_classes
+from slimcodec.data.segmentation import Segmenter, input_size, query_probabilities, wanted_classes
+from slimcodec.models.pretrained.hub import Preprocessing
 
 
 def test_wanted_classes_by_name_alias_or_background() -> None:

@@ -13,13 +13,13 @@ from photos import NAMES, photo
 from torch import Tensor, nn
 
 from slimcodec import SlimError
+from slimcodec.data.cam import class_activation
+from slimcodec.data.feature_classifier import last_of_each_stride
+from slimcodec.data.teachers import load_teacher
 from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
-from slimcodec.models.pretrained import Preprocessing, read_preprocessing
-from slimcodec.roi.cam import class_activation
-from slimcodec.training.classifiers import last_of_each_stride
+from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.draws import Draws
 from slimcodec.training.losses import FeatureLoss
-from slimcodec.training.teachers import load_teacher
 
 LABELS = {0: "tabby", 1: "goldfish", 2: "espresso", 3: "rocket", 4: "canoe"}
 PREPROCESSING = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}

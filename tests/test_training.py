@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 import slimcodec
 from slimcodec import SlimError
+from slimcodec.data.cam import class_activation
+from slimcodec.data.masks import mask_from_boxes
+from slimcodec.data.photos import Photo
+from slimcodec.data.teachers import load_teacher, start_from_classifier
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
-from slimcodec.roi.annotations import mask_from_boxes
-from slimcodec.roi.cam import class_activation
 from slimcodec.training.data import Views, crop, words
 from slimcodec.training.draws import Draws, Share, part_mean
 from slimcodec.training.export import gaussian_tables, restore_latent_codec
@@ -34,11 +36,9 @@ from slimcodec.training.losses import (
     symbol_bits,
     weighted_mse,
 )
-from slimcodec.training.photos import Photo
 from slimcodec.training.recipe import RECIPES, load_recipe
 from slimcodec.training.sheets import GAP, LINE, Tile, sheet
 from slimcodec.training.stages import CaptionerStage
-from slimcodec.training.teachers import load_teacher, start_from_classifier
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +96,7 @@ def test_training_rate_is_that_of_the_tables() -> None:
 
 
 def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
-    from slimcodec.training.latent_codec import code
+    from slimcodec.training.compression_model import code
 
     codec = slimcodec.load(dtype="float32")
     twin, tables = restore_latent_codec(codec.bundle), gaussian_tables()

@@ -19,7 +19,7 @@ from small import small_bundle
 
 from slimcodec import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.caption_model import MAX_BYTES, clean_caption
+from slimcodec.models.pretrained.captioner import MAX_BYTES, clean_caption
 from slimcodec.training.captions import RoiCaptioner, label_captions, roi_box
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run

@@ -27,7 +27,7 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.tiling import TILE, blended, tiled
 
 if TYPE_CHECKING:
-    from slimcodec.models.latent_coder import CodedLatent
+    from slimcodec.models.latent_codec import CodedLatent
 
 #: latent positions up to which caption guidance is applied: its gradient needs the whole picture in memory
 GUIDED_POSITIONS = 4096

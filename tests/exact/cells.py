@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import slimcodec
 from slimcodec.codec import Codec
 from slimcodec.container import unpack
-from slimcodec.models.latent_coder import CodedLatent
+from slimcodec.models.latent_codec import CodedLatent
 
 sys.path.append(str(Path(__file__).parent.parent))
 

@@ -93,7 +93,7 @@ def hub() -> dict[str, str]:
     """Where downloaded models are kept, whether the network may be used, and the folder that is looked in first."""
     from huggingface_hub import constants
 
-    from slimcodec.models.references import BASE_VARIABLE
+    from slimcodec.models.pretrained.references import BASE_VARIABLE
 
     offline = "off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on"
     return {"cache": constants.HF_HUB_CACHE, "network": offline, "base": os.environ.get(BASE_VARIABLE, "")}
@@ -103,7 +103,7 @@ def bundle(model: str | None, base: str | None) -> dict[str, Any]:
     """A bundle's name and id, its pretrained parts with the folders that they are in, and what is wrong."""
     try:
         from slimcodec.models.bundle import Bundle
-        from slimcodec.models.packing import part_states
+        from slimcodec.models.pretrained.packing import part_states
 
         loaded = Bundle.from_pretrained(model, base=base)
         states = part_states(loaded)

@@ -17,8 +17,8 @@ def region_of(said: str) -> Roi:
         return None if said == "none" else said
     from PIL import Image
 
+    from slimcodec.data.masks import mask_from_picture
     from slimcodec.images import load_image
-    from slimcodec.roi.annotations import mask_from_picture
 
     picture = Image.fromarray(load_image(said))
     return mask_from_picture(picture, picture.size)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from slimcodec.data.classifiers import judge
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import judge
 from slimcodec.evaluation.datasets import Sample, Samples, check_labels
 from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from slimcodec.data.classifiers import file_sha256, onnx_session
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import file_sha256, onnx_session
 from slimcodec.images import Pixels
 
 #: boxes on the original count as truth from this score on

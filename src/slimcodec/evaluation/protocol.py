@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from slimcodec.data.masks import mask_from_boxes, mask_from_picture
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.datasets import Sample
 from slimcodec.images import Pixels, load_image
-from slimcodec.roi.annotations import mask_from_boxes, mask_from_picture
 
 
 @dataclass(frozen=True)

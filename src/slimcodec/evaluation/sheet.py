@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from slimcodec.bit_map import draw_bits
+from slimcodec.data.classifiers import Classifier, judge, load_classifier
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import Classifier, judge, load_classifier
 from slimcodec.evaluation.datasets import Samples
 from slimcodec.evaluation.document import Cell, Sheet
 from slimcodec.evaluation.peers import PictureCodec

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from slimcodec.data.classifiers import judge, load_classifier
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.classifiers import judge, load_classifier
 from slimcodec.evaluation.datasets import Sample
 from slimcodec.evaluation.detection import TRUTH_SCORE, Boxes, Detector, matched
 from slimcodec.evaluation.measures import load_lpips, ms_ssim, psnr

@@ -28,25 +28,25 @@ from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
-from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.fused import fuse
-from slimcodec.models.latent_coder import LatentCoder
-from slimcodec.models.latent_space import LatentSpace
-from slimcodec.models.ldm import LdmConfig
-from slimcodec.models.pretrained import hub_folder, is_hub_id
+from slimcodec.models.latent_codec import LatentCodec
+from slimcodec.models.pretrained.autoencoder import LatentSpace
+from slimcodec.models.pretrained.captioner import CaptionModelConfig
+from slimcodec.models.pretrained.hub import hub_folder, is_hub_id
+from slimcodec.models.pretrained.pipeline import LdmConfig
+from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part
 from slimcodec.models.prior import SCALES, ExactPrior, float_prior
-from slimcodec.models.references import FoundPart, PartReference, find_part
 from slimcodec.models.storage import from_storage, read_tensors, stored_shapes, to_storage
 
 if TYPE_CHECKING:
-    from slimcodec.models.caption_model import ImageToText, ZeroShotTagger
-    from slimcodec.models.denoiser import Denoiser
     from slimcodec.models.enhancer import Enhancer
-    from slimcodec.models.offload import Offload
-    from slimcodec.models.prompt import PromptEncoder
+    from slimcodec.models.pretrained.captioner import ImageToText, ZeroShotTagger
+    from slimcodec.models.pretrained.denoiser import Denoiser
+    from slimcodec.models.pretrained.offload import Offload
+    from slimcodec.models.pretrained.prompt import PromptEncoder
     from slimcodec.models.text import CaptionEncoder
 
 FORMAT = 1
@@ -167,7 +167,7 @@ class Bundle:
         if self.config.ldm is None:
             raise SlimError(f"offload moves pretrained parts, and {self.config.name} has none; leave it out")
         try:
-            from slimcodec.models.offload import Offload
+            from slimcodec.models.pretrained.offload import Offload
         except ImportError as error:
             raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
         self.offload = Offload(self.device)
@@ -186,7 +186,7 @@ class Bundle:
 
         def build() -> LatentSpace:
             if self.config.ldm is not None:
-                from slimcodec.models.ldm import load_autoencoder
+                from slimcodec.models.pretrained.pipeline import load_autoencoder
 
                 space = load_autoencoder(self.found("vae"), self.dtype)
                 if self.offload is not None:
@@ -218,10 +218,10 @@ class Bundle:
         return self._part("compressor", build)
 
     @property
-    def coder(self) -> LatentCoder:
+    def coder(self) -> LatentCodec:
         """The exact entropy stage, always in integers (held in float64)."""
 
-        def build() -> LatentCoder:
+        def build() -> LatentCodec:
             tensors = dict(self.stored["prior"])
             arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
             tables = SymbolTables.from_arrays(arrays)
@@ -230,7 +230,7 @@ class Bundle:
             self._check_prior(tensors)
             prior = ExactPrior.from_tensors(self.config.compressor.prior, tensors).to(self.device)
             steps = bool(self.config.compressor.step_octaves)
-            return LatentCoder(prior, tables, steps=steps)
+            return LatentCodec(prior, tables, steps=steps)
 
         return self._part("prior", build)
 
@@ -274,7 +274,7 @@ class Bundle:
             return None
 
         def build() -> ImageToText | ZeroShotTagger:
-            from slimcodec.models.caption_model import load_captioner
+            from slimcodec.models.pretrained.captioner import load_captioner
 
             if self.offload is not None:
                 self.offload.bring(None)
@@ -306,9 +306,9 @@ class Bundle:
         return self._part("enhancer", build)
 
     def _denoiser(self, config: EnhancerConfig) -> Denoiser:
-        from slimcodec.models import ldm
-        from slimcodec.models.denoiser import Denoiser
-        from slimcodec.models.low_rank import merge
+        from slimcodec.models.pretrained import pipeline as ldm
+        from slimcodec.models.pretrained.denoiser import Denoiser
+        from slimcodec.models.pretrained.low_rank import merge
 
         unet = ldm.load_unet(self.found("unet"), self.dtype)
         if "lora" in self.stored:
@@ -326,8 +326,8 @@ class Bundle:
         """Tokenizer and text model; imports transformers."""
 
         def build_prompts() -> PromptEncoder:
-            from slimcodec.models import ldm
-            from slimcodec.models.prompt import PromptEncoder
+            from slimcodec.models.pretrained import pipeline as ldm
+            from slimcodec.models.pretrained.prompt import PromptEncoder
 
             config = self.config.ldm
             assert config is not None

@@ -2,7 +2,7 @@
 
 A straight path leads from the decompressed latent, plus a little noise of the size of what was lost, to the original; the UNet
 sees the decompressed latent beside the state and predicts the path's end, from which the velocity follows (flow matching,
-Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.denoiser``.
+Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.pretrained.denoiser``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from slimcodec.models.pretrained import is_hub_id
+from slimcodec.models.pretrained.hub import is_hub_id
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import EMBEDDED, Bundle
-from slimcodec.models.caption_model import ImageToText, clean_caption
-from slimcodec.models.pretrained import pretrained_folder, read_json
+from slimcodec.models.pretrained.captioner import ImageToText, clean_caption
+from slimcodec.models.pretrained.hub import pretrained_folder, read_json
 
 #: mask values from here up are region of interest
 INSIDE = 0.5

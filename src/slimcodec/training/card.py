@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from slimcodec.data.photos import PhotoSet
 from slimcodec.training.data import Photos
-from slimcodec.training.photos import PhotoSet
 
 #: photos that are decoded for the card
 LOOKED_AT = 400

@@ -16,22 +16,22 @@ from torch import Tensor
 
 from slimcodec.codec import Codec
 from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.data.generated import generated_rows
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.images import load_image
 from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
-from slimcodec.models.caption_model import CaptionModelConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
-from slimcodec.models.denoiser import fitting_strength
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.latent_space import PretrainedAutoencoder
-from slimcodec.models.ldm import LdmFacts, load_scheduler, refer_ldm
-from slimcodec.models.pretrained import is_hub_id, pretrained_folder
+from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
+from slimcodec.models.pretrained.captioner import CaptionModelConfig
+from slimcodec.models.pretrained.denoiser import fitting_strength
+from slimcodec.models.pretrained.hub import is_hub_id, pretrained_folder
+from slimcodec.models.pretrained.pipeline import LdmFacts, load_scheduler, refer_ldm
+from slimcodec.models.pretrained.references import refer, revision_of
 from slimcodec.models.prior import PriorConfig
-from slimcodec.models.references import refer, revision_of
+from slimcodec.training.compression_model import CompressionModel, start_as_transform
 from slimcodec.training.export import fitted_tables, latent_codec_parts
-from slimcodec.training.generated import generated_rows
-from slimcodec.training.latent_codec import LatentCodec, start_as_transform
 
 #: pictures from which an untrained compressor's transform and tables are taken, and their side in pixels
 SAMPLES, SIDE = 12, 128
@@ -192,7 +192,7 @@ def _untrained(
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle
         torch.manual_seed(0)
-        codec = LatentCodec(Compressor(network), space).to(device)
+        codec = CompressionModel(Compressor(network), space).to(device)
     compressor = codec.compressor
     levels = network.prior.levels
     low, high = LAMBDAS

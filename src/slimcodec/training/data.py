@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from slimcodec.data.photos import Photo, Pool
 from slimcodec.errors import SlimError
 from slimcodec.training.captions import label_captions
 from slimcodec.training.draws import WHOLE, Share
-from slimcodec.training.photos import Photo, Pool
 
 #: tries before a set of photos counts as broken
 MANY = 1000

@@ -19,7 +19,7 @@ from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
 from slimcodec.models.text import CaptionEncoder
-from slimcodec.training.latent_codec import LatentCodec
+from slimcodec.training.compression_model import CompressionModel
 
 #: low qualities are close together in bits: more of them
 FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
@@ -29,7 +29,7 @@ FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
 class Made:
     """What the stages of a run made, None or {} where one has not run."""
 
-    codec: LatentCodec
+    codec: CompressionModel
     vocabulary: tuple[str, ...]
     tagger: tuple[CaptionerConfig, dict[str, Tensor]] | None
     #: our own UNet and text encoder
@@ -61,7 +61,7 @@ def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> Symbol
 
 
 def latent_codec_parts(
-    model: LatentCodec, tables: SymbolTables | None = None
+    model: CompressionModel, tables: SymbolTables | None = None
 ) -> dict[str, dict[str, Tensor]]:
     """The bundle parts ``compressor`` and ``prior`` of a trained latent codec: the prior as integers, with its tables."""
     arrays: dict[str, Any] = (tables or gaussian_tables()).to_arrays()
@@ -70,9 +70,9 @@ def latent_codec_parts(
     return {"compressor": dict(model.compressor.state_dict()), "prior": prior}
 
 
-def restore_latent_codec(bundle: Bundle) -> LatentCodec:
+def restore_latent_codec(bundle: Bundle) -> CompressionModel:
     """The trainable latent codec of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
-    model = LatentCodec(bundle.compressor, bundle.autoencoder)
+    model = CompressionModel(bundle.compressor, bundle.autoencoder)
     tensors = bundle.stored["prior"]
     with torch.no_grad():
         for name, layer in model.prior.layers.items():

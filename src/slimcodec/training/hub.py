@@ -12,7 +12,7 @@ from slimcodec.codec import Codec
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.ldm import refer_ldm
+from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.create import MEASURED, measured_strength, with_captioner
 from slimcodec.training.export import Made, fitted_tables, latent_codec_parts
 from slimcodec.training.lora import low_rank_part

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.denoiser import Denoiser
 from slimcodec.models.enhancer import Enhancer
+from slimcodec.models.pretrained.denoiser import Denoiser
 
 ADAPTER = "slim"
 #: the two matrices of a layer, by their names in peft and in a bundle
@@ -29,7 +29,7 @@ class LowRank(nn.Module):
 
 
 def low_rank_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.low_rank.merge`` reads."""
+    """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.pretrained.low_rank.merge`` reads."""
     return {name.replace("/", "."): value for name, value in state.items()}
 
 

@@ -12,17 +12,17 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.data.layouts import read_annotations
+from slimcodec.data.photos import Drawn, Photo, PhotoSet, PhotoStream, attach
+from slimcodec.data.sources import open_sources
+from slimcodec.data.teachers import Teacher, load_teacher
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
-from slimcodec.roi.layouts import read_annotations
 from slimcodec.training.captions import RoiCaptioner
 from slimcodec.training.data import Crops, Photos
 from slimcodec.training.loop import Optimisation
-from slimcodec.training.photos import Drawn, Photo, PhotoSet, PhotoStream, attach
 from slimcodec.training.recipe import Recipe
-from slimcodec.training.sources import open_sources
 from slimcodec.training.targets import KeptTargets, Opinions
-from slimcodec.training.teachers import Teacher, load_teacher
 
 #: what a stage may want to know of a photo that frozen networks can say: an entry of ``Target``
 Answer = Literal["logits", "mask", "caption"]
@@ -137,7 +137,7 @@ class Materials:
         recipe, device = self.recipe, self.accelerator.device
         segmenter: Any = None
         if recipe.roi.source == "segmentation":
-            from slimcodec.roi.segmentation import Segmenter
+            from slimcodec.data.segmentation import Segmenter
 
             segmenter = Segmenter(recipe.roi.segmenter, recipe.roi.classes, str(device))
         captioner = RoiCaptioner(recipe.data.captioner, str(device)) if recipe.data.captioner else None

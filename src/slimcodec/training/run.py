@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from slimcodec.config import to_plain
+from slimcodec.data.teachers import start_from_classifier
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
@@ -28,14 +29,14 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
-from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.text import CaptionEncoder, small_text_encoder
 from slimcodec.training.card import card_lines, data_card
+from slimcodec.training.compression_model import CompressionModel
 from slimcodec.training.data import LabelledViews, Photos, wanted
 from slimcodec.training.export import Made
 from slimcodec.training.history import history, revision
 from slimcodec.training.hub import open_model, pretrained_bundle
-from slimcodec.training.latent_codec import LatentCodec
 from slimcodec.training.loop import Optimisation, Stage, restore, train
 from slimcodec.training.lora import add_lora, merge_lora
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity
@@ -51,7 +52,6 @@ from slimcodec.training.stages import (
     PretrainedEnhanceStage,
 )
 from slimcodec.training.stages.compressor import RateFidelity
-from slimcodec.training.teachers import start_from_classifier
 from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -322,10 +322,10 @@ class Run:
         restore(autoencoder, self._load("autoencoder"), self._weights("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> LatentCodec:
+    def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> CompressionModel:
         """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
         # its state holds our own autoencoder too, as tuned by the compressor stage
-        codec = LatentCodec(Compressor(self.recipe.compressor.network), autoencoder)
+        codec = CompressionModel(Compressor(self.recipe.compressor.network), autoencoder)
         restore(codec, self._load("compressor"), self._weights("compressor"))
         if tuned := part_of(enhanced, "codec"):
             restore(codec, tuned, self._weights("enhance"))

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from slimcodec.data.cam import Classifier, class_activation
+from slimcodec.data.photos import Photo, PhotoSet, Target
 from slimcodec.errors import SlimError
-from slimcodec.roi.cam import Classifier, class_activation
 from slimcodec.training.journal import save_atomic
-from slimcodec.training.photos import Photo, PhotoSet, Target
 
 #: side of the kept masks of a segmentation network
 MASK_SIDE = 32

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from slimcodec.models.compressor import Compressor
-from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
+from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.latent_codec import LatentCodec, code, interest, start_as_transform
 from slimcodec.training.losses import Fidelity, region_errors, weighted_mse
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage, rate_trouble
@@ -81,7 +81,7 @@ class CompressorStage(BaseStage):
         clean_share: float = 0.1,
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
-        self.model: LatentCodec = LatentCodec(compressor, autoencoder)
+        self.model: CompressionModel = CompressionModel(compressor, autoencoder)
         own = self.model.autoencoder
         self.train_encoder = train_encoder and own is not None
         train_decoder = train_decoder and own is not None

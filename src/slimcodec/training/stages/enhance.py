@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.models.blocks import at_level
-from slimcodec.models.denoiser import Denoiser
 from slimcodec.models.enhancer import Enhancer
-from slimcodec.models.latent_space import LatentSpace
-from slimcodec.models.prompt import PromptEncoder
+from slimcodec.models.pretrained.autoencoder import LatentSpace
+from slimcodec.models.pretrained.denoiser import Denoiser
+from slimcodec.models.pretrained.prompt import PromptEncoder
 from slimcodec.models.text import CaptionEncoder
+from slimcodec.training.compression_model import CompressionModel, code, interest
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.latent_codec import LatentCodec, code, interest
 from slimcodec.training.losses import Fidelity, region_errors, roi_weights, weighted_mse
 from slimcodec.training.sheets import Tile
 from slimcodec.training.stages.common import BaseStage, rate_trouble
@@ -47,7 +47,7 @@ class EnhanceStage(BaseStage):
     def __init__(
         self,
         autoencoder: LatentSpace,
-        codec: LatentCodec,
+        codec: CompressionModel,
         enhancer: Enhancer | Denoiser,
         text: CaptionEncoder | PromptEncoder,
         crops: Crops,

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimcodec.models.denoiser import Denoiser, clean_latent, fitting_strength, wanted
-from slimcodec.models.latent_space import PretrainedAutoencoder
-from slimcodec.models.prompt import PromptEncoder
+from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
+from slimcodec.models.pretrained.denoiser import Denoiser, clean_latent, fitting_strength, wanted
+from slimcodec.models.pretrained.prompt import PromptEncoder
+from slimcodec.training.compression_model import CompressionModel, code, interest
 from slimcodec.training.data import Crops
 from slimcodec.training.draws import Draws
-from slimcodec.training.latent_codec import LatentCodec, code, interest
 from slimcodec.training.lora import LowRank
 from slimcodec.training.losses import Fidelity
 from slimcodec.training.stages.diffusion import by_energy
@@ -24,7 +24,7 @@ MEASURED = 2
 
 
 class PretrainedEnhanceStage(EnhanceStage):
-    """The model's own objective, with the error of compression in the place of noise (see ``slimcodec.models.denoiser``).
+    """The model's own objective, with the error of compression in the place of noise (see ``slimcodec.models.pretrained.denoiser``).
 
     Trained are the low-rank matrices that ``add_lora`` put into the UNet, and with ``objective`` the compressor.
     """
@@ -32,7 +32,7 @@ class PretrainedEnhanceStage(EnhanceStage):
     def __init__(
         self,
         autoencoder: PretrainedAutoencoder,
-        codec: LatentCodec,
+        codec: CompressionModel,
         denoiser: Denoiser,
         prompts: PromptEncoder,
         crops: Crops,

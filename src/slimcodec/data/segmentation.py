@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained import (
+from slimcodec.models.pretrained.hub import (
     Preprocessing,
     class_names,
     load_model,

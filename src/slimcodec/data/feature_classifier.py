@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained import class_names, load_model, read_preprocessing
+from slimcodec.models.pretrained.hub import class_names, load_model, read_preprocessing
 
 #: maps of a smaller stride hold edges rather than features
 SMALLEST_STRIDE = 4

@@ -9,11 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slimcodec.errors import SlimError
-from slimcodec.models.captioner import Tagger
-from slimcodec.models.pretrained import DEFAULT_SIDE, pretrained_folder, weights_sha256
-from slimcodec.training.classifiers import FeatureClassifier
-from slimcodec.training.mobilenet import (
+from slimcodec.data.feature_classifier import FeatureClassifier
+from slimcodec.data.mobilenet import (
     MAPS,
     MobileNet,
     classes_of,
@@ -21,6 +18,9 @@ from slimcodec.training.mobilenet import (
     pour,
     quick_copy,
 )
+from slimcodec.errors import SlimError
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.pretrained.hub import DEFAULT_SIDE, pretrained_folder, weights_sha256
 
 ACCEPTED = "a teacher is a TorchScript file, a transformers image-classification folder, or a hub id of one"
 TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ts")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from slimcodec.data.masks import mask_from_boxes, mask_from_picture
 from slimcodec.errors import ImageError, SlimError
 from slimcodec.images import load_image
-from slimcodec.roi.annotations import mask_from_boxes, mask_from_picture
 
 logger = logging.getLogger(__name__)
 Mask = NDArray[np.float32]

@@ -48,7 +48,7 @@ class CodedLatent:
         return np.concatenate([part.symbols for part in self.all_passes])
 
 
-class LatentCoder:
+class LatentCodec:
     """Codes one latent at a time; encoder and decoder run the same integer network on the same integers."""
 
     def __init__(self, prior: ExactPrior, tables: SymbolTables, *, steps: bool = False) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import dtype_of
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.prompt import Prompt
+from slimcodec.models.pretrained.prompt import Prompt
 
 MODES = ("noise", "trained")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slimcodec.data.generated import generated_rows
 from slimcodec.errors import SlimError
-from slimcodec.training.generated import generated_rows
 
 #: "generated:64" draws 64 pictures
 GENERATED = "generated:"

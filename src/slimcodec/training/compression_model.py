@@ -13,7 +13,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.compressor import GATE, Compressor
-from slimcodec.models.latent_space import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,
@@ -26,7 +26,7 @@ from slimcodec.training.draws import Draws
 from slimcodec.training.losses import symbol_bits
 
 
-class LatentCodec(nn.Module):
+class CompressionModel(nn.Module):
     """What the compressor stage trains: compressor, float prior and hyper scales, and our own autoencoder.
 
     A pretrained autoencoder is no part of it.
@@ -110,7 +110,7 @@ class LatentCodec(nn.Module):
 
 @torch.no_grad()
 def start_as_transform(
-    codec: LatentCodec,
+    codec: CompressionModel,
     space: PretrainedAutoencoder,
     pictures: Tensor,
     lambdas: Tensor,
@@ -162,7 +162,7 @@ def rate_bits(residual: Tensor, index: Tensor, rate: str, noise: Tensor | None =
 
 
 def code(
-    model: LatentCodec,
+    model: CompressionModel,
     latents: Tensor,
     quality: Tensor,
     rate: str,

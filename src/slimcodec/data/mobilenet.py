@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from slimcodec.models.blocks import SameConv
 from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
-from slimcodec.models.pretrained import DEFAULT_SIDE
+from slimcodec.models.pretrained.hub import DEFAULT_SIDE
 
 #: largest relative difference from the script's own maps, and from its answers: networks that were quantised once also clamp their
 #: sums to ranges, which is left out here and makes 1 % of maps and 1 to 4 % of answers

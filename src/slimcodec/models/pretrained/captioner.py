@@ -18,8 +18,8 @@ from torch import Tensor
 
 from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained import load_model, read_json
-from slimcodec.models.references import PartReference
+from slimcodec.models.pretrained.hub import load_model, read_json
+from slimcodec.models.pretrained.references import PartReference
 
 MAX_BYTES = 200
 MAX_NEW_TOKENS = 24

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from slimcodec.errors import SlimError
-from slimcodec.models.latent_space import KNOWN, PretrainedAutoencoder, stride_of
-from slimcodec.models.pretrained import hub_folder, is_hub_id, read_json
-from slimcodec.models.references import FoundPart, PartReference, part_from_hub, refer, revision_of
+from slimcodec.models.pretrained.autoencoder import KNOWN, PretrainedAutoencoder, stride_of
+from slimcodec.models.pretrained.hub import hub_folder, is_hub_id, read_json
+from slimcodec.models.pretrained.references import FoundPart, PartReference, part_from_hub, refer, revision_of
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
 REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from slimcodec.data.masks import Annotation, Region
 from slimcodec.errors import SlimError
-from slimcodec.roi.annotations import Annotation, Region
 
 
 def read_annotations(path: str | Path) -> dict[str, Annotation]:

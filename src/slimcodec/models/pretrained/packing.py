@@ -9,7 +9,14 @@ from pathlib import Path
 
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.references import OTHER_FILES, PACKED, FoundPart, PartReference, find_part, weight_files
+from slimcodec.models.pretrained.references import (
+    OTHER_FILES,
+    PACKED,
+    FoundPart,
+    PartReference,
+    find_part,
+    weight_files,
+)
 
 
 @dataclass(frozen=True)

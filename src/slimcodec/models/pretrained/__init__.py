@@ -1,0 +1,1 @@
+"""A pretrained latent diffusion model of diffusers behind the codec."""
