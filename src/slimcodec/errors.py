@@ -26,3 +26,16 @@ class ModelMismatchError(SlimError):
 
 class ImageError(SlimError):
     """The input is not a picture that can be coded: unreadable, empty or too large."""
+
+
+def describe(error: BaseException, source: object = "") -> str:
+    """Return ``error`` in one line, without the name of its ``source``, which the caller prints."""
+    if isinstance(error, SlimError | ValueError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        text = error.strerror or str(error)
+    elif isinstance(error, MemoryError):
+        text = "not enough memory"
+    else:
+        text = f"internal error: {type(error).__name__}: {error}"
+    return " ".join(text.split()).removeprefix(f"{source}: ") or type(error).__name__

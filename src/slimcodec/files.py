@@ -1,29 +1,34 @@
-"""Files: written so that a reader sees the old bytes or the new ones, and read without trusting their size or place."""
+"""Files: written whole or not at all, read without trusting their size or place, and named by path or hub id."""
 
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from slimcodec.errors import SlimError
 
-#: most bytes of a JSON file that is read: a tokenizer's is the longest, with some ten million
+#: largest JSON file that is read, in bytes; the longest, a tokenizer's, has some ten million
 JSON_BYTES = 1 << 26
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = False) -> None:
-    """Write ``data`` to ``path``: the file appears whole or not at all.
+@contextmanager
+def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing bytes: when the block ends, the file appears whole, or not at all if it raises.
 
-    The bytes go to a temporary name in the same folder, which then takes the place of ``path``; on any
-    failure, an interrupt included, the temporary file is removed and ``path`` is as it was. A symbolic link
-    is written through. ``durable``: return only when the system says that the file, under its name, would
-    outlast a power failure. Raises ``OSError`` as ``open`` does; the folder must exist.
+    The bytes go to a temporary name in the same folder, which then takes the place of ``path``. A failure or
+    an interrupt removes it and leaves ``path`` as it was. A symbolic link is written through. ``durable``:
+    return only when the system says that the file would outlast a power failure. Raises ``OSError`` as
+    ``open`` does; the folder must exist.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         # A device or a pipe (/dev/null, /dev/stdout) is written, not replaced; a folder is refused by open().
         with open(path, "wb") as device:
-            device.write(data)
+            yield device
         return
     target = Path(os.path.realpath(path))
     # A name of its own length: adding to the target's name could pass the file system's limit.
@@ -31,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
     try:
         # open() and not tempfile: the file gets the permissions that the user's umask asks for.
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -47,13 +52,31 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
             os.close(folder)
 
 
+def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = False) -> None:
+    """Write ``data`` to ``path`` as ``atomic_open`` does."""
+    with atomic_open(path, durable=durable) as file:
+        file.write(data)
+
+
+def file_sha256(*paths: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, or of several one after the other, in hex. Raises ``OSError``."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The bytes of a file; ``SlimError`` for one of more than ``limit`` bytes, a pipe or a device, ``OSError`` as ``open``."""
+    """Return the bytes of a regular file of at most ``limit`` bytes. Raises ``SlimError`` and ``OSError``."""
     # looked at before it is opened: opening a pipe waits for its writer
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
         raise SlimError(f"{os.fspath(path)}: not a regular file")
-    if found.st_size <= limit:
+    if state.st_size <= limit:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
         if len(data) <= limit:
@@ -62,7 +85,7 @@ def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
-    """What a JSON file of at most ``limit`` bytes says; ``ValueError`` if it is none, else as ``read_bounded``."""
+    """Return what a JSON file of at most ``limit`` bytes says. Raises ``ValueError``, and as ``read_bounded``."""
     import json  # reading a .slim file needs none, and starts faster so
 
     try:
@@ -71,10 +94,16 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def inside(folder: str | os.PathLike[str], name: str) -> Path:
-    """The path of a name in a folder; ``SlimError`` where the name, or a symbolic link, leads out of it.
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Whether a source reads like ``owner/name`` at the Hugging Face hub, and not like a path or a glob."""
+    return HUB_ID.fullmatch(os.fspath(source)) is not None
 
-    In a snapshot of the Hugging Face hub's cache, where every file is a link, links to the repository's blobs are inside.
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of ``name`` in ``folder``. Raises ``SlimError`` where it, or a link, leads out of it.
+
+    In a snapshot of the Hugging Face hub's cache every file is a link to the repository's blobs; these count
+    as inside.
     """
     windows = PureWindowsPath(name)
     parts = (*PurePosixPath(name).parts, *windows.parts)
@@ -90,5 +119,5 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def hub_snapshot(folder: Path) -> Path | None:
-    """The snapshot of the Hugging Face hub's cache that a folder is or lies in, None for any other folder."""
+    """Return the snapshot of the Hugging Face hub's cache that ``folder`` is or lies in, None for others."""
     return next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)

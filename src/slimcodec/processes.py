@@ -1,15 +1,152 @@
-"""Worker processes that do not outlive the one that started them."""
+"""Work on many items: a pool of worker processes, and a progress bar on the terminal."""
+
+from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from slimcodec.errors import SlimError, describe
+
+T = TypeVar("T")
+R = TypeVar("R")
+#: items that are given to each worker ahead, so that none waits and the items of a long list need not fit in memory
+AHEAD = 3
+#: seconds between two lines of a progress report without a terminal
+REPORT_EVERY = 60
+
+
+class SetupError(SlimError):
+    """No worker could be set up, so no item can be done."""
+
+
+class WorkerDiedError(SlimError):
+    """The process that worked on an item was killed, as the system does when memory runs out."""
+
+
+def run_pool(
+    setup: Callable[[], Callable[[T], R]], items: Iterable[T], jobs: int = 1, *, one_thread: bool = False
+) -> Generator[R | SlimError, None, None]:
+    """Yield the result of every item in order; a failed item yields its error and does not stop the rest.
+
+    ``setup`` runs once in each process and returns the function that does an item. Several ``jobs`` are as many
+    processes with one thread each; ``setup``, items and results must be picklable then. They end with this
+    process, however it ends, and when the generator is closed. A single job is done in this process, with all
+    its threads or with ``one_thread``. ``items`` is read a few items ahead.
+
+    Raises ``SetupError`` where ``setup`` fails. The items after a killed worker yield ``WorkerDiedError``.
+    """
+    remaining = iter(items)
+    first = list(islice(remaining, AHEAD * jobs))
+    jobs = min(jobs, len(first))
+    if jobs <= 1:
+        if first:
+            with _single_thread() if one_thread else nullcontext():
+                _set_up(setup)
+                yield from map(_do, chain(first, remaining))
+        return
+    # Spawned and not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(setup,)) as pool:
+        # Ctrl-C reaches all processes; the workers inherit that it is ignored, and this process ends them.
+        with _ignored_interrupts():
+            waiting = deque(_submit(pool, item) for item in first)
+        try:
+            while waiting:
+                # Taken out of the queue, so that no more results are held than are waited for.
+                future = waiting.popleft()
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    yield WorkerDiedError("a worker process died, perhaps out of memory; try fewer --jobs")
+                waiting.extend(_submit(pool, item) for item in islice(remaining, 1))
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
+    try:
+        return pool.submit(_do, item)
+    except BrokenProcessPool as error:
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals are set by the main thread alone
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_function: Callable[[Any], Any] | None = None
+_setup_error = ""
+
+
+def _set_up(setup: Callable[[], Callable[[Any], Any]]) -> None:
+    """Prepare this process; an error is kept for the first item, since a pool can't report one from here."""
+    global _function, _setup_error
+    try:
+        _function, _setup_error = setup(), ""
+    except Exception as error:  # noqa: BLE001  a hub or a device can fail in any way
+        _function, _setup_error = None, describe(error)
+
+
+def _start_worker(setup: Callable[[], Callable[[Any], Any]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    _set_up(setup)
+
+
+def _do(item: Any) -> Any:
+    if _function is None:
+        raise SetupError(_setup_error)
+    try:
+        return _function(item)
+    except SlimError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  any library's error; not all of them can be pickled
+        return SlimError(describe(error))
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent has ended, however that did; call it first in a worker.
+    """End this worker as soon as its parent has ended, however that did.
 
-    A worker of a pool waits on a pipe whose other end it holds as well: one whose parent was killed would
-    wait for ever, and keep its memory.
+    A worker waits on a pipe whose other end it holds as well: if its parent was killed, it would wait for ever.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -20,3 +157,53 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+class Bar:
+    """Progress of ``total`` items; ``shown`` says whether a bar on a terminal draws it."""
+
+    def __init__(
+        self, total: int, done: int, bar: Any, task: Any, report: Callable[[str], None] | None
+    ) -> None:
+        self.shown = bar is not None
+        self._total, self._first, self._done = total, done, done
+        self._bar, self._task, self._report = bar, task, report
+        self._begin = self._last = time.monotonic()
+
+    def advance(self, note: str | None = None) -> None:
+        """Count an item; ``note`` is shown beside the bar from now on."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, **({} if note is None else {"note": note}))
+        elif self._report is not None and (now := time.monotonic()) - self._last > REPORT_EVERY:
+            self._last = now
+            left = (now - self._begin) / (self._done - self._first) * (self._total - self._done)
+            self._report(f"{self._done} of {self._total} done, about {left / 60:.0f} minutes left")
+
+
+@contextmanager
+def progress(
+    total: int, what: str = "files", done: int = 0, report: Callable[[str], None] | None = None
+) -> Iterator[Bar]:
+    """Show a bar on stderr if that is a terminal; yields the ``Bar`` whose ``advance`` counts an item.
+
+    ``done``: items that are done already. ``report``: takes a line a minute where there is no terminal.
+    """
+    if total < 2 or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield Bar(total, done, None, None, report)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Bar(total, done, bar, bar.add_task(what, total=total, completed=done, note=""), report)
+
+
+def track(items: Sequence[T], what: str = "files") -> Iterator[T]:
+    """Yield ``items`` while a bar shows the progress."""
+    with progress(len(items), what) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -13,10 +13,11 @@ from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info
 from slimcodec.cli.map import map_
-from slimcodec.cli.messages import FAILED, complain, describe, say
+from slimcodec.cli.messages import FAILED, complain, say
 from slimcodec.cli.report import report
 from slimcodec.cli.train import train
 from slimcodec.cli.verify import verify
+from slimcodec.errors import describe
 from slimcodec.version import __version__
 
 app = typer.Typer(

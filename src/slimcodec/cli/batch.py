@@ -24,11 +24,12 @@ from typing import Any, Protocol
 
 import typer
 
-from slimcodec.cli.messages import FAILED, INTERRUPTED, complain, describe, printable, say, stop
+from slimcodec.cli.messages import FAILED, INTERRUPTED, complain, printable, say, stop
 from slimcodec.cli.paths import Job, find_inputs, plan
 from slimcodec.cli.removal import FileState, remove_source
 from slimcodec.cli.streams import stream_job, write_stdout
 from slimcodec.container import SlimInfo
+from slimcodec.errors import describe
 from slimcodec.files import atomic_write
 from slimcodec.processes import end_with_parent
 

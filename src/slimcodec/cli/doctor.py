@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import FAILED, describe, printable, say
+from slimcodec.cli.messages import FAILED, printable, say
+from slimcodec.errors import describe
 
 #: what each extra of the package adds; "" is the package itself
 LIBRARIES = {

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import FAILED, complain, describe, printable, say
+from slimcodec.cli.messages import FAILED, complain, printable, say
 from slimcodec.cli.paths import find_inputs
 from slimcodec.container import SlimInfo, inspect
+from slimcodec.errors import describe
 
 _COLUMNS = (
     "FILE",

@@ -7,24 +7,11 @@ from typing import NoReturn, TextIO
 
 import typer
 
-from slimcodec.errors import SlimError
+from slimcodec.errors import describe
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-
-
-def describe(error: BaseException, source: object = "") -> str:
-    """Return ``error`` in one line, without the name of its ``source``, which the caller prints."""
-    if isinstance(error, SlimError | ValueError):
-        text = str(error)
-    elif isinstance(error, OSError):
-        text = error.strerror or str(error)
-    elif isinstance(error, MemoryError):
-        text = "not enough memory"
-    else:
-        text = f"internal error: {type(error).__name__}: {error}"
-    return " ".join(text.split()).removeprefix(f"{source}: ") or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimcodec.cli.messages import describe
 from slimcodec.cli.paths import Job
 from slimcodec.container import read_source, unpack
+from slimcodec.errors import describe
 
 
 @dataclass(frozen=True)

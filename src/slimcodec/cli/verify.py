@@ -10,8 +10,9 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import progress
-from slimcodec.cli.messages import FAILED, complain, describe, failing, say
+from slimcodec.cli.messages import FAILED, complain, failing, say
 from slimcodec.cli.paths import find_inputs
+from slimcodec.errors import describe
 
 
 def verify(
