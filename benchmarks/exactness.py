@@ -126,24 +126,28 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Exactness",
         "",
-        "Made by `benchmarks/exactness.py` from results/exactness.json; do not edit.",
+        "`benchmarks/exactness.py` writes this page from results/exactness.json; do not edit it.",
         "",
         f"{report['photos']} photos of {report['data']}, {report['side']}x{report['side']}, at qualities {', '.join(map(str, report['qualities']))}:",
-        f"{files} files of bundle {report['bundle']}. **{mismatches(report)} mismatches in all.** Command:",
+        f"{files} files of bundle {report['bundle']}. **{mismatches(report)} mismatches in total.** Command:",
         "",
         f"    {report['command']}",
         "",
-        "Each row is a fresh process that differs from the reference (one thread, float32, channels-last, oneDNN on, no flags) in what",
-        "it names. *Read*: files whose symbols or decoded values are not those that were written. *Written*: files whose bytes",
-        "differ when they are made anew from the same values. *Own*: the row encodes the photos itself, where floating point may",
-        "choose other symbols, and the reference reads its files.",
+        "Each row is a fresh process. Its name says how it differs from the reference: one thread, float32, channels-last,",
+        "oneDNN on, no flags.",
         "",
-        "| configuration | read differently | written differently | own files read differently |",
+        "| column | counts files |",
+        "|---|---|",
+        "| read | whose symbols or decoded values differ from those written |",
+        "| written | whose bytes differ when the file is written again from the same values |",
+        "| own | that this row encoded, where floating point may choose other symbols, and the reference reads differently |",
+        "",
+        "| configuration | read | written | own |",
         "|---|---|---|---|",
     ]
     for row in report["rows"]:
         if row["read"] is None:
-            lines.append(f"| {_described(row)} | not at hand | not at hand | not at hand |")
+            lines.append(f"| {_described(row)} | not available | not available | not available |")
             continue
         own = "-" if row["own"] is None else f"{row['own']} of {files}"
         lines.append(
@@ -151,13 +155,13 @@ def markdown(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The prior's networks elsewhere, beside torch and one file at a time:",
+        "The prior's networks in batches and in other runtimes, compared with torch on one file at a time:",
         "",
         "| where | files that differ |",
         "|---|---|",
         *(f"| torch, batches of {size} files | {n} of {files} |" for size, n in report["batches"].items()),
         f"| ONNX Runtime {versions['onnxruntime']}, the prior exported by torch: read | {report['onnx']['read']} of {files} |",
-        f"| the same: written | {report['onnx']['written']} of {files} |",
+        f"| ONNX Runtime {versions['onnxruntime']}, the same network: written | {report['onnx']['written']} of {files} |",
         f"| numpy int64 and Python integers, without torch (tests/reference_prior.py): read | {report['numpy']} of {files} |",
         "",
         f"Processor: {report['processor']}, instructions up to {report['instructions']}. "
