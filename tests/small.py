@@ -16,8 +16,8 @@ from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, UNetSize, small_unet_config
+from slimcodec.models.native import small_text_encoder
 from slimcodec.models.prior import PriorConfig
-from slimcodec.models.text import small_text_encoder
 from slimcodec.training.compression_model import CompressionModel
 from slimcodec.training.export import latent_codec_parts
 

@@ -75,7 +75,7 @@ def assert_near(picture: Any, wanted: Image.Image) -> None:
 def test_equal_sizes_share_a_pass_and_give_the_same(small: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures()
     alone = [small.encode(image, 40) for image in images]
-    encoded = counted(monkeypatch, small.bundle.autoencoder, "encode")
+    encoded = counted(monkeypatch, small.bundle.latent_model.autoencoder, "encode")
     together = list(encode_many(small, images, 40, batch_size=8))
     assert encoded == [3, 1, 1]
     for data, wanted, image in zip(together, alone, images, strict=True):
@@ -86,7 +86,7 @@ def test_equal_sizes_share_a_pass_and_give_the_same(small: Codec, monkeypatch: p
     for steps, guidance in ((0, 0.0), (2, 0.0), (1, 0.2)):
         wanted_pictures = [small.decode(data, steps, guidance) for data in alone]
         with monkeypatch.context() as patch:
-            decoded = counted(patch, small.bundle.autoencoder, "decode")
+            decoded = counted(patch, small.bundle.latent_model.autoencoder, "decode")
             made = list(decode_many(small, alone, steps, guidance, batch_size=8))
             assert guidance or decoded == [3, 1, 1]
         for picture, expected in zip(made, wanted_pictures, strict=True):
@@ -96,7 +96,7 @@ def test_equal_sizes_share_a_pass_and_give_the_same(small: Codec, monkeypatch: p
 
 def test_large_pictures_go_alone(small: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimcodec.batches.SHARED_AREA", 64 * 64 - 1)
-    encoded = counted(monkeypatch, small.bundle.autoencoder, "encode")
+    encoded = counted(monkeypatch, small.bundle.latent_model.autoencoder, "encode")
     assert all(isinstance(data, bytes) for data in encode_many(small, pictures(), caption=None))
     assert encoded == [1] * 5
 
@@ -125,7 +125,7 @@ def test_what_fails_is_given_in_its_place(small: Codec) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_done_one_by_one(small: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, tried = small.bundle.autoencoder.encode, []
+    encode, tried = small.bundle.latent_model.autoencoder.encode, []
 
     def limited(x: torch.Tensor) -> torch.Tensor:
         tried.append(len(x))
@@ -133,7 +133,7 @@ def test_a_batch_that_does_not_fit_is_done_one_by_one(small: Codec, monkeypatch:
             raise torch.OutOfMemoryError("out of memory")
         return encode(x)
 
-    monkeypatch.setattr(small.bundle.autoencoder, "encode", limited)
+    monkeypatch.setattr(small.bundle.latent_model.autoencoder, "encode", limited)
     images = [photo(name, 48, 48) for name in NAMES]
     assert list(encode_many(small, images, 30)) == [small.encode(image, 30) for image in images]
     assert tried[:5] == [4, 1, 1, 1, 1]

@@ -320,7 +320,7 @@ def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
     data = codec.encode(photo("coffee", 70, 50), 50)
     latent = codec.decode_latent(data)
     assert latent.shape == (128, 4, 5) and latent.dtype == torch.float32
-    picture = codec.bundle.autoencoder.decode(latent[None])[0, :, :50, :70]
+    picture = codec.bundle.latent_model.autoencoder.decode(latent[None])[0, :, :50, :70]
     levels = ((picture.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).numpy()
     decoded = np.asarray(codec.decode(data, steps=0))
     assert np.abs(levels - decoded.astype(np.float32)).max() <= 1

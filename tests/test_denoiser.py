@@ -15,9 +15,15 @@ from torch import Tensor
 
 from slimcodec import SlimError
 from slimcodec.models.enhancer import EnhancerConfig, seeded_noise
-from slimcodec.models.pretrained.denoiser import Denoiser, clean_latent, guidance_embedding, wanted
+from slimcodec.models.latent_model import CaptionEmbedding
+from slimcodec.models.pretrained.denoiser import (
+    Denoiser,
+    PromptEncoder,
+    clean_latent,
+    guidance_embedding,
+    prediction_target,
+)
 from slimcodec.models.pretrained.pipeline import load_scheduler
-from slimcodec.models.pretrained.prompt import Prompt, PromptEncoder
 from slimcodec.models.pretrained.references import FoundPart
 
 SCHEDULERS = [
@@ -56,7 +62,9 @@ class Oracle(torch.nn.Module):
         a = self.alphas[int(time)].sqrt()
         s = (1 - a**2).sqrt()
         self.seen.append(float(time))
-        return SimpleNamespace(sample=wanted(self.kind, self.clean, (x - a * self.clean) / s, a, s))
+        return SimpleNamespace(
+            sample=prediction_target(self.kind, self.clean, (x - a * self.clean) / s, a, s)
+        )
 
 
 @pytest.mark.parametrize("mode", ["noise", "trained"])
@@ -72,7 +80,7 @@ def test_a_perfect_network_gives_the_clean_latent(
     oracle = Oracle(clean, prediction, scheduler.alphas_cumprod)
     config = EnhancerConfig(mode, 4, noise=0.2, strength=(0.5, 0.1))
     denoiser = Denoiser(config, oracle, scheduler)
-    prompt = Prompt(torch.zeros(1, 1, 1))
+    prompt = CaptionEmbedding(torch.zeros(1, 1, 1))
     made = denoiser(rough, 1, steps, seeded_noise(rough.shape, 7), prompt, prompt)
     # what is left is the schedule's last noise, and LCM's skip connection
     assert float((made - clean).abs().max()) < 0.1
@@ -92,8 +100,8 @@ def plain(**settings: Any) -> Denoiser:
 
 def test_a_file_has_one_picture_and_captions_count() -> None:
     denoiser = plain()
-    rough, text = torch.randn(1, 4, 7, 5), Prompt(torch.randn(1, 5, 12))
-    noise, empty = seeded_noise(rough.shape, 7), Prompt(torch.zeros(1, 5, 12))
+    rough, text = torch.randn(1, 4, 7, 5), CaptionEmbedding(torch.randn(1, 5, 12))
+    noise, empty = seeded_noise(rough.shape, 7), CaptionEmbedding(torch.zeros(1, 5, 12))
 
     def run(noise: Tensor, scale: float = 1.0) -> Tensor:
         return denoiser(rough, 20, 2, noise, text, empty, scale)
@@ -113,9 +121,9 @@ def test_a_file_has_one_picture_and_captions_count() -> None:
 
 def test_distilled_guidance_is_a_condition() -> None:
     denoiser = plain(time_cond_proj_dim=9)
-    rough, text = torch.randn(1, 4, 8, 8), Prompt(torch.randn(1, 5, 12))
+    rough, text = torch.randn(1, 4, 8, 8), CaptionEmbedding(torch.randn(1, 5, 12))
     noise = seeded_noise(rough.shape, 7)
-    empty = Prompt(torch.full((1, 5, 12), float("nan")))
+    empty = CaptionEmbedding(torch.full((1, 5, 12), float("nan")))
     one, three = (denoiser(rough, 20, 1, noise, text, empty, scale) for scale in (1.0, 3.0))
     assert torch.isfinite(three).all() and not torch.allclose(one, three)
     theirs: Any = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
@@ -129,10 +137,10 @@ def test_predictions_and_clean_latents_are_inverse() -> None:
     a = torch.tensor([0.3, 0.9]).reshape(2, 1, 1, 1)
     s = (1 - a**2).sqrt()
     for kind in ("epsilon", "v_prediction", "sample"):
-        prediction = wanted(kind, clean, error, a, s)
+        prediction = prediction_target(kind, clean, error, a, s)
         assert torch.allclose(clean_latent(kind, prediction, a * clean + s * error, a, s), clean, atol=1e-5)
     with pytest.raises(SlimError, match="prediction type"):
-        wanted("colour", clean, error, a, s)
+        prediction_target("colour", clean, error, a, s)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slimcodec.models.enhancer import guide_by_caption, seeded_noise
-from slimcodec.models.tiling import blended, tile_starts, tiled
+from slimcodec.models.latent_model import blended, tile_starts, tiled
 
 
 def test_noise_is_a_function_of_the_seed_alone() -> None:

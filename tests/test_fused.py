@@ -61,20 +61,20 @@ def test_the_fused_codec_gives_what_plain_layers_give(dtype: str, tolerance: flo
     bundle = codec.bundle
     if not works(bundle.dtype):
         pytest.skip(f"no fused convolutions in {dtype}")
-    parts = fusable(bundle.autoencoder, bundle.compressor)
+    parts = fusable(bundle.latent_model.autoencoder, bundle.compressor)
     assert len(parts) == 9 and all(part.fused for part in parts)
     pixels = torch.from_numpy(np.asarray(photo("coffee", 192, 160)).transpose(2, 0, 1)[None].copy())
     level = bundle.compressor.level(torch.tensor([40]))
 
     def results() -> list[torch.Tensor]:
-        latents = bundle.autoencoder.encode(pixels.float() / 127.5 - 1)
+        latents = bundle.latent_model.autoencoder.encode(pixels.float() / 127.5 - 1)
         values = bundle.compressor.analyse(latents, level)
         hyper = bundle.compressor.hyper_analyse(values, level)
         return [
             latents,
             values,
             hyper,
-            bundle.autoencoder.decode(bundle.compressor.synthesise(values, level)),
+            bundle.latent_model.autoencoder.decode(bundle.compressor.synthesise(values, level)),
         ]
 
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fused, "works", lambda dtype: False)
     codec = slimcodec.load(dtype="float32")
     bundle = codec.bundle
-    parts = fusable(bundle.autoencoder, bundle.compressor, *bundle.captioners)
+    parts = fusable(bundle.latent_model.autoencoder, bundle.compressor, *bundle.captioners)
     assert len(parts) == 11 and not any(part.fused for part in parts)
     assert slimcodec.inspect(codec.encode(image, 30)).caption == slimcodec.inspect(wanted).caption
     assert float((codec.latents(image) - latent).norm() / latent.norm()) < 1e-4

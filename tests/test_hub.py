@@ -35,8 +35,8 @@ from slimcodec import ModelMismatchError, SlimError
 from slimcodec.cli import main
 from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.pretrained.packing import save
 from slimcodec.models.pretrained.pipeline import REQUIRED, LdmConfig, refer_ldm
+from slimcodec.models.publishing import save
 from slimcodec.training.create import Wishes, create
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -156,7 +156,7 @@ def test_the_id_is_that_of_what_decodes(home: Path, tmp_path: Path) -> None:
     codec = slimcodec.load(home / "bundles" / "sd1", base=tmp_path / "copy")
     data = codec.encode(photo("coffee", 32, 32), 20)
     assert codec.decode(data, steps=1).size == (32, 32)
-    assert codec.bundle.found("unet").variant == "fp16"
+    assert codec.bundle.pretrained_part("unet").variant == "fp16"
 
 
 def test_the_written_description_of_other_bundles_is_as_it_was() -> None:
@@ -281,7 +281,7 @@ def test_the_command_makes_shows_checks_and_packs(
     # the same bundle, its parts elsewhere: the small autoencoder is gone, so the packed copy serves
     monkeypatch.setenv("SLIMCODEC_BASE", f"{tmp_path / 'packed' / 'parts'}{os.pathsep}{tmp_path / 'moved'}")
     assert slim("decode", slims, "-o", pictures, "--model", tmp_path / "made", "--steps", 2) == 0
-    assert slimcodec.load(tmp_path / "made").bundle.found("unet").place == "base"
+    assert slimcodec.load(tmp_path / "made").bundle.pretrained_part("unet").place == "base"
 
 
 def test_what_cannot_be_used_is_refused(home: Path, tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_offloaded_parts_come_one_at_a_time(
     moves = Moves(monkeypatch)
     codec = slimcodec.load(tmp_path / "made", device="cpu:0", dtype="float32", offload=True)
     assert codec.encode(photo("coffee", 64, 64), 30) == data
-    assert codec.bundle.autoencoder.vae.use_slicing  # type: ignore[union-attr]
+    assert codec.bundle.latent_model.autoencoder.vae.use_slicing  # type: ignore[union-attr]
     assert np.abs(np.asarray(codec.decode(data, steps=2), np.int16) - picture).max() <= 2
     there: set[str] = set()
     order: list[str] = []
@@ -495,7 +495,7 @@ def test_offload_is_refused_where_nothing_can_be_moved(
 
 
 def parts_of(codec: Codec) -> tuple[Any, Any]:
-    return codec.bundle.autoencoder, codec.bundle.enhancer
+    return codec.bundle.latent_model.autoencoder, codec.bundle.latent_model.enhancer
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -108,8 +108,8 @@ def test_the_loss_falls_and_only_ours_changes(
 
     # the merged matrices do what they did beside the weights
     assert run.pretrained is not None
-    trained: Any = run.pretrained.enhancer
-    merged: Any = codec.bundle.enhancer
+    trained: Any = run.pretrained.latent_model.enhancer
+    merged: Any = codec.bundle.latent_model.enhancer
     state = load_file(tmp_path / "run" / "enhance.safetensors")
     with torch.no_grad():
         for name, parameter in trained.unet.named_parameters():
@@ -120,7 +120,7 @@ def test_the_loss_falls_and_only_ours_changes(
                 if name.endswith(theirs):
                     parameter.copy_(state["lora." + name.removesuffix(theirs).replace(".", "/") + ours])
     latents, times = torch.randn(1, 4, 8, 8), torch.tensor([300])
-    prompt = codec.bundle.encode_captions(["a cat"])
+    prompt = codec.bundle.latent_model.embed_captions(["a cat"])
     beside, inside = (made.predict(latents, times, prompt) for made in (trained, merged))
     assert torch.allclose(inside, beside, atol=2e-2 * float(beside.std()))
 

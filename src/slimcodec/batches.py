@@ -95,7 +95,7 @@ def _encoded(
     wanted: list[Request | Exception] = [request] * len(opened)
     model = codec.bundle.caption_model if request.caption == "auto" else None
     if model is not None:
-        with codec.bundle.lock:
+        with codec.bundle.parts.lock:
             captions = _together(model.captions, opened, key)
         wanted = [attempt(_captioned, request, caption) for caption in captions]
     for arguments in zip(opened, latents, wanted, strict=True):

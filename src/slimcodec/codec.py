@@ -22,9 +22,8 @@ from slimcodec.entropy.caption import decode_caption, encode_caption
 from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ImageError, ModelMismatchError, SlimError
 from slimcodec.images import ImageLike, load_image, pixel_limit
-from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.tiling import TILE, blended, tiled
+from slimcodec.models.latent_model import TILE, blended, tiled
 
 if TYPE_CHECKING:
     from slimcodec.models.latent_codec import CodedLatent
@@ -166,7 +165,7 @@ class Codec:
     @torch.inference_mode()
     def _latents(self, *pictures: Pixels) -> Tensor:
         """The latents [B, C, h, w] of pictures of one padded size."""
-        autoencoder = self.bundle.autoencoder
+        model = self.bundle.latent_model
 
         def padded(pixels: Pixels) -> Tensor:
             below, right = -pixels.shape[0] % self.cell, -pixels.shape[1] % self.cell
@@ -178,12 +177,12 @@ class Codec:
         tensors = [padded(pixels) for pixels in pictures]
         return tiled(
             # as numbers with a point a large picture takes four times the memory, so only tiles become that
-            lambda x: autoencoder.encode(_normalised(x)),
+            lambda x: model.encode(_normalised(x)),
             # a large picture comes alone, and is not copied
             tensors[0] if len(tensors) == 1 else torch.cat(tensors),
             tile=self.tile,
-            margin=autoencoder.encoder_radius,
-            cell_in=autoencoder.stride,
+            margin=model.encoder_radius,
+            cell_in=model.stride,
         )
 
     @torch.inference_mode()
@@ -218,7 +217,7 @@ class Codec:
         if mask.shape != (height, width):
             mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
         rows, columns = latents.shape[2:]
-        stride = self.bundle.stride
+        stride = self.bundle.latent_model.stride
         x = torch.tensor(mask, device=latents.device)[None, None]
         padding = (0, columns * stride - width, 0, rows * stride - height)
         interest = F.avg_pool2d(F.pad(x, padding, mode="replicate"), stride)
@@ -231,7 +230,7 @@ class Codec:
         config = self.bundle.config
         model = self.bundle.caption_model if named else None
         if model is not None:
-            with self.bundle.lock:
+            with self.bundle.parts.lock:
                 return model(pixels), None
         located = bool(
             located and config.compressor.step_octaves and config.captioners and config.captioners[0].roi
@@ -292,12 +291,10 @@ class Codec:
             guidance = config.machine_guidance if preset == "machine" else config.guidance
         if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
-        if guidance and config.ldm is not None:
+        if guidance and (reason := self.bundle.latent_model.guidance_unavailable):
             raise SlimError(
-                f"guidance is {guidance}, which is for bundles like slim-tiny, whose taggers know how far it may go; on a "
-                f"pretrained model the caption acts by classifier-free guidance, text_scale, {config.text_scale:g} in "
-                f"{config.name}: leave guidance out, and set --text-scale of `slim bundle create` or text_scale in the "
-                "bundle's config.json"
+                f"guidance is {guidance}, but {reason}, text_scale, {config.text_scale:g} in {config.name}: leave guidance "
+                "out, and set --text-scale of `slim bundle create` or text_scale in the bundle's config.json"
             )
         return (steps if config.enhancer is not None else 0), guidance
 
@@ -355,7 +352,7 @@ class Codec:
     @property
     def cell(self) -> int:
         """Pixels a side of a coded position: 16 for slim-tiny."""
-        return self.bundle.stride * self.bundle.config.compressor.patch
+        return self.bundle.latent_model.stride * self.bundle.config.compressor.patch
 
     def _check_area(self, width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
         """Rows and columns of coded positions of a picture, or ``ImageError`` where they would be too many."""
@@ -374,31 +371,29 @@ class Codec:
         """Enhanced latents [B, C, h, w] of decompressed ones of one size and quality."""
         from slimcodec.models.enhancer import guide_by_caption, seeded_noise
 
-        enhancer: Any = self.bundle.enhancer
+        model = self.bundle.latent_model
         quality = roughs[0].container.quality
         scale = self.bundle.config.text_scale
-        text = self.bundle.encode_captions([rough.caption for rough in roughs])
-        empty = self.bundle.encode_captions([None] * len(roughs)) if scale != 1.0 else text
+        text = model.embed_captions([rough.caption for rough in roughs])
+        empty = model.embed_captions([None] * len(roughs)) if scale != 1.0 else text
         # the noise is part of the file's meaning: a file gives the same picture each time
         seeds = [zlib.crc32(rough.container.payload) for rough in roughs]
         noises = [seeded_noise(rough.latents.shape, seed) for rough, seed in zip(roughs, seeds, strict=True)]
         latents = blended(
-            lambda latents, noise: enhancer(latents, quality, steps, noise, text, empty, scale),
+            lambda latents, noise: model.enhance(latents, quality, steps, noise, text, empty, scale),
             torch.cat([rough.latents for rough in roughs]),
             torch.cat(noises).to(self.bundle.device),
-            tile=getattr(enhancer, "tile", self.tile),
+            tile=model.enhancer_tile or self.tile,
         )
         small = latents.shape[2] * latents.shape[3] <= GUIDED_POSITIONS
         if not (guidance and small and self.bundle.captioners):
             return latents
-        level = self.bundle.compressor.level(torch.tensor([quality], device=latents.device))
-        lost = at_level(enhancer.error_scale, level)[0]
+        lost = model.error_scale(quality)
 
         def guided(latents: Tensor, tag: int | None, seed: int) -> Tensor:
             if tag is None:
                 return latents
-            taggers, decode = self.bundle.captioners, self.bundle.autoencoder.decode
-            return guide_by_caption(latents, tag, decode, taggers, lost, guidance, seed)
+            return guide_by_caption(latents, tag, model.decode, self.bundle.captioners, lost, guidance, seed)
 
         tags = [rough.tag for rough in roughs]
         return torch.cat([guided(*one) for one in zip(latents.split(1), tags, seeds, strict=True)])
@@ -418,7 +413,10 @@ class Codec:
         Raises ``SlimError`` for a size beyond what the latent covers.
         """
         width, height = size
-        most = latent.shape[2] * self.bundle.stride, latent.shape[1] * self.bundle.stride
+        most = (
+            latent.shape[2] * self.bundle.latent_model.stride,
+            latent.shape[1] * self.bundle.latent_model.stride,
+        )
         if not (0 < width <= most[0] and 0 < height <= most[1]):
             raise SlimError(
                 f"size is {width}x{height}; the latent covers {most[0]}x{most[1]} pixels (width x height)"
@@ -427,14 +425,12 @@ class Codec:
 
     @torch.inference_mode()
     def _decoded(self, latents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
-        autoencoder = self.bundle.autoencoder
+        model = self.bundle.latent_model
 
         def pixels(x: Tensor) -> Tensor:
-            return autoencoder.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+            return model.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-        decoded = tiled(
-            pixels, latents, tile=self.tile, margin=autoencoder.decoder_radius, cell_out=autoencoder.stride
-        )
+        decoded = tiled(pixels, latents, tile=self.tile, margin=model.decoder_radius, cell_out=model.stride)
         arrays = decoded.permute(0, 2, 3, 1).cpu()
         return [
             Image.fromarray(array[:height, :width].contiguous().numpy())
@@ -513,7 +509,7 @@ def load(
         raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
     bundle = Bundle.from_pretrained(source, device, named, base)
     if offload:
-        bundle.offload_parts()
+        bundle.latent_model.offload()
     return Codec(bundle)
 
 

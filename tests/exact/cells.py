@@ -94,7 +94,7 @@ def configured(configuration: Configuration) -> Iterator[None]:
 def load(configuration: Configuration, bundle: str | None = None) -> Codec:
     """A codec of a bundle (default: the embedded one) in a configuration's type and layout."""
     codec = slimcodec.load(bundle, configuration.device, configuration.dtype)
-    networks: list[nn.Module] = [codec.bundle.autoencoder, codec.bundle.compressor]
+    networks: list[nn.Module] = [codec.bundle.latent_model.autoencoder, codec.bundle.compressor]
     if configuration.layout == "contiguous":
         for network in networks:
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from slimcodec.cli import options
 from slimcodec.cli.messages import FAILED, complain, failing, printable, say
 
 if TYPE_CHECKING:
-    from slimcodec.models.pretrained.packing import PartState
+    from slimcodec.models.publishing import PartState
 
 bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
 
@@ -74,7 +74,7 @@ def create(
       slim bundle create --ldm sdxl-turbo/ --compressor runs/mine -o mine --pack
     """
     with failing():
-        from slimcodec.models.pretrained.packing import save
+        from slimcodec.models.publishing import save
         from slimcodec.training.create import Wishes, create
 
         wishes = Wishes(
@@ -121,7 +121,7 @@ def verify(source: Folder, base: Base = None) -> None:
     Exit status: 0 all there, 1 something is missing or altered.
     """
     with failing(source):
-        from slimcodec.models.pretrained.packing import part_states
+        from slimcodec.models.publishing import part_states
 
         states = part_states(_load(source, base))
         for state in states:
@@ -140,7 +140,7 @@ def pack(
 ) -> None:
     """Copy a bundle with all pretrained parts that it names, for use without a network."""
     with failing(source):
-        from slimcodec.models.pretrained.packing import save
+        from slimcodec.models.publishing import save
 
         loaded = _load(source, base)
         save(loaded, out, packed=True)
@@ -163,7 +163,7 @@ def _describe(bundle: Any) -> dict[str, Any]:
         "enhancer": config.enhancer.mode if config.enhancer else "none",
         "steps": config.steps,
         "text_scale": config.text_scale,
-        "latent": f"{network.latent_channels} channels, {bundle.stride} pixels a position",
+        "latent": f"{network.latent_channels} channels, {bundle.latent_model.stride} pixels a position",
         "holds": ", ".join(sorted(bundle.stored)),
         "parts": [
             {

@@ -104,7 +104,7 @@ def bundle(model: str | None, base: str | None) -> dict[str, Any]:
     """A bundle's name and id, its pretrained parts with the folders that they are in, and what is wrong."""
     try:
         from slimcodec.models.bundle import Bundle
-        from slimcodec.models.pretrained.packing import part_states
+        from slimcodec.models.publishing import part_states
 
         loaded = Bundle.from_pretrained(model, base=base)
         states = part_states(loaded)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,27 +25,22 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write, inside, load_json
-from slimcodec.models.autoencoder import AutoencoderConfig, PatchAutoencoder
+from slimcodec.models.autoencoder import AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.fused import fuse
 from slimcodec.models.latent_codec import LatentCodec
-from slimcodec.models.pretrained.autoencoder import LatentSpace
+from slimcodec.models.native import NativeModel
 from slimcodec.models.pretrained.captioner import CaptionModelConfig
 from slimcodec.models.pretrained.hub import hub_folder, is_hub_id
-from slimcodec.models.pretrained.pipeline import LdmConfig
+from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
 from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part
 from slimcodec.models.prior import SCALES, ExactPrior, float_prior
-from slimcodec.models.storage import from_storage, read_tensors, stored_shapes, to_storage
+from slimcodec.models.storage import Parts, check_shapes, read_tensors, to_storage
 
 if TYPE_CHECKING:
-    from slimcodec.models.enhancer import Enhancer
     from slimcodec.models.pretrained.captioner import ImageToText, ZeroShotTagger
-    from slimcodec.models.pretrained.denoiser import Denoiser
-    from slimcodec.models.pretrained.offload import Offload
-    from slimcodec.models.pretrained.prompt import PromptEncoder
-    from slimcodec.models.text import CaptionEncoder
 
 FORMAT = 1
 EMBEDDED = "slim-tiny"
@@ -80,7 +73,6 @@ NOT_IN_ID = (
 )
 #: settings that are written only where they are set: bundles of older releases are without them
 OPTIONAL = ("ldm", "caption_model")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,11 +137,8 @@ class Bundle:
         self.described = config.described() if described is None else described
         self.folder, self.base = folder, base
         self.stored = {part: to_storage(state) for part, state in tensors.items()}
-        self.device, self.dtype = torch.device(device), dtype
-        #: guards the building of parts, and the tokenizer, which serves one thread at a time
-        self.lock = threading.RLock()
-        self._built: dict[str, Any] = {}
-        self.offload: Offload | None = None
+        self.parts = Parts(self.stored, device, dtype)
+        self.device, self.dtype = self.parts.device, dtype
         for number, captioner in enumerate(config.captioners):
             if captioner.tags != len(vocabulary):
                 raise SlimError(
@@ -158,56 +147,20 @@ class Bundle:
 
     # ---- parts -------------------------------------------------------------------------------------------------
 
-    def offload_parts(self) -> None:
-        """From now on pretrained parts lie in the computer's memory, and one at a time comes to the device when it runs.
-
-        Slower, for a device that does not hold them all. Raises ``SlimError`` for a bundle without pretrained parts, or
-        without Accelerate.
-        """
-        if self.config.ldm is None:
-            raise SlimError(f"offload moves pretrained parts, and {self.config.name} has none; leave it out")
-        try:
-            from slimcodec.models.pretrained.offload import Offload
-        except ImportError as error:
-            raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
-        self.offload = Offload(self.device)
-
-    def _place(self, module: Any) -> None:
-        """Puts a pretrained module where it runs: on the device, or offloaded; convolutions in channels-last."""
-        module.to(memory_format=torch.channels_last)
-        if self.offload is None:
-            module.to(self.device)
-        else:
-            self.offload.add(module)
-
-    @property
-    def autoencoder(self) -> LatentSpace:
-        """The latent space: ours, its branches in ``dtype`` and its linear path in float32, or the pretrained model's."""
-
-        def build() -> LatentSpace:
-            if self.config.ldm is not None:
-                from slimcodec.models.pretrained.pipeline import load_autoencoder
-
-                space = load_autoencoder(self.found("vae"), self.dtype)
-                if self.offload is not None:
-                    # memory is what is short: of a batch, one picture at a time
-                    space.vae.enable_slicing()
-                self._place(space.vae)
-                return space
-            module = self._fill("autoencoder", lambda: PatchAutoencoder(self.config.autoencoder))
-            module.encoder.to(self.dtype)
-            module.decoder.to(self.dtype)
-            fuse(module)
-            return module
-
-        return self._part("autoencoder", build)
+    @cached_property
+    def latent_model(self) -> NativeModel | PretrainedModel:
+        """The latent diffusion model; none of its networks is loaded yet."""
+        config = self.config
+        if config.ldm is None:
+            return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
+        return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
 
     @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains in float32."""
 
         def build() -> Compressor:
-            module = self._fill("compressor", lambda: Compressor(self.config.compressor))
+            module = self.parts.load("compressor", lambda: Compressor(self.config.compressor))
             for name, part in module.named_children():
                 # transforms of patches are linear paths, which stay in float32
                 if name not in ("enter", "leave"):
@@ -215,7 +168,7 @@ class Bundle:
             fuse(module)
             return module
 
-        return self._part("compressor", build)
+        return self.parts.get("compressor", build)
 
     @property
     def coder(self) -> LatentCodec:
@@ -227,12 +180,12 @@ class Bundle:
             tables = SymbolTables.from_arrays(arrays)
             if len(tables) != SCALES:
                 raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
-            self._check_prior(tensors)
-            prior = ExactPrior.from_tensors(self.config.compressor.prior, tensors).to(self.device)
-            steps = bool(self.config.compressor.step_octaves)
-            return LatentCodec(prior, tables, steps=steps)
+            config = self.config.compressor
+            _check_prior(config, tensors)
+            prior = ExactPrior.from_tensors(config.prior, tensors).to(self.device)
+            return LatentCodec(prior, tables, steps=bool(config.step_octaves))
 
-        return self._part("prior", build)
+        return self.parts.get("prior", build)
 
     @property
     def captioners(self) -> list[Tagger]:
@@ -241,30 +194,13 @@ class Bundle:
         def build() -> list[Tagger]:
             taggers = []
             for number, config in enumerate(self.config.captioners):
-                tagger = self._fill(f"captioner-{number}", partial(Tagger, config))
+                tagger = self.parts.load(f"captioner-{number}", partial(Tagger, config))
                 tagger.body.to(self.dtype)
                 fuse(tagger)
                 taggers.append(tagger)
             return taggers
 
-        return self._part("captioners", build)
-
-    @property
-    def stride(self) -> int:
-        """Pixels a side of a latent position; no weights are loaded for it."""
-        return PatchAutoencoder.stride if self.config.ldm is None else self.config.ldm.stride
-
-    def references(self) -> tuple[PartReference, ...]:
-        """The pretrained parts that the bundle names."""
-        parts = () if self.config.ldm is None else self.config.ldm.parts
-        return parts if self.config.caption_model is None else (*parts, self.config.caption_model.part)
-
-    def found(self, name: str) -> FoundPart:
-        """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
-        for reference in self.references():
-            if reference.name == name:
-                return find_part(reference, self.folder, self.base)
-        raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
+        return self.parts.get("captioners", build)
 
     @property
     def caption_model(self) -> ImageToText | ZeroShotTagger | None:
@@ -276,135 +212,27 @@ class Bundle:
         def build() -> ImageToText | ZeroShotTagger:
             from slimcodec.models.pretrained.captioner import load_captioner
 
-            if self.offload is not None:
-                self.offload.bring(None)
-            return load_captioner(
-                self.found(config.part.name).folder, config, self.vocabulary, str(self.device)
-            )
+            self.latent_model.make_room()
+            folder = self.pretrained_part(config.part.name).folder
+            return load_captioner(folder, config, self.vocabulary, str(self.device))
 
-        captioner = self._part("caption_model", build)
-        if self.offload is not None:
-            # models that write call their own parts, past the hook of the whole
-            self.offload.bring(captioner.model)
+        captioner = self.parts.get("caption_model", build)
+        # models that write call their own parts, past the hook of the whole
+        self.latent_model.make_room(captioner.model)
         return captioner
 
-    @property
-    def enhancer(self) -> Enhancer | Denoiser | None:
-        """The diffusion UNet with its scheduler, or None in a bundle without one; imports diffusers."""
-        config = self.config.enhancer
-        if config is None:
-            return None
+    def references(self) -> tuple[PartReference, ...]:
+        """The pretrained parts that the bundle names."""
+        captioner = self.config.caption_model
+        parts = self.latent_model.references
+        return parts if captioner is None else (*parts, captioner.part)
 
-        def build() -> Enhancer | Denoiser:
-            from slimcodec.models.enhancer import Enhancer
-
-            if self.config.ldm is not None:
-                return self._denoiser(config)
-
-            return self._fill("enhancer", lambda: Enhancer.build(config), meta=False)
-
-        return self._part("enhancer", build)
-
-    def _denoiser(self, config: EnhancerConfig) -> Denoiser:
-        from slimcodec.models.pretrained import pipeline as ldm
-        from slimcodec.models.pretrained.denoiser import Denoiser
-        from slimcodec.models.pretrained.low_rank import merge
-
-        unet = ldm.load_unet(self.found("unet"), self.dtype)
-        if "lora" in self.stored:
-            merge(unet, from_storage(self.stored["lora"]))
-        self._place(unet)
-        return Denoiser(config, unet, ldm.load_scheduler(self.found("scheduler")), self.stride)
-
-    def encode_captions(self, captions: Sequence[str | None]) -> Any:
-        """Captions, None among them for no caption, as the enhancer takes them: a tensor, or a ``Prompt``."""
-        with self.lock, torch.no_grad():
-            return self.caption_encoder(captions)
-
-    @property
-    def caption_encoder(self) -> CaptionEncoder | PromptEncoder:
-        """Tokenizer and text model; imports transformers."""
-
-        def build_prompts() -> PromptEncoder:
-            from slimcodec.models.pretrained import pipeline as ldm
-            from slimcodec.models.pretrained.prompt import PromptEncoder
-
-            config = self.config.ldm
-            assert config is not None
-            numbers = [number for number in ("", "_2") if config.part(f"text_encoder{number}")]
-            tokenizers = [ldm.load_tokenizer(self.found(f"tokenizer{number}")) for number in numbers]
-            models = [
-                ldm.load_text_model(self.found(f"text_encoder{number}"), self.dtype, projected=number == "_2")
-                for number in numbers
-            ]
-            for model in models:
-                self._place(model)
-            return PromptEncoder(tokenizers, models, config.zero_empty_caption)
-
-        if self.config.ldm is not None:
-            return self._part("text", build_prompts)
-
-        def build() -> CaptionEncoder:
-            from tokenizers import Tokenizer
-            from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
-
-            from slimcodec.models.text import CaptionEncoder
-
-            if self.text is None:
-                raise SlimError(f"the bundle {self.config.name} has no text encoder")
-            tokenizer, config = self.text
-            fast = PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)),
-                pad_token="<pad>",
-                bos_token="<start>",
-                eos_token="<end>",
-            )
-
-            def module() -> CaptionEncoder:
-                return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
-
-            return self._fill("text", module, meta=False)
-
-        return self._part("text", build)
-
-    def _part(self, name: str, build: Callable[[], T]) -> T:
-        with self.lock:
-            if name not in self._built:
-                try:
-                    # weights must serve guidance's gradients also where the caller runs in inference mode
-                    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                        self._built[name] = build()
-                except (KeyError, ValueError, TypeError, RuntimeError) as error:
-                    message = f"the bundle's part {name} does not fit its configuration: {error}"
-                    raise SlimError(message) from error
-            part: T = self._built[name]
-            return part
-
-    def _check_prior(self, tensors: dict[str, Tensor]) -> None:
-        with torch.device("meta"):
-            layers = float_prior(self.config.compressor.prior).layers
-        wanted = {
-            f"{name}.{key}": tuple(value.shape)
-            for name, layer in layers.items()
-            for key, value in layer.named_parameters()
-        }
-        shapes = stored_shapes(tensors)
-        _check_shapes(wanted, {name: shape for name, shape in shapes.items() if name in wanted})
-
-    def _fill(self, part: str, build: Callable[[], T], meta: bool = True) -> T:
-        # building on the meta device skips initial values that would be overwritten, and costs no memory: a configuration
-        # gets as much of it as the weights that came with it
-        with torch.device("meta"):
-            module: Any = build()
-        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        _check_shapes(wanted, stored_shapes(self.stored[part]))
-        if not meta:
-            module = build()
-        module.load_state_dict(from_storage(self.stored[part]), strict=True, assign=meta)
-        # channels-last convolutions are faster on processors and on GPUs
-        module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
-        filled: T = module
-        return filled
+    def pretrained_part(self, name: str) -> FoundPart:
+        """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
+        for reference in self.references():
+            if reference.name == name:
+                return find_part(reference, self.folder, self.base)
+        raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
@@ -474,20 +302,9 @@ class Bundle:
         ``curve``: rows of measured figures for the card, all with the same keys. Pretrained parts stay where they are; only what
         the bundle holds is uploaded. Raises ``SlimError`` where the hub refuses.
         """
-        from huggingface_hub import HfApi
+        from slimcodec.models.publishing import upload
 
-        from slimcodec.models.model_card import model_card
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            (Path(folder) / "README.md").write_text(model_card(self, repository, curve), encoding="utf-8")
-            try:
-                hub = HfApi()
-                address = hub.create_repo(repository, private=private, exist_ok=True)
-                hub.upload_folder(repo_id=repository, folder_path=folder)
-            except Exception as error:  # the hub client's errors have no common base
-                raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
-        return str(address)
+        return upload(self, repository, private=private, curve=curve)
 
     @classmethod
     @torch.inference_mode(False)
@@ -539,13 +356,16 @@ class Bundle:
         return bundle
 
 
-def _check_shapes(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """``ValueError`` where tensors are not those that a configuration asks for."""
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"tensor {name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')}"
-            )
+def _check_prior(config: CompressorConfig, tensors: dict[str, Tensor]) -> None:
+    """``ValueError`` where the tensors of an integer prior have not the shapes of its float twin."""
+    with torch.device("meta"):
+        layers = float_prior(config.prior).layers
+    expected = {
+        f"{name}.{key}": tuple(value.shape)
+        for name, layer in layers.items()
+        for key, value in layer.named_parameters()
+    }
+    check_shapes(expected, {name: value for name, value in tensors.items() if name in expected})
 
 
 def _children(value: Any) -> list[dict[str, Any]]:

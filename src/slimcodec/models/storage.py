@@ -1,10 +1,12 @@
-"""Weights as a bundle stores them: large matrices as 8-bit integers with a scale per row, the rest as it is."""
+"""Weights as a bundle stores them (large matrices as 8-bit integers with a scale per row), and networks made of them."""
 
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from slimcodec.errors import SlimError
 HEADER_BYTES = 1 << 24
 #: matrices with fewer values stay in floating point
 SMALLEST_INT8 = 2048
+T = TypeVar("T")
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:
@@ -94,3 +97,57 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ``SlimError`` as ``read_header``, ``SafetensorError`` where data do not fit it."""
     read_header(path)
     return load_file(path)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """The networks of a bundle on a device, each built when it is first used, once, whatever the thread."""
+
+    def __init__(self, stored: dict[str, dict[str, Tensor]], device: str, dtype: torch.dtype) -> None:
+        """``stored`` maps a part's name to its stored tensors."""
+        self.stored, self.device, self.dtype = stored, torch.device(device), dtype
+        #: guards building, and tokenizers, which serve one thread at a time
+        self.lock = threading.RLock()
+        self._built: dict[str, Any] = {}
+
+    def get(self, name: str, build: Callable[[], T]) -> T:
+        """The part of a name, by ``build`` where it is not built yet; ``SlimError`` where tensors and configuration differ."""
+        with self.lock:
+            if name not in self._built:
+                try:
+                    # weights must serve guidance's gradients also where the caller runs in inference mode
+                    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                        self._built[name] = build()
+                except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                    message = f"the bundle's part {name} does not fit its configuration: {error}"
+                    raise SlimError(message) from error
+            part: T = self._built[name]
+            return part
+
+    def load(self, name: str, build: Callable[[], T], *, meta: bool = True) -> T:
+        """A module with a part's tensors, frozen, on the device; ``meta``: its weights may be replaced, not only filled."""
+        # on the meta device a module costs no memory: a configuration gets as much of it as its weights have
+        with torch.device("meta"):
+            module: Any = build()
+        check_shapes(
+            {key: tuple(value.shape) for key, value in module.state_dict().items()}, self.stored[name]
+        )
+        if not meta:
+            module = build()
+        module.load_state_dict(from_storage(self.stored[name]), strict=True, assign=meta)
+        # channels-last convolutions are faster on processors and on GPUs
+        module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
+        filled: T = module
+        return filled
+
+
+def check_shapes(expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor]) -> None:
+    """``ValueError`` where stored tensors are not those that a configuration asks for."""
+    shapes = stored_shapes(stored)
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise ValueError(
+                f"tensor {name} is {shapes.get(name, 'missing')} and should be {expected.get(name, 'absent')}"
+            )

@@ -13,7 +13,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.compressor import GATE, Compressor
-from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,
@@ -32,7 +32,7 @@ class CompressionModel(nn.Module):
     A pretrained autoencoder is no part of it.
     """
 
-    def __init__(self, compressor: Compressor, autoencoder: LatentSpace) -> None:
+    def __init__(self, compressor: Compressor, autoencoder: Autoencoder) -> None:
         super().__init__()
         config = compressor.config.prior
         self.compressor = compressor

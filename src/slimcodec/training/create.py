@@ -165,7 +165,7 @@ def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> 
             rough = codec.synthesise(symbols, quality)[0]
             found.append(float((rough - latents).square().mean()))
     low, high = (float(np.mean(found)) ** 0.5 for found in errors)
-    return fitting_strength((low, high), load_scheduler(bundle.found("scheduler")))
+    return fitting_strength((low, high), load_scheduler(bundle.pretrained_part("scheduler")))
 
 
 # ---- an untrained compressor -----------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _untrained(
 ) -> tuple[BundleConfig, Parts]:
     network = default_compressor(facts.latent_channels)
     config = replace(config, compressor=network)
-    space = Bundle(config, {}, vocabulary, device=device).autoencoder
+    space = Bundle(config, {}, vocabulary, device=device).latent_model.autoencoder
     assert isinstance(space, PretrainedAutoencoder)
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle

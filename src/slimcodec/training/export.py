@@ -17,8 +17,8 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import CaptionerConfig
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.exact import FloatLayer
+from slimcodec.models.native import CaptionEncoder
 from slimcodec.models.prior import SCALES, quantise_prior, scale_of_index
-from slimcodec.models.text import CaptionEncoder
 from slimcodec.training.compression_model import CompressionModel
 
 #: low qualities are close together in bits: more of them
@@ -72,7 +72,7 @@ def latent_codec_parts(
 
 def restore_latent_codec(bundle: Bundle) -> CompressionModel:
     """The trainable latent codec of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
-    model = CompressionModel(bundle.compressor, bundle.autoencoder)
+    model = CompressionModel(bundle.compressor, bundle.latent_model.autoencoder)
     tensors = bundle.stored["prior"]
     with torch.no_grad():
         for name, layer in model.prior.layers.items():

@@ -29,7 +29,7 @@ class LowRank(nn.Module):
 
 
 def low_rank_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.pretrained.low_rank.merge`` reads."""
+    """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.pretrained.pipeline.merge_lora`` reads."""
     return {name.replace("/", "."): value for name, value in state.items()}
 
 

@@ -29,8 +29,8 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
-from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
-from slimcodec.models.text import CaptionEncoder, small_text_encoder
+from slimcodec.models.native import CaptionEncoder, small_text_encoder
+from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
 from slimcodec.training.card import card_lines, data_card
 from slimcodec.training.compression_model import CompressionModel
 from slimcodec.training.data import LabelledViews, Photos, wanted
@@ -181,8 +181,8 @@ class Run:
         crops = self.materials.crops(recipe.optimisation, "mask", "caption")
         fidelity = self._fidelity(recipe.background, recipe.features)
         if self.pretrained is not None:
-            denoiser: Any = self.pretrained.enhancer
-            prompts: Any = self.pretrained.caption_encoder
+            denoiser: Any = self.pretrained.latent_model.enhancer
+            prompts: Any = self.pretrained.latent_model.text_encoder
             add_lora(denoiser, recipe.lora_rank, recipe.lora_targets)
             adapted = PretrainedEnhanceStage(
                 cast(PretrainedAutoencoder, autoencoder),
@@ -217,7 +217,7 @@ class Run:
     def bundle(self) -> Bundle:
         """Packs what the stages made into ``<run>/bundle`` and returns it; a part that was not trained is left out."""
         if self.pretrained is not None:
-            made = self._made(self.pretrained.autoencoder)
+            made = self._made(self.pretrained.latent_model.autoencoder)
             bundle = pretrained_bundle(self.recipe, self.pretrained, made, self._some_photos(FITTED_PHOTOS))
         else:
             autoencoder = self._load_own_autoencoder()
@@ -229,7 +229,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         return bundle
 
-    def _made(self, autoencoder: LatentSpace) -> Made:
+    def _made(self, autoencoder: Autoencoder) -> Made:
         enhanced, tagger = self._load_made("enhance"), self._load_made("captioner")
         return Made(
             codec=self._load_codec(autoencoder, enhanced),
@@ -312,9 +312,9 @@ class Run:
         """What a stage made, {} where it has not run."""
         return self._load(stage) if self._weights(stage).exists() else {}
 
-    def _load_autoencoder(self) -> LatentSpace:
+    def _load_autoencoder(self) -> Autoencoder:
         if self.pretrained is not None:
-            return self.pretrained.autoencoder
+            return self.pretrained.latent_model.autoencoder
         return self._load_own_autoencoder()
 
     def _load_own_autoencoder(self) -> PatchAutoencoder:
@@ -322,7 +322,7 @@ class Run:
         restore(autoencoder, self._load("autoencoder"), self._weights("autoencoder"))
         return autoencoder.requires_grad_(False)
 
-    def _load_codec(self, autoencoder: LatentSpace, enhanced: dict[str, Tensor]) -> CompressionModel:
+    def _load_codec(self, autoencoder: Autoencoder, enhanced: dict[str, Tensor]) -> CompressionModel:
         """The latent codec as stage ``compressor`` left it, or as ``enhance`` did whose state tuned it."""
         # its state holds our own autoencoder too, as tuned by the compressor stage
         codec = CompressionModel(Compressor(self.recipe.compressor.network), autoencoder)

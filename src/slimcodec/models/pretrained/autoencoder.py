@@ -74,8 +74,7 @@ class PretrainedAutoencoder(nn.Module):
         return torch.stack(energy).sqrt().clamp(min=1e-4)
 
 
-#: what the codec and the training stages take for a latent space
-LatentSpace = PatchAutoencoder | PretrainedAutoencoder
+Autoencoder = PatchAutoencoder | PretrainedAutoencoder
 
 
 def stride_of(config: Any) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import dtype_of
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.pretrained.prompt import Prompt
+from slimcodec.models.latent_model import CaptionEmbedding
 
 MODES = ("noise", "trained")
 
@@ -68,20 +69,22 @@ class Denoiser(nn.Module):
         alphas = self.scheduler.alphas_cumprod.to(times.device)[times].float().reshape(-1, 1, 1, 1)
         return alphas.sqrt(), (1 - alphas).sqrt()
 
-    def predict(self, seen: Tensor, times: Tensor, prompt: Prompt, text_scale: float = 1.0) -> Tensor:
+    def predict(
+        self, seen: Tensor, times: Tensor, captions: CaptionEmbedding, text_scale: float = 1.0
+    ) -> Tensor:
         """The UNet's output in float32 for its input [B, C, h, w] at steps [B] or a single one."""
         dtype = dtype_of(self.unet)
         conditions: dict[str, Any] = {}
-        if prompt.pooled is not None:
+        if captions.pooled is not None:
             height, width = seen.shape[2] * self.stride, seen.shape[3] * self.stride
             # original size, no crop, target size: what SDXL is told of a whole picture
             ids = seen.new_tensor([height, width, 0, 0, height, width]).expand(len(seen), 6)
-            pooled = prompt.pooled.to(dtype)
+            pooled = captions.pooled.to(dtype)
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(dtype)}
         if self.unet.config.time_cond_proj_dim is not None:
             scale = guidance_embedding(text_scale, self.unet.config.time_cond_proj_dim)
             conditions["timestep_cond"] = scale.to(seen.device, dtype).expand(len(seen), -1)
-        output: Tensor = self.unet(seen.to(dtype), times, prompt.states.to(dtype), **conditions).sample
+        output: Tensor = self.unet(seen.to(dtype), times, captions.states.to(dtype), **conditions).sample
         return output.float()
 
     @torch.no_grad()
@@ -91,14 +94,13 @@ class Denoiser(nn.Module):
         quality: int,
         steps: int,
         noise: Tensor,
-        text: Prompt,
-        empty_text: Prompt,
+        captions: CaptionEmbedding,
+        no_captions: CaptionEmbedding,
         text_scale: float = 1.0,
     ) -> Tensor:
         """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
 
-        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` are the caption and no
-        caption; ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans 2022), 1 = off. Models that were
+        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans 2022), 1 = off. Models that were
         distilled with guidance (LCM) take it as a condition.
         """
         scheduler, times = self.times(quality, steps, rough.device)
@@ -111,9 +113,9 @@ class Denoiser(nn.Module):
         told = self.unet.config.time_cond_proj_dim is not None
         for time in times:
             seen = scheduler.scale_model_input(state, time)
-            prediction = self.predict(seen, time, text, text_scale)
+            prediction = self.predict(seen, time, captions, text_scale)
             if text_scale != 1.0 and not told:
-                without = self.predict(seen, time, empty_text)
+                without = self.predict(seen, time, no_captions)
                 prediction = without + text_scale * (prediction - without)
             state = scheduler.step(prediction, time, state, **drawn).prev_sample
         return state
@@ -155,10 +157,67 @@ def guidance_embedding(text_scale: float, width: int) -> Tensor:
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
 
 
+class PromptEncoder(nn.Module):
+    """The tokenizers and text encoders of a pipeline: one, or SDXL's two, read as diffusers' pipelines read them."""
+
+    def __init__(
+        self,
+        tokenizers: Sequence[Any],
+        models: Sequence[Any],
+        zero_empty: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``zero_empty``: no caption is a state of zeros, as SDXL was trained, not the encoded empty text."""
+        super().__init__()
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        self.models, self.zero_empty, self.device = nn.ModuleList(models), zero_empty, device
+        for tokenizer, model in zip(tokenizers, models, strict=True):
+            tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        made: Any
+        if len(models) == 1:
+            made = StableDiffusionPipeline(
+                vae=None,
+                text_encoder=models[0],
+                tokenizer=tokenizers[0],
+                unet=None,
+                scheduler=None,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        else:
+            made = StableDiffusionXLPipeline(
+                vae=None,
+                text_encoder=models[0],
+                text_encoder_2=models[1],
+                tokenizer=tokenizers[0],
+                tokenizer_2=tokenizers[1],
+                unet=None,
+                scheduler=None,
+                add_watermarker=False,
+            )
+        self.pipeline = made
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        """Captions to what the UNet's cross-attention reads; longer ones are cut to the encoder's tokens. None: no caption."""
+        texts = [caption or "" for caption in captions]
+        states, _, *pooled = self.pipeline.encode_prompt(
+            texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if not pooled:
+            return CaptionEmbedding(states)
+        if self.zero_empty:
+            kept = torch.tensor([caption is not None for caption in captions], device=states.device)
+            return CaptionEmbedding(states * kept[:, None, None], pooled[0] * kept[:, None])
+        return CaptionEmbedding(states, pooled[0])
+
+
 # ---- what the UNet predicts --------------------------------------------------------------------------------------
 
 
-def wanted(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
+def prediction_target(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
     """What a model of prediction type ``kind`` should say of ``a * clean + s * error``."""
     if kind == "epsilon":
         return error
@@ -170,7 +229,7 @@ def wanted(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Ten
 
 
 def clean_latent(kind: str, prediction: Tensor, state: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``wanted``."""
+    """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``prediction_target``."""
     if kind == "epsilon":
         return (state - s * prediction) / a
     if kind == "v_prediction":

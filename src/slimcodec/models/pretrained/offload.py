@@ -39,10 +39,9 @@ class _Comes(ModelHook):  # type: ignore[misc]
 
     def __init__(self, offload: Offload) -> None:
         super().__init__()
-        self.offload = offload
+        self.offload, self.execution_device = offload, offload.device
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Called by Accelerate before the module's ``forward``, and by diffusers before an autoencoder's methods."""
         self.offload.bring(module)
-        device = self.offload.device
-        return send_to_device(args, device), send_to_device(kwargs, device)
+        return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)

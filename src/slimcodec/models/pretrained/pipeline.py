@@ -1,4 +1,4 @@
-"""Pretrained latent diffusion models of diffusers: which parts they have, and how each is loaded.
+"""Pretrained latent diffusion models of diffusers as a ``LatentModel``: which parts they have, and how each is loaded.
 
 Every family that predicts noise, velocity or the clean latent on a schedule of cumulative alphas is served by its own
 configurations: Stable Diffusion 1.x and 2.x, Turbo, LCM, SDXL. Nothing here is particular to one of them.
@@ -6,17 +6,25 @@ configurations: Stable Diffusion 1.x and 2.x, Turbo, LCM, SDXL. Nothing here is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from slimcodec.errors import SlimError
+from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.latent_model import CaptionEmbedding
 from slimcodec.models.pretrained.autoencoder import KNOWN, PretrainedAutoencoder, stride_of
+from slimcodec.models.pretrained.denoiser import Denoiser, PromptEncoder
 from slimcodec.models.pretrained.hub import hub_folder, is_hub_id, read_json
 from slimcodec.models.pretrained.references import FoundPart, PartReference, part_from_hub, refer, revision_of
+from slimcodec.models.storage import Parts, from_storage
+
+if TYPE_CHECKING:
+    from slimcodec.models.pretrained.offload import Offload
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
 REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
@@ -214,3 +222,140 @@ def _load(kind: Any, found: FoundPart, dtype: torch.dtype) -> Any:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise SlimError(f"{found.folder}: no weights for {missing}, so it is not a whole {kind.__name__}")
     return model
+
+
+@torch.no_grad()
+def merge_lora(network: Any, matrices: dict[str, Tensor]) -> None:
+    """Adds the product of ``<layer>.up.weight`` and ``<layer>.down.weight`` (LoRA, Hu et al. 2022) to every layer's weight.
+
+    Decoding needs no peft for it. Raises ``KeyError`` or ``ValueError`` where a layer is missing or has another shape.
+    """
+    for name, down in matrices.items():
+        if not name.endswith(".down.weight"):
+            continue
+        layer = name.removesuffix(".down.weight")
+        try:
+            weight = network.get_parameter(f"{layer}.weight")
+        except AttributeError as error:
+            raise KeyError(f"lora: the UNet has no layer {layer}") from error
+        up = matrices[f"{layer}.up.weight"]
+        change = (up.flatten(1).float() @ down.flatten(1).float()).reshape(weight.shape)
+        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+class PretrainedModel:
+    """A pipeline of diffusers as a ``LatentModel``: each part is found, checked by its hash and loaded when first used."""
+
+    encoder_radius = decoder_radius = None
+    guidance_unavailable = "a pretrained model follows the caption by classifier-free guidance"
+
+    def __init__(
+        self,
+        config: LdmConfig,
+        parts: Parts,
+        find: Callable[[str], FoundPart],
+        enhancer: EnhancerConfig | None,
+    ) -> None:
+        """``find`` gives a part on this machine by its name; ``parts`` may hold low-rank matrices for the UNet ("lora")."""
+        self.config, self.parts, self.find, self.enhancer_config = config, parts, find, enhancer
+        self.stride, self.references = config.stride, config.parts
+        self.offloaded: Offload | None = None
+
+    @property
+    def autoencoder(self) -> PretrainedAutoencoder:
+        """The VAE; imports diffusers."""
+
+        def build() -> PretrainedAutoencoder:
+            autoencoder = load_autoencoder(self.find("vae"), self.parts.dtype)
+            if self.offloaded is not None:
+                # memory is what is short: of a batch, one picture at a time
+                autoencoder.vae.enable_slicing()
+            self._place(autoencoder.vae)
+            return autoencoder
+
+        return self.parts.get("autoencoder", build)
+
+    @property
+    def enhancer(self) -> Denoiser:
+        """The UNet with its scheduler, low-rank matrices merged; imports diffusers."""
+
+        def build() -> Denoiser:
+            if self.enhancer_config is None:
+                raise SlimError("the bundle has no enhancer")
+            unet = load_unet(self.find("unet"), self.parts.dtype)
+            if "lora" in self.parts.stored:
+                merge_lora(unet, from_storage(self.parts.stored["lora"]))
+            self._place(unet)
+            return Denoiser(self.enhancer_config, unet, load_scheduler(self.find("scheduler")), self.stride)
+
+        return self.parts.get("enhancer", build)
+
+    @property
+    def text_encoder(self) -> PromptEncoder:
+        """Tokenizers and text encoders; imports diffusers and transformers."""
+
+        def build() -> PromptEncoder:
+            numbers = [number for number in ("", "_2") if self.config.part(f"text_encoder{number}")]
+            tokenizers = [load_tokenizer(self.find(f"tokenizer{number}")) for number in numbers]
+            models = [
+                load_text_model(
+                    self.find(f"text_encoder{number}"), self.parts.dtype, projected=number == "_2"
+                )
+                for number in numbers
+            ]
+            for model in models:
+                self._place(model)
+            return PromptEncoder(tokenizers, models, self.config.zero_empty_caption, self.parts.device)
+
+        return self.parts.get("text", build)
+
+    @property
+    def enhancer_tile(self) -> int:
+        return self.enhancer.tile
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.autoencoder.encode(pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents)
+
+    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        with self.parts.lock:
+            embedding: CaptionEmbedding = self.text_encoder(captions)
+        return embedding
+
+    def enhance(
+        self,
+        latents: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        captions: CaptionEmbedding,
+        no_captions: CaptionEmbedding,
+        text_scale: float = 1.0,
+    ) -> Tensor:
+        result: Tensor = self.enhancer(latents, quality, steps, noise, captions, no_captions, text_scale)
+        return result
+
+    def error_scale(self, quality: int) -> Tensor:
+        raise SlimError(self.guidance_unavailable)
+
+    def offload(self) -> None:
+        """Raises ``SlimError`` without Accelerate."""
+        try:
+            from slimcodec.models.pretrained.offload import Offload
+        except ImportError as error:
+            raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
+        self.offloaded = Offload(self.parts.device)
+
+    def make_room(self, module: Any = None) -> None:
+        """With offload: sends the network that is on the device back to memory, and brings ``module`` there."""
+        if self.offloaded is not None:
+            self.offloaded.bring(module)
+
+    def _place(self, module: Any) -> None:
+        module.to(memory_format=torch.channels_last)
+        if self.offloaded is None:
+            module.to(self.parts.device)
+        else:
+            self.offloaded.add(module)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slimcodec.models.compressor import Compressor
-from slimcodec.models.pretrained.autoencoder import LatentSpace, PretrainedAutoencoder
+from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
 from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
@@ -71,7 +71,7 @@ class CompressorStage(BaseStage):
 
     def __init__(
         self,
-        autoencoder: LatentSpace,
+        autoencoder: Autoencoder,
         compressor: Compressor,
         crops: Crops,
         objective: RateFidelity,

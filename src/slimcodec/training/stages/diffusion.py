@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.enhancer import Enhancer
-from slimcodec.models.text import CaptionEncoder
+from slimcodec.models.native import CaptionEncoder
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws
 from slimcodec.training.sheets import Tile

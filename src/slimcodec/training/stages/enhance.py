@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
-from slimcodec.models.pretrained.autoencoder import LatentSpace
-from slimcodec.models.pretrained.denoiser import Denoiser
-from slimcodec.models.pretrained.prompt import PromptEncoder
-from slimcodec.models.text import CaptionEncoder
+from slimcodec.models.native import CaptionEncoder
+from slimcodec.models.pretrained.autoencoder import Autoencoder
+from slimcodec.models.pretrained.denoiser import Denoiser, PromptEncoder
 from slimcodec.training.compression_model import CompressionModel, code, interest
 from slimcodec.training.data import Batch, Crops
 from slimcodec.training.draws import Draws, part_mean
@@ -46,7 +45,7 @@ class EnhanceStage(BaseStage):
 
     def __init__(
         self,
-        autoencoder: LatentSpace,
+        autoencoder: Autoencoder,
         codec: CompressionModel,
         enhancer: Enhancer | Denoiser,
         text: CaptionEncoder | PromptEncoder,

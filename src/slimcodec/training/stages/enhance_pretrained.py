@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
-from slimcodec.models.pretrained.denoiser import Denoiser, clean_latent, fitting_strength, wanted
-from slimcodec.models.pretrained.prompt import PromptEncoder
+from slimcodec.models.pretrained.denoiser import (
+    Denoiser,
+    PromptEncoder,
+    clean_latent,
+    fitting_strength,
+    prediction_target,
+)
 from slimcodec.training.compression_model import CompressionModel, code, interest
 from slimcodec.training.data import Crops
 from slimcodec.training.draws import Draws
@@ -95,7 +100,7 @@ class PretrainedEnhanceStage(EnhanceStage):
         state = a * latents + s * error
         prediction = denoiser.predict(state, times, self.text(captions))
         # the compressor is tuned by what comes of its latents, not by being an easy target
-        target = wanted(kind, latents, error.detach(), a, s)
+        target = prediction_target(kind, latents, error.detach(), a, s)
         weight = by_energy(self.energy.to(rough.device)[None]) * regions
         squared = (weight * (prediction - target) ** 2).mean((1, 2, 3))
         unchanged = (weight * error.detach() ** 2).mean((1, 2, 3))

@@ -1,14 +1,92 @@
-"""Large pictures piece by piece, with the result of the whole."""
+"""What the codec asks of a latent diffusion model, and how it works on large pictures in tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from slimcodec.models.pretrained.references import PartReference
+
 #: side of a tile in latent positions: 1024 pixels at 16 pixels a position
 TILE = 64
+
+
+@dataclass(frozen=True)
+class CaptionEmbedding:
+    """Captions as a denoiser reads them: hidden states [B, tokens, D] and, for SDXL, the pooled states [B, P]."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+
+class LatentModel(Protocol):
+    """A latent diffusion model: ours (``native``), or a pipeline of diffusers (``pretrained.pipeline``).
+
+    Pictures are [B, 3, H, W] in [-1, 1], latents [B, C, H / stride, W / stride], both float32. Every network is loaded when
+    a method first needs it. ``SlimError`` names a network that the model lacks, and why.
+    """
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side of a latent position; no weights are read for it."""
+
+    @property
+    def references(self) -> tuple[PartReference, ...]:
+        """The pretrained parts that the model is made of; () for one whose weights a bundle holds."""
+
+    @property
+    def encoder_radius(self) -> int | None:
+        """Latent positions that an encoded value depends on to each side; None: ``encode`` divides large pictures itself."""
+
+    @property
+    def decoder_radius(self) -> int | None:
+        """Latent positions that a decoded pixel depends on to each side; None: ``decode`` divides large latents itself."""
+
+    @property
+    def enhancer_tile(self) -> int | None:
+        """Side in latent positions that ``enhance`` works on best; None: any."""
+
+    @property
+    def guidance_unavailable(self) -> str:
+        """Why a tagger cannot guide this model's latents; "" where it can."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures whose sides are multiples of ``stride``."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of latents, near [-1, 1] and not clipped."""
+
+    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        """Captions as ``enhance`` takes them; None is no caption."""
+
+    def enhance(
+        self,
+        latents: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        captions: CaptionEmbedding,
+        no_captions: CaptionEmbedding,
+        text_scale: float = 1.0,
+    ) -> Tensor:
+        """Enhanced latents of decompressed ones, after ``steps`` >= 1 denoising steps.
+
+        ``noise``: standard normal, of the latents' shape (``seeded_noise``). ``text_scale``: classifier-free guidance (Ho &
+        Salimans 2022), 1 = off.
+        """
+
+    def error_scale(self, quality: int) -> Tensor:
+        """Standard deviation [C] of what compression loses at a quality."""
+
+    def offload(self) -> None:
+        """From now on the device holds one network at a time, that which runs."""
+
+    def make_room(self, module: Any = None) -> None:
+        """With ``offload``: takes the network on the device away, and brings another ``module`` there."""
 
 
 def tiled(

@@ -1,0 +1,208 @@
+"""Our own latent diffusion model: patch autoencoder, UNet and a small text encoder, as slim-tiny has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from slimcodec.errors import SlimError
+from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
+from slimcodec.models.blocks import at_level, quality_to_level
+from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.fused import fuse
+from slimcodec.models.latent_model import CaptionEmbedding
+from slimcodec.models.pretrained.references import PartReference
+from slimcodec.models.storage import Parts
+
+if TYPE_CHECKING:
+    from slimcodec.models.enhancer import Enhancer
+
+#: longer captions are cut for the enhancer (the file keeps them whole)
+MAX_TOKENS = 24
+
+
+class CaptionEncoder(nn.Module):
+    """Text to the hidden states that the enhancer's cross-attention reads."""
+
+    def __init__(self, tokenizer: Any, text_model: Any) -> None:
+        super().__init__()
+        self.tokenizer, self.text_model = tokenizer, text_model
+
+    def forward(self, captions: Sequence[str | None]) -> Tensor:
+        """Captions to hidden states [B, tokens, D]; None is the empty caption, on which guidance is free to drop."""
+        limit = min(MAX_TOKENS, self.text_model.config.max_position_embeddings)
+        tokens = self.tokenizer(
+            [caption or "" for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        )
+        device = next(self.text_model.parameters()).device
+        hidden: Tensor = self.text_model(
+            tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+        ).last_hidden_state
+        return hidden
+
+
+def small_text_encoder(
+    corpus: Sequence[str], tokens: int = 2048, width: int = 128, layers: int = 2
+) -> CaptionEncoder:
+    """An untrained caption encoder: a byte-level BPE tokenizer fitted to ``corpus`` and a small CLIP text model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<start>", "<end>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=tokens,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=MAX_TOKENS,
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(fast),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return CaptionEncoder(fast, CLIPTextModel(config))
+
+
+class NativeModel:
+    """Our networks as a ``LatentModel``; the branches of the autoencoder run in the parts' type, all else in float32."""
+
+    stride = PATCH
+    enhancer_tile = None
+    references: tuple[PartReference, ...] = ()
+    guidance_unavailable = ""
+
+    def __init__(
+        self,
+        name: str,
+        parts: Parts,
+        autoencoder: AutoencoderConfig,
+        enhancer: EnhancerConfig | None = None,
+        text: tuple[Any, dict[str, Any]] | None = None,
+    ) -> None:
+        """``name``: the bundle's, for errors. ``text``: a tokenizer's JSON and the configuration of a CLIP text model."""
+        self.name, self.parts, self.text = name, parts, text
+        self.autoencoder_config, self.enhancer_config = autoencoder, enhancer
+
+    @property
+    def autoencoder(self) -> PatchAutoencoder:
+        """The latent space."""
+
+        def build() -> PatchAutoencoder:
+            module = self.parts.load("autoencoder", lambda: PatchAutoencoder(self.autoencoder_config))
+            module.encoder.to(self.parts.dtype)
+            module.decoder.to(self.parts.dtype)
+            fuse(module)
+            return module
+
+        return self.parts.get("autoencoder", build)
+
+    @property
+    def enhancer(self) -> Enhancer:
+        """The diffusion UNet with its scheduler; imports diffusers."""
+
+        def build() -> Enhancer:
+            from slimcodec.models.enhancer import Enhancer
+
+            config = self.enhancer_config
+            if config is None:
+                raise SlimError(f"the bundle {self.name} has no enhancer")
+            return self.parts.load("enhancer", lambda: Enhancer.build(config), meta=False)
+
+        return self.parts.get("enhancer", build)
+
+    @property
+    def text_encoder(self) -> CaptionEncoder:
+        """Tokenizer and text model; imports transformers."""
+
+        def build() -> CaptionEncoder:
+            from tokenizers import Tokenizer
+            from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+            if self.text is None:
+                raise SlimError(f"the bundle {self.name} has no text encoder")
+            tokenizer, config = self.text
+            fast = PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)),
+                pad_token="<pad>",
+                bos_token="<start>",
+                eos_token="<end>",
+            )
+
+            def module() -> CaptionEncoder:
+                return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
+
+            return self.parts.load("text", module, meta=False)
+
+        return self.parts.get("text", build)
+
+    @property
+    def encoder_radius(self) -> int:
+        return self.autoencoder.encoder_radius
+
+    @property
+    def decoder_radius(self) -> int:
+        return self.autoencoder.decoder_radius
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self.autoencoder.encode(pictures)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents)
+
+    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        with self.parts.lock, torch.no_grad():
+            return CaptionEmbedding(self.text_encoder(captions))
+
+    def enhance(
+        self,
+        latents: Tensor,
+        quality: int,
+        steps: int,
+        noise: Tensor,
+        captions: CaptionEmbedding,
+        no_captions: CaptionEmbedding,
+        text_scale: float = 1.0,
+    ) -> Tensor:
+        result: Tensor = self.enhancer(
+            latents, quality, steps, noise, captions.states, no_captions.states, text_scale
+        )
+        return result
+
+    def error_scale(self, quality: int) -> Tensor:
+        table = self.enhancer.error_scale
+        return at_level(table, quality_to_level(torch.tensor([quality], device=table.device), len(table)))[0]
+
+    def make_room(self, module: Any = None) -> None:
+        """Nothing: our networks stay on the device."""
+
+    def offload(self) -> None:
+        raise SlimError(f"offload moves pretrained parts, and {self.name} has none; leave it out")

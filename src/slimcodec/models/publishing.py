@@ -1,0 +1,148 @@
+"""Bundles that leave this machine: their pretrained parts, copies that hold them all, and the hub with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimcodec.errors import SlimError
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.pretrained.hub import is_hub_id
+from slimcodec.models.pretrained.references import (
+    OTHER_FILES,
+    PACKED,
+    FoundPart,
+    PartReference,
+    find_part,
+    weight_files,
+)
+
+
+@dataclass(frozen=True)
+class PartState:
+    """A referenced part and where it is on this machine, or why it is not."""
+
+    reference: PartReference
+    found: FoundPart | None
+    problem: str = ""
+
+
+def part_states(bundle: Bundle) -> list[PartState]:
+    """Every pretrained part that a bundle names, looked for and hashed; [] for a bundle that stands alone."""
+    states = []
+    for reference in bundle.references():
+        try:
+            states.append(PartState(reference, find_part(reference, bundle.folder, bundle.base)))
+        except SlimError as error:
+            states.append(PartState(reference, None, str(error)))
+    return states
+
+
+def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
+    """Writes a bundle to a new folder, ``packed``: with a copy of every pretrained part.
+
+    The folder appears whole or not at all. Raises ``SlimError`` where it exists, and where a part is missing.
+    """
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise SlimError(f"{target} exists; choose another folder or remove it")
+    found = [
+        (reference, find_part(reference, bundle.folder, bundle.base))
+        for reference in bundle.references()
+        if packed
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # beside the target, so that the last step is a rename
+    temporary = Path(tempfile.mkdtemp(prefix=".slim-", dir=target.parent))
+    try:
+        for reference, part in found:
+            _copy(part, temporary / PACKED / reference.name)
+        bundle.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _copy(part: FoundPart, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    wanted = set(weight_files(part.folder).get(part.variant, []))
+    for path in sorted(part.folder.iterdir()):
+        if path in wanted or path.suffix == ".json" or path.name in OTHER_FILES:
+            shutil.copyfile(path, folder / path.name)
+
+
+# ---- the hub ---------------------------------------------------------------------------------------------------
+
+
+def upload(bundle: Bundle, repository: str, *, private: bool, curve: Sequence[dict[str, Any]]) -> str:
+    """Uploads a bundle with its model card to a hub id and returns the address; ``SlimError`` where the hub refuses."""
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save_pretrained(folder)
+        (Path(folder) / "README.md").write_text(model_card(bundle, repository, curve), encoding="utf-8")
+        try:
+            hub = HfApi()
+            address = hub.create_repo(repository, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=repository, folder_path=folder)
+        except Exception as error:  # the hub client's errors have no common base
+            raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
+    return str(address)
+
+
+def model_card(bundle: Bundle, repository: str, curve: Sequence[dict[str, Any]] = ()) -> str:
+    """A README.md for ``repository``: front matter, use, parts with their licences, recipe, and the rows of ``curve``."""
+    config, references = bundle.config, bundle.references()
+    bases = sorted({part.source for part in references if is_hub_id(part.source)})
+    lines = ["---", "library_name: slimcodec", "tags: [image-compression, slimcodec]"]
+    if bases:
+        lines.append(f"base_model: [{', '.join(bases)}]")
+    lines += ["---", f"# {config.name}", ""]
+    lines += [
+        (
+            "A bundle of slimcodec, an image codec for machines (`pip install slimcodec`). Its files name bundle "
+            f"`{bundle.bundle_id}` (SHA-256 `{bundle.sha256}`)."
+        ),
+        "",
+        "```python",
+        "import slimcodec",
+        f'codec = slimcodec.load("{repository}")',
+        'data = codec.encode("photo.jpg", quality=30)',
+        "picture = codec.decode(data)",
+        "```",
+        "",
+    ]
+    if references:
+        lines += [
+            "## Pretrained parts",
+            "",
+            "They are not in this repository; each is checked by its hash when it is loaded, and has terms of its own.",
+            "",
+            "| part | from | revision | licence | SHA-256 |",
+            "|---|---|---|---|---|",
+        ]
+        for part in references:
+            where = part.source if is_hub_id(part.source) else "a folder"
+            licence = part.licence or "see its source"
+            lines.append(f"| {part.name} | {where} | {part.revision or '-'} | {licence} | `{part.sha256}` |")
+        lines.append("")
+    lines += ["## How it was made", ""]
+    training = config.training
+    if not training:
+        lines += ["Its compressor is untrained: a transform code.", ""]
+    else:
+        lines += ["```", *training.get("commands", []), "```", ""]
+        lines += ["<details><summary>Recipe and stages</summary>", "", "```json"]
+        lines += [json.dumps(training, indent=2), "```", "", "</details>", ""]
+    if curve:
+        names = list(curve[0])
+        lines += ["## Measured", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+        lines += [f"| {' | '.join(str(row[name]) for name in names)} |" for row in curve] + [""]
+    return "\n".join(lines)
