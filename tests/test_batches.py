@@ -13,12 +13,12 @@ import torch
 from photos import NAMES, photo
 from PIL import Image
 from pretrained import save_clip, save_pipeline
+from support import slim
 
 import slimcodec
 import slimcodec.training.create
 from slimcodec import FormatError, ImageError, SlimError
 from slimcodec.batches import decode_many, encode_many
-from slimcodec.cli import main
 from slimcodec.codec import Codec
 from slimcodec.training.create import Wishes, create
 
@@ -176,12 +176,6 @@ def test_pretrained_parts_and_captioners_work_on_batches(hub: Codec, monkeypatch
     for steps in (0, 3):
         for picture, data in zip(decode_many(hub, alone, steps, batch_size=5), alone, strict=True):
             assert_near(picture, hub.decode(data, steps))
-
-
-def slim(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def test_the_commands_work_on_batches(

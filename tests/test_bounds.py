@@ -26,16 +26,17 @@ import gc, json, pathlib, re, sys, time
 import torch
 import slimcodec
 from slimcodec.cli import main
-from slimcodec.cli.decode import Decode
-from slimcodec.cli.encode import Encode, Rate
-from slimcodec.cli.paths import Job
+from slimcodec.cli.decode import decoder
+from slimcodec.cli.encode import encoder
+from slimcodec.cli.inputs import Job
 from slimcodec.cli.verify import _checker
 
 torch.set_num_threads(1)
 small, good, folder = sys.argv[1:]
 codec = slimcodec.load(small, dtype="float32")
-decode = Decode(small, "cpu", "float32", 0, None, "natural", None).prepare()
-encode = Encode(small, "cpu", "float32", None, "auto", Rate(), None).prepare()
+loading = {"source": small, "dtype": "float32"}
+decode = decoder(loading, {"steps": 0}, {})
+encode = encoder(loading, {"caption": None}, "auto", None, False)
 check = _checker(small, None)
 
 def run(steps, path, target):

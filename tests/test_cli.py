@@ -8,48 +8,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import typer
+from conftest import Slim
 from PIL import Image
 from skimage import data
+from support import SLIM
 
 import slimcodec
 from slimcodec.bit_map import draw_bits
-from slimcodec.cli import main
 from slimcodec.cli.batch import Output, Steps, run_batch
-from slimcodec.cli.paths import Job
+from slimcodec.cli.inputs import Job
 from slimcodec.container import Container, pack
 from slimcodec.entropy.caption import encode_caption
-
-SLIM = (sys.executable, "-m", "slimcodec.cli")
-
-
-class Result(NamedTuple):
-    status: Any
-    out: str
-    err: str
-
-
-class Slim:
-    """Runs the command in this process and checks what holds for every run."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> Result:
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        out, err = self.capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Result(exit_.value.code, out, err)
-
-
-@pytest.fixture
-def slim(capsys: pytest.CaptureFixture[str]) -> Slim:
-    return Slim(capsys)
 
 
 @pytest.fixture
@@ -85,7 +58,7 @@ def test_info_starts_without_torch_and_its_like(tmp_path: Path) -> None:
     file = tmp_path / "a.slim"
     file.write_bytes(made_by_another_bundle())
     run = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "slimcodec.cli", "info", file],
+        [sys.executable, "-X", "importtime", *SLIM[1:], "info", file],
         capture_output=True,
         text=True,
         check=False,
@@ -414,17 +387,16 @@ def test_interrupt_ends_with_130_and_whole_files(tmp_path: Path, jobs: int) -> N
         assert slimcodec.inspect(slims / name).width == 512
 
 
-class DyingWork:
+def dying_work() -> Steps:
     """Work whose process ends at the second job, as one does that the system kills for its memory."""
 
-    def prepare(self) -> Steps:
-        def read(job: Job) -> bytes:
-            if job.source.name == "1.jpg":
-                time.sleep(1)  # the first result is on its way by then
-                os._exit(9)
-            return made_by_another_bundle()
+    def read(job: Job) -> bytes:
+        if job.source.name == "1.jpg":
+            time.sleep(1)  # the first result is on its way by then
+            os._exit(9)
+        return made_by_another_bundle()
 
-        return Steps(read, list, lambda job, read, data: Output(data, slimcodec.inspect(data), 1))
+    return Steps(read, list, lambda job, read, data: Output(data, slimcodec.inspect(data), 1))
 
 
 def test_a_dying_process_fails_its_files_and_ends_the_batch(
@@ -435,7 +407,7 @@ def test_a_dying_process_fails_its_files_and_ends_the_batch(
         Path(picture).touch()
     with pytest.raises(typer.Exit) as exit_:
         run_batch(
-            DyingWork(), pictures, None, reads=(), writes=(".slim",), jobs=2, overwrite=False, as_json=False
+            dying_work, pictures, None, reads=(), writes=(".slim",), jobs=2, overwrite=False, as_json=False
         )
     assert exit_.value.exit_code == 1
     assert (tmp_path / "0.slim").read_bytes() == made_by_another_bundle()

@@ -18,7 +18,7 @@ from PIL import Image
 
 import slimcodec
 from slimcodec.cli.batch import Output, Steps, run_batch
-from slimcodec.cli.paths import Job
+from slimcodec.cli.inputs import Job
 from slimcodec.codec import Codec
 from slimcodec.errors import ImageError
 
@@ -92,16 +92,15 @@ def test_eight_processes_on_one_folder_make_the_bytes_of_one(codec: Codec, tmp_p
     assert made == expected
 
 
-class Overtaken:
+def overtaken() -> Steps:
     """Work whose result another process has made when it is done."""
 
-    def prepare(self) -> Steps:
-        def work(jobs: list[Job]) -> Iterator[bytes]:
-            for job in jobs:
-                job.target.write_bytes(b"of another process")
-                yield FILES[0].read_bytes()
+    def work(jobs: list[Job]) -> Iterator[bytes]:
+        for job in jobs:
+            job.target.write_bytes(b"of another process")
+            yield FILES[0].read_bytes()
 
-        return Steps(lambda job: job, work, lambda job, _, data: Output(data, slimcodec.inspect(data), 1))
+    return Steps(lambda job: job, work, lambda job, _, data: Output(data, slimcodec.inspect(data), 1))
 
 
 def test_a_result_that_appeared_meanwhile_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +109,7 @@ def test_a_result_that_appeared_meanwhile_stays(tmp_path: Path, capsys: pytest.C
         Path(picture).touch()
     for overwrite, left in ((False, b"of another process"), (True, FILES[0].read_bytes())):
         run_batch(
-            Overtaken(),
+            overtaken,
             pictures,
             str(tmp_path),
             reads=(),

@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from conftest import Slim
 from photos import photo
+from support import SMALL_OPTIONS
 
 import slimcodec
-from slimcodec.cli import batch, main, removal
+from slimcodec.cli import batch
 from slimcodec.codec import Codec
 from slimcodec.errors import FormatError
-
-SMALL = ("--model", str(Path(__file__).parent / "golden" / "small"), "--dtype", "float32")
 
 
 @pytest.fixture
@@ -27,27 +28,14 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-class Encode:
-    """Runs ``slim encode --delete-source`` in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> tuple[object, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["encode", "--delete-source", *SMALL, *map(str, arguments)])
-        out, err = self.capsys.readouterr()
-        assert "Traceback" not in out + err
-        return exit_.value.code, out, err
-
-
 @pytest.fixture
-def encode(capsys: pytest.CaptureFixture[str]) -> Encode:
-    return Encode(capsys)
+def encode(slim: Slim) -> Slim:
+    """Runs ``slim encode --delete-source``."""
+    return partial(slim, "encode", "--delete-source", *SMALL_OPTIONS)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_only_what_was_encoded_is_removed(encode: Encode, picture: Path, jobs: int) -> None:
+def test_only_what_was_encoded_is_removed(encode: Slim, picture: Path, jobs: int) -> None:
     folder = picture.parent
     photo("coffee", 33, 21).save(folder / "cup.jpg")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
@@ -60,14 +48,14 @@ def test_only_what_was_encoded_is_removed(encode: Encode, picture: Path, jobs: i
     assert slimcodec.inspect(folder / "cat.slim").width == 40
 
 
-def test_a_source_whose_result_existed_stays(encode: Encode, picture: Path) -> None:
+def test_a_source_whose_result_existed_stays(encode: Slim, picture: Path) -> None:
     picture.with_suffix(".slim").write_bytes(b"precious")
     assert encode(picture)[0] == 1
     assert encode(picture.parent)[0] == 0
     assert picture.exists() and picture.with_suffix(".slim").read_bytes() == b"precious"
 
 
-def test_an_output_that_is_the_source_is_refused(encode: Encode, picture: Path) -> None:
+def test_an_output_that_is_the_source_is_refused(encode: Slim, picture: Path) -> None:
     before = picture.read_bytes()
     (picture.parent / "link.slim").symlink_to(picture)
     for out in (picture, picture.parent / ".." / "photos" / "cat.png", picture.parent / "link.slim"):
@@ -75,9 +63,7 @@ def test_an_output_that_is_the_source_is_refused(encode: Encode, picture: Path) 
     assert picture.read_bytes() == before
 
 
-def test_a_full_disk_leaves_the_source(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_source(encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -90,19 +76,19 @@ def test_a_full_disk_leaves_the_source(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_device_leaves_the_source(encode: Encode, picture: Path) -> None:
+def test_a_full_device_leaves_the_source(encode: Slim, picture: Path) -> None:
     status, _, err = encode(picture, "-o", "/dev/full", "--overwrite")
     assert status == 1 and "cannot write /dev/full" in err and picture.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no null device")
-def test_what_cannot_be_read_back_leaves_the_source(encode: Encode, picture: Path) -> None:
+def test_what_cannot_be_read_back_leaves_the_source(encode: Slim, picture: Path) -> None:
     status, _, err = encode(picture, "-o", "/dev/null", "--overwrite")
     assert status == 1 and "no regular file" in err and picture.exists()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="folders that cannot be written to")
-def test_folders_that_cannot_be_written_to(encode: Encode, picture: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_written_to(encode: Slim, picture: Path, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
     for folder, out in ((closed, closed / "x.slim"), (picture.parent, tmp_path / "x.slim")):
@@ -117,7 +103,7 @@ def test_folders_that_cannot_be_written_to(encode: Encode, picture: Path, tmp_pa
 
 
 def test_an_unwritable_target_leaves_the_source(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def readonly(*arguments: object, **options: object) -> NoReturn:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -128,7 +114,7 @@ def test_an_unwritable_target_leaves_the_source(
 
 
 def test_a_file_that_does_not_decode_leaves_the_source(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(codec: Codec, data: bytes, **options: Any) -> NoReturn:
         raise FormatError("the payload does not end with its last symbol")
@@ -139,15 +125,15 @@ def test_a_file_that_does_not_decode_leaves_the_source(
 
 
 def test_a_file_that_reads_back_otherwise_leaves_the_source(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(removal, "read_source", lambda path: path.read_bytes()[:-1])
+    monkeypatch.setattr(batch, "read_source", lambda path: path.read_bytes()[:-1])
     status, _, err = encode(picture)
     assert status == 1 and "reads back otherwise" in err and picture.exists()
 
 
 def test_a_source_that_changed_meanwhile_stays(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Codec.read
 
@@ -160,7 +146,7 @@ def test_a_source_that_changed_meanwhile_stays(
     assert status == 1 and "changed while it was encoded" in err and picture.exists()
 
 
-def test_a_warning_leaves_the_source(encode: Encode, picture: Path) -> None:
+def test_a_warning_leaves_the_source(encode: Slim, picture: Path) -> None:
     photo("chelsea", 20, 20).save(picture, icc_profile=b"junk")
     status, _, err = encode(picture)
     assert status == 1 and "warning" in err and "the source is kept" in err and picture.exists()
@@ -168,7 +154,7 @@ def test_a_warning_leaves_the_source(encode: Encode, picture: Path) -> None:
 
 
 def test_a_source_that_cannot_be_removed_is_a_failure_with_a_result(
-    encode: Encode, picture: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Slim, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: Path, missing_ok: bool = False) -> NoReturn:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -18,9 +18,9 @@ from judges import colour_classifier, square_detector
 from photos import NAMES, photo
 from PIL import Image
 from pyarrow import parquet
+from support import slim
 
 import slimcodec
-from slimcodec.cli import main
 from slimcodec.data.classifiers import judge, load_classifier
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check, run
@@ -34,12 +34,6 @@ from slimcodec.evaluation.worker import Setup, Worker, build_codec
 COUNT = 20
 QUALITIES = ("--qualities", "slim=10,60", "--qualities", "jpeg=5,40", "--qualities", "webp=5,40")
 Body = dict[str, Any]
-
-
-def slim(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    return int(exit_.value.code or 0)
 
 
 def crops(count: int) -> list[bytes]:

@@ -28,11 +28,11 @@ from pretrained import (
     save_pipeline,
     tiny_autoencoder,
 )
+from support import slim
 
 import slimcodec
 import slimcodec.training.create
 from slimcodec import ModelMismatchError, SlimError
-from slimcodec.cli import main
 from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.pretrained.pipeline import REQUIRED, LdmConfig, refer_ldm
@@ -244,12 +244,6 @@ def test_a_changed_model_is_an_error_that_names_the_part(home: Path, tmp_path: P
     with pytest.raises(ModelMismatchError, match="part unet"):
         save(codec.bundle, tmp_path / "packed", packed=True)
     assert not (tmp_path / "packed").exists() and not list(tmp_path.glob(".slim-*"))
-
-
-def slim(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def test_the_command_makes_shows_checks_and_packs(

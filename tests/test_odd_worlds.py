@@ -9,45 +9,20 @@ import resource
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from photos import photo
+from support import GOLDEN, SLIM, SMALL_OPTIONS
+from support import slim_process as slim
 
 import slimcodec
 
-GOLDEN = Path(__file__).parent / "golden"
 FILE = GOLDEN / "small-files" / "chelsea-97x41-q20.slim"
-MODEL = ("--model", str(GOLDEN / "small"), "--dtype", "float32")
-SLIM = (sys.executable, "-m", "slimcodec.cli")
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, links and limits of POSIX")
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    lines: list[str]
-
-
-def slim(
-    *arguments: object, env: dict[str, str] | None = None, before: Callable[[], None] | None = None
-) -> Result:
-    """Runs the command in a process of its own and checks what holds for every run."""
-    done = subprocess.run(
-        [*SLIM, *map(os.fsencode, map(str, arguments))],
-        capture_output=True,
-        check=False,
-        env=env,
-        preexec_fn=before,
-    )
-    err = done.stderr.decode("utf-8", "backslashreplace")
-    assert "Traceback" not in err and "Exception ignored" not in err, err
-    return Result(done.returncode, done.stdout.decode("utf-8", "backslashreplace"), err.splitlines())
 
 
 def names(folder: Path) -> list[str]:
@@ -73,7 +48,7 @@ def test_a_full_disk_leaves_no_half_file(photos: Path, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(limit), len(limit)))
 
     slims = tmp_path / "slims"
-    result = slim("encode", photos, "-o", slims, *MODEL, before=no_larger_files)
+    result = slim("encode", photos, "-o", slims, *SMALL_OPTIONS, before=no_larger_files)
     assert result.status == 1 and len(result.lines) == 1
     assert f"cannot write {slims / 'rocket.slim'}: File too large" in result.lines[0]
     # no temporary file either
@@ -91,7 +66,7 @@ def test_a_disk_that_takes_nothing(photos: Path, tmp_path: Path, options: str, r
         pytest.skip("no file system can be mounted here")
     # what is small enough to fit is taken by a file that leaves no room
     fill = f"(head -c 4096 /dev/zero > {disk}/filler) 2> /dev/null"
-    run = " ".join([*SLIM, "encode", str(photos), "-o", str(disk), *MODEL])
+    run = " ".join([*SLIM, "encode", str(photos), "-o", str(disk), *SMALL_OPTIONS])
     script = f"{mount}; {fill}; {run}; echo status $?; ls -A {disk}"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
     assert "status 1" in done.stdout and done.stderr.count("\n") == 1
@@ -102,7 +77,7 @@ def test_a_disk_that_takes_nothing(photos: Path, tmp_path: Path, options: str, r
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize(
-    "command", [("encode", "{photos}", "-o", "{out}", *MODEL), ("info", str(FILE), "--json")]
+    "command", [("encode", "{photos}", "-o", "{out}", *SMALL_OPTIONS), ("info", str(FILE), "--json")]
 )
 def test_a_summary_that_cannot_be_written(photos: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
     arguments = [word.format(photos=photos, out=tmp_path / "out") for word in command]
@@ -126,7 +101,7 @@ def test_streams_that_are_closed(photos: Path, tmp_path: Path, closed: tuple[int
         for stream in closed:
             os.close(stream)
 
-    result = slim("encode", photos, "-o", tmp_path / "slims", *MODEL, before=close)
+    result = slim("encode", photos, "-o", tmp_path / "slims", *SMALL_OPTIONS, before=close)
     assert result.status == 0 and names(tmp_path / "slims") == ["cup.slim"]
 
 
@@ -150,18 +125,18 @@ def test_names_of_every_kind(photos: Path, tmp_path: Path) -> None:
     # 255 bytes, the most that a name may have, which .slim makes one more
     (photos / f"{'y' * 251}.png").write_bytes(picture)
     slims = tmp_path / "slims"
-    result = slim("encode", photos, "-o", slims, *MODEL)
+    result = slim("encode", photos, "-o", slims, *SMALL_OPTIONS)
     assert sorted(os.listdir(slims)) == sorted(f"{kind}.slim" for kind in (*kinds, "cup"))
     assert result.status == 1 and len(result.lines) == 1 and "File name too long" in result.lines[0]
-    assert "\x1b" not in result.out + result.lines[0]
-    assert slim("verify", slims, *MODEL[:2]).status == 0
+    assert "\x1b" not in result.out.decode() + result.lines[0]
+    assert slim("verify", slims, *SMALL_OPTIONS[:2]).status == 0
 
 
 def test_a_name_that_no_file_can_have(photos: Path) -> None:
-    result = slim("encode", "z" * 5000, photos / "cup.png", *MODEL)
+    result = slim("encode", "z" * 5000, photos / "cup.png", *SMALL_OPTIONS)
     assert result.status == 1 and len(result.lines) == 1 and "no such file" in result.lines[0]
     assert names(photos) == ["cup.png", "cup.slim"]
-    result = slim("encode", photos / "cup.png", "-o", "z" * 5000, *MODEL)
+    result = slim("encode", photos / "cup.png", "-o", "z" * 5000, *SMALL_OPTIONS)
     assert result.status == 1 and len(result.lines) == 1 and "File name too long" in result.lines[0]
 
 
@@ -173,12 +148,12 @@ def test_links_that_lead_back(photos: Path, tmp_path: Path) -> None:
     (photos / "other.png").symlink_to(photos / "cup.png")
     for number, pattern in enumerate((photos, photos / "**", photos / "**" / "*.png")):
         out = tmp_path / str(number)
-        result = slim("encode", pattern, "-o", out, *MODEL)
+        result = slim("encode", pattern, "-o", out, *SMALL_OPTIONS)
         assert result.status == 1 and len(result.lines) == 2, result.lines
         assert any("itself.png: Too many levels of symbolic links" in line for line in result.lines)
         assert any("dead.png: No such file or directory" in line for line in result.lines)
         assert names(out) == ["cup.slim", "other.slim"]
-    assert slim("encode", photos / "itself.png", *MODEL).status == 1
+    assert slim("encode", photos / "itself.png", *SMALL_OPTIONS).status == 1
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "info", "verify"])
@@ -197,7 +172,7 @@ def test_an_interrupt_at_the_start(photos: Path, tmp_path: Path, seconds: float)
         (photos / f"{number}.png").write_bytes((photos / "cup.png").read_bytes())
     slims = tmp_path / "slims"
     process = subprocess.Popen(
-        [*SLIM, "encode", str(photos), "-o", str(slims), *MODEL],
+        [*SLIM, "encode", str(photos), "-o", str(slims), *SMALL_OPTIONS],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -235,7 +210,7 @@ def test_workers_end_with_a_killed_command(photos: Path, tmp_path: Path, number:
     for copy in range(200):
         (photos / f"{copy}.png").write_bytes((photos / "cup.png").read_bytes())
     slims, quiet = tmp_path / "slims", subprocess.DEVNULL
-    command = [*SLIM, "encode", str(photos), "-o", str(slims), "--jobs", "2", *MODEL]
+    command = [*SLIM, "encode", str(photos), "-o", str(slims), "--jobs", "2", *SMALL_OPTIONS]
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     wait_for(lambda: bool(list(slims.glob("*.slim"))))
     process.send_signal(number)
@@ -254,8 +229,8 @@ PLAIN = {
 @pytest.mark.parametrize("home", [None, "/nonexistent/home"])
 def test_no_home(photos: Path, tmp_path: Path, home: str | None) -> None:
     env = PLAIN | ({"HOME": home} if home else {})
-    assert slim("encode", photos, "-o", tmp_path, *MODEL, env=env)[0] == 0
-    assert slim("decode", tmp_path / "cup.slim", *MODEL, env=env).status == 0
+    assert slim("encode", photos, "-o", tmp_path, *SMALL_OPTIONS, env=env)[0] == 0
+    assert slim("decode", tmp_path / "cup.slim", *SMALL_OPTIONS, env=env).status == 0
     assert not Path("/nonexistent").exists()
 
 
@@ -266,20 +241,20 @@ def test_locale_c(photos: Path, tmp_path: Path, locale: dict[str, str]) -> None:
     env, caption = PLAIN | locale, "ein Fuß im Café"
     (photos / "cup.png").rename(photos / "чашка.png")
     slims = tmp_path / "slims"
-    result = slim("encode", photos, "-o", slims, "--caption", caption, *MODEL, env=env)
+    result = slim("encode", photos, "-o", slims, "--caption", caption, *SMALL_OPTIONS, env=env)
     assert (result.status, result.lines) == (0, []) and os.listdir(slims) == ["чашка.slim"]
     assert slimcodec.inspect(slims / "чашка.slim").caption == caption
     assert slim("info", slims, env=env).status == 0
-    assert slim("encode", photos / "кот.png", *MODEL, env=env).status == 1
+    assert slim("encode", photos / "кот.png", *SMALL_OPTIONS, env=env).status == 1
     assert slim("encode", env=env).status == 2
-    assert slim("decode", slims, *MODEL, env=env).status == 0
+    assert slim("decode", slims, *SMALL_OPTIONS, env=env).status == 0
 
 
 @pytest.mark.parametrize("setting", [{"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}])
 def test_a_terminal_without_colours(photos: Path, tmp_path: Path, setting: dict[str, str]) -> None:
     (photos / "bad.png").touch()
     leader, terminal = pty.openpty()
-    command = [*SLIM, "encode", str(photos), "-o", str(tmp_path / "slims"), *MODEL]
+    command = [*SLIM, "encode", str(photos), "-o", str(tmp_path / "slims"), *SMALL_OPTIONS]
     process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=PLAIN | setting)
     os.close(terminal)
     shown = b""

@@ -98,7 +98,11 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     script = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     worker = int(script.stdout)
     deadline = time.monotonic() + 30

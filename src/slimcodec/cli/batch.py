@@ -2,54 +2,53 @@
 
 - A bad input is reported and the rest goes on.
 - An existing result is never replaced without ``--overwrite``. In a batch its input is skipped with a
-  message, which is no failure, so that the same command takes up an interrupted batch; for a single input,
-  whose result was the whole wish, it is one.
+  message, so that the same command resumes an interrupted batch. For a single input it is a failure.
+- A source is removed only when its result is safe: its bytes were decoded to symbols, lie on the disk, and
+  read back from there the same, with a checksum that fits. A source that changed meanwhile stays.
 - Exit status: 0 all fine, 1 some failed, 2 usage, 130 interrupted.
 """
 
 import json
-import multiprocessing
 import os
-import signal
 import sys
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import typer
 
+from slimcodec.cli.inputs import Job, find_inputs, plan, stream_job
 from slimcodec.cli.messages import FAILED, INTERRUPTED, complain, printable, say, stop
-from slimcodec.cli.paths import Job, find_inputs, plan
-from slimcodec.cli.removal import FileState, remove_source
-from slimcodec.cli.streams import stream_job, write_stdout
-from slimcodec.container import SlimInfo
-from slimcodec.errors import describe
+from slimcodec.container import SlimInfo, read_source, unpack
+from slimcodec.errors import SlimError, describe
 from slimcodec.files import atomic_write
-from slimcodec.processes import end_with_parent
+from slimcodec.processes import SetupError, progress, run_pool
+
+#: device, inode, size and time of a file: what tells it from another, or from itself before it was written to
+FileState = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a job made: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
+    """The result of a job: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
 
-    ``spent``: the state of a source that is to be removed once ``data`` is safe on disk, None to keep it.
+    ``source_state``: the state of a source that is to be removed once ``data`` is safe, None to keep it.
     """
 
     data: bytes
     info: SlimInfo
     bytes_in: int
-    spent: FileState | None = None
+    source_state: FileState | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its output or why there is none, what to warn of, and the seconds it took."""
+    """How a job ended: its output or an error, what to warn of, and the seconds it took."""
 
     output: Output | None
     error: str = ""
@@ -59,9 +58,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done for jobs: each is read, all that were read are worked on together, and each result becomes an output.
+    """The work of a command: read each job, work on all that were read together, make each result an output.
 
-    What ``read`` or ``output`` raises is that job's failure; ``work`` gives an exception in the place of a result.
+    What ``read`` or ``output`` raises is that job's failure; ``work`` gives an exception in place of a result.
     """
 
     read: Callable[[Job], Any]
@@ -69,32 +68,18 @@ class Steps:
     output: Callable[[Job, Any, Any], Output]
 
 
-class Work(Protocol):
-    """A command's work, picklable: ``prepare`` loads the codec and returns what does the jobs."""
-
-    def prepare(self) -> Steps:
-        """Load what all jobs need; runs once in each process."""
-
-
-class CannotStartError(Exception):
-    """``Work.prepare`` failed, and so would every job."""
-
-
 @dataclass
 class Tally:
-    """What came of a batch so far."""
+    """What came of a batch so far: a row for each file that was written, and the sources of the others."""
 
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    bytes_in: int = 0
-    bytes_out: int = 0
-    bpp: float = 0.0
+    failed: list[dict[str, str]] = field(default_factory=list)
 
     def fail(self, source: object, reason: str) -> None:
         """Report a failure at once and remember it."""
         complain(reason, source)
-        self.failed.append((str(source), reason))
+        self.failed.append({"source": str(source), "error": reason})
 
     def leave(self, job: Job, single: bool) -> None:
         """Report that a job's result exists and stays: a failure if it is the ``single`` one, else skipped."""
@@ -108,9 +93,6 @@ class Tally:
     def add(self, job: Job, output: Output, seconds: float, deleted: bool) -> None:
         """Count a file that was written, and whether its source was deleted."""
         info = output.info
-        self.bytes_in += output.bytes_in
-        self.bytes_out += len(output.data)
-        self.bpp += info.bpp
         self.rows.append(
             {
                 "source": str(job.source),
@@ -130,32 +112,30 @@ class Tally:
     def print(self, seconds: float, as_json: bool) -> None:
         """Print the summary to stdout: a line, or a JSON object."""
         count = len(self.rows)
-        mean_bpp = self.bpp / count if count else None
+        totals: dict[str, Any] = {
+            "bytes_in": sum(row["bytes_in"] for row in self.rows),
+            "bytes_out": sum(row["bytes_out"] for row in self.rows),
+            "mean_bpp": sum(row["bpp"] for row in self.rows) / count if count else None,
+            "seconds": round(seconds, 4),
+        }
         if as_json:
-            summary = {
-                "files": self.rows,
-                "skipped": self.skipped,
-                "failed": [{"source": source, "error": error} for source, error in self.failed],
-                "bytes_in": self.bytes_in,
-                "bytes_out": self.bytes_out,
-                "mean_bpp": mean_bpp,
-                "seconds": round(seconds, 4),
-            }
-            say(json.dumps(summary, indent=2))
+            files = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
+            say(json.dumps(files | totals, indent=2))
             return
-        line = f"{count} file{'s' * (count != 1)}: {self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out"
-        if mean_bpp is not None:
-            line += f", mean {mean_bpp:.4f} bpp"
+        line = f"{count} file{'s' * (count != 1)}: "
+        line += f"{totals['bytes_in']:,} bytes in, {totals['bytes_out']:,} bytes out"
+        if count:
+            line += f", mean {totals['mean_bpp']:.4f} bpp"
         line += f", {seconds:.1f} s"
         if self.skipped:
             line += f"; {len(self.skipped)} skipped"
         if self.failed:
-            line += f"; {len(self.failed)} failed: " + ", ".join(source for source, _ in self.failed)
+            line += f"; {len(self.failed)} failed: " + ", ".join(row["source"] for row in self.failed)
         say(printable(line))
 
 
 def run_batch(
-    work: Work,
+    load: Callable[[], Steps],
     arguments: Sequence[str],
     out: str | None,
     *,
@@ -167,12 +147,11 @@ def run_batch(
     stdin_limit: int | None = None,
     batch_size: int = 1,
 ) -> None:
-    """Do ``work`` on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
+    """Work on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
-    ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the first is the default.
-    ``jobs``: processes, each with one thread; 1 works in this process with all threads. ``stdin_limit``: most
-    bytes that standard input, given as ``-``, may hold; None for any number. ``batch_size``: jobs that are
-    worked on together.
+    ``load``: picklable; runs once in each process and loads what all jobs need. ``reads``: suffixes searched
+    for in folders. ``writes``: suffixes of results, the first is the default. ``jobs``: processes, see
+    ``run_pool``. ``stdin_limit``: most bytes of standard input. ``batch_size``: jobs worked on together.
     """
     start = time.perf_counter()
     tally = Tally()
@@ -194,17 +173,22 @@ def run_batch(
         return True
 
     todo = [job for job in plans if not in_the_way(job)]
+    chunks = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     done = 0
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
-        with progress(len(todo)) as advance, closing(_outcomes(work, todo, jobs, batch_size)) as outcomes:
-            for job, outcome in zip(todo, outcomes, strict=True):
-                # looked at again: another process may have made it meanwhile
-                if outcome.output is None or not in_the_way(job):
-                    _finish(job, outcome, tally)
-                done += 1
-                advance()
-    except CannotStartError as error:
+        with progress(len(todo)) as bar, closing(run_pool(partial(_load, load), chunks, jobs)) as results:
+            for chunk, result in zip(chunks, results, strict=True):
+                failed = [Outcome(None, str(result))] * len(chunk)
+                for job, outcome in zip(
+                    chunk, failed if isinstance(result, SlimError) else result, strict=True
+                ):
+                    # looked at again: another process may have made it meanwhile
+                    if outcome.output is None or not in_the_way(job):
+                        _finish(job, outcome, tally)
+                    done += 1
+                    bar.advance()
+    except SetupError as error:
         stop(str(error), FAILED)
     except KeyboardInterrupt:
         again = "" if single else "; the same command goes on from there"
@@ -219,108 +203,54 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
     """Write the result; only this process writes, so ending the others never leaves a partial file."""
     for warning in outcome.warnings:
         complain(f"warning: {warning}", job.source)
-    if outcome.output is None:
+    output = outcome.output
+    if output is None:
         tally.fail(job.source, outcome.error)
         return
-    output, deleted = outcome.output, False
-    if job.to_stdout:
-        try:
-            write_stdout(output.data)
-        except OSError as error:
-            tally.fail(job.source, f"cannot write to standard output: {describe(error)}")
-        return
     try:
+        if job.to_stdout:
+            sys.stdout.buffer.write(output.data)
+            sys.stdout.buffer.flush()
+            return
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(job.target, output.data, durable=output.spent is not None)
+        atomic_write(job.target, output.data, durable=output.source_state is not None)
     except OSError as error:
-        tally.fail(job.source, f"cannot write {job.target}: {describe(error)}")
+        place = "to standard output" if job.to_stdout else job.target
+        tally.fail(job.source, f"cannot write {place}: {describe(error)}")
         return
-    if output.spent is not None:
+    deleted = False
+    if output.source_state is not None:
         kept = "its warning asks for a look" if outcome.warnings else ""
-        kept = kept or remove_source(job, output.data, output.spent)
+        kept = kept or remove_source(job, output.data, output.source_state)
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
     tally.add(job, output, outcome.seconds, deleted)
 
 
-def _outcomes(work: Work, todo: Sequence[Job], jobs: int, batch_size: int) -> Generator[Outcome, None, None]:
-    """Yield the outcome of each job, in order. Raises ``CannotStartError`` where no job can be done."""
-    chunks = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
-    processes = min(jobs, len(chunks))
-    if processes <= 1:
-        if todo:
-            _start(work)
-        for chunk in chunks:
-            yield from _do(chunk)
-        return
-    # Spawned and not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_start_alone, initargs=(work,)) as pool:
-        # Ctrl-C reaches all processes; the others inherit that it is ignored, and this one ends them.
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            futures = deque((len(chunk), pool.submit(_do, chunk)) for chunk in chunks)
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        try:
-            while futures:
-                # Taken out of the queue, so that no more results are held than are waiting to be written.
-                count, future = futures.popleft()
-                try:
-                    outcomes = future.result()
-                except BrokenProcessPool:
-                    reason = "a worker process died, perhaps out of memory; try fewer --jobs"
-                    outcomes = [Outcome(None, reason)] * count
-                yield from outcomes
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+def _load(load: Callable[[], Steps]) -> Callable[[Sequence[Job]], list[Outcome]]:
+    return partial(_outcomes, load())
 
 
-_steps: Steps | None = None
-_obstacle = ""
-
-
-def _start(work: Work) -> None:
-    """Prepare this process; a failure is kept for the first job, since a pool can't report one from here."""
-    global _steps, _obstacle
-    try:
-        _steps, _obstacle = work.prepare(), ""
-    except Exception as error:  # noqa: BLE001  a hub or a device can fail in any way
-        _steps, _obstacle = None, describe(error)
-
-
-def _start_alone(work: Work) -> None:
-    end_with_parent()
-    import torch
-
-    torch.set_num_threads(1)
-    _start(work)
-
-
-def _do(jobs: Sequence[Job]) -> list[Outcome]:
-    if _steps is None:
-        raise CannotStartError(_obstacle)
+def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
     from slimcodec.batches import attempt
     from slimcodec.images import ImageWarning
 
     start = time.perf_counter()
-    found: list[Any] = []
+    inputs: list[Any] = []
     texts: list[tuple[str, ...]] = []
     for job in jobs:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", ImageWarning)
-            found.append(attempt(_steps.read, job))
+            inputs.append(attempt(steps.read, job))
         texts.append(tuple(str(warning.message) for warning in caught))
-    good = [item for item in found if not isinstance(item, Exception)]
-    made = attempt(lambda: list(_steps.work(good)))
-    results = iter([made] * len(good) if isinstance(made, Exception) else made)
+    good = [item for item in inputs if not isinstance(item, Exception)]
+    worked = attempt(lambda: list(steps.work(good)))
+    results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
     outputs = [
-        item if isinstance(item, Exception) else attempt(_steps.output, job, item, next(results))
-        for job, item in zip(jobs, found, strict=True)
+        item if isinstance(item, Exception) else attempt(steps.output, job, item, next(results))
+        for job, item in zip(jobs, inputs, strict=True)
     ]
     seconds = (time.perf_counter() - start) / len(jobs)
     return [
@@ -331,16 +261,30 @@ def _do(jobs: Sequence[Job]) -> list[Outcome]:
     ]
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr if that is a terminal that can; yields the function to call after each file."""
-    if total < 2 or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def file_state(path: Path) -> FileState:
+    """Return the state of a file, links followed; take it before reading. Raises ``OSError``."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("files", total=total)
-        yield lambda: bar.advance(task)
+
+def remove_source(job: Job, data: bytes, state: FileState) -> str:
+    """Remove the source of a job whose result ``data`` was written; returns why it is kept, "" if removed.
+
+    ``data``: bytes that were decoded to symbols. ``state``: of the source, before it was read. Of a symbolic
+    link the link is removed, since what it points to may have other readers.
+    """
+    try:
+        if not job.target.is_file():
+            return f"{job.target} is no regular file"
+        if os.path.samefile(job.source, job.target):
+            return "it is its own result"
+        # equal bytes decode to equal symbols: these are the bytes that were decoded
+        if read_source(job.target) != data:
+            return f"{job.target} reads back otherwise than it was written"
+        unpack(data)  # the checksum once more
+        if file_state(job.source) != state:
+            return "it was changed while it was encoded"
+        job.source.unlink()
+    except Exception as error:  # noqa: BLE001  whatever is wrong, the source is the safer copy
+        return describe(error, job.source)
+    return ""

@@ -1,4 +1,4 @@
-"""``slim doctor``: what is there, what is missing, and how to get it."""
+"""``slim doctor``: what is installed, what is missing, and how to get it."""
 
 import importlib.metadata
 import json
@@ -12,20 +12,10 @@ from slimcodec.cli import options
 from slimcodec.cli.messages import FAILED, printable, say
 from slimcodec.errors import describe
 
-#: what each extra of the package adds; "" is the package itself
+#: libraries of each extra; "" is the package itself
 LIBRARIES = {
-    "": (
-        "torch",
-        "diffusers",
-        "transformers",
-        "tokenizers",
-        "huggingface_hub",
-        "safetensors",
-        "constriction",
-        "numpy",
-        "pillow",
-    ),
-    "train": ("accelerate", "peft", "datasets", "tensorboard"),
+    "": "torch diffusers transformers tokenizers huggingface_hub safetensors constriction numpy pillow",
+    "train": "accelerate peft datasets tensorboard",
 }
 
 
@@ -33,11 +23,11 @@ def doctor(
     model: options.Model = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="FOLDER", help="Where pretrained parts are looked for first."),
+        typer.Option("--base", metavar="FOLDER", help="Folder that is searched first for pretrained parts."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say which libraries, devices and parts of a bundle are there, and how to get what is missing.
+    """List the libraries, devices and parts of a bundle that are there, and how to get what is missing.
 
     Exit status: 0 all that decoding needs is there, 1 something is missing.
 
@@ -45,23 +35,26 @@ def doctor(
       slim doctor
       slim doctor --model mine/
     """
-    found: dict[str, Any] = {"libraries": libraries(), "devices": devices(), "hub": hub()}
-    found["bundle"] = bundle(model, base)
-    missing = [library for library in found["libraries"] if not library["version"]]
-    fine = not found["bundle"]["problems"] and not any(not library["extra"] for library in missing)
+    state: dict[str, Any] = {
+        "libraries": libraries(),
+        "devices": devices(),
+        "hub": hub(),
+        "bundle": bundle(model, base),
+    }
+    missing = any(not library["version"] and not library["extra"] for library in state["libraries"])
     if as_json:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(state, indent=2))
     else:
-        _print(found)
-    if not fine:
+        _print(state)
+    if missing or state["bundle"]["problems"]:
         raise typer.Exit(FAILED)
 
 
 def libraries() -> list[dict[str, str]]:
-    """Name, extra and version of every library, the version "" where it is not installed; none of them is imported."""
+    """Name, extra and version ("" if missing) of every library; none of them is imported."""
     result = [{"name": "python", "extra": "", "version": platform.python_version()}]
     for extra, names in LIBRARIES.items():
-        for name in names:
+        for name in names.split():
             try:
                 version = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
@@ -71,7 +64,7 @@ def libraries() -> list[dict[str, str]]:
 
 
 def devices() -> list[dict[str, str]]:
-    """The devices that torch can use, with the type that networks run fastest in."""
+    """The devices that torch can use, with their fastest precision."""
     try:
         import torch
 
@@ -91,7 +84,7 @@ def devices() -> list[dict[str, str]]:
 
 
 def hub() -> dict[str, str]:
-    """Where downloaded models are kept, whether the network may be used, and the folder that is looked in first."""
+    """The cache of downloaded models, whether the network may be used, and the folder that is searched first."""
     from huggingface_hub import constants
 
     from slimcodec.models.pretrained.references import BASE_VARIABLE
@@ -118,19 +111,20 @@ def bundle(model: str | None, base: str | None) -> dict[str, Any]:
     }
 
 
-def _print(found: dict[str, Any]) -> None:
-    for library in found["libraries"]:
+def _print(state: dict[str, Any]) -> None:
+    def line(name: str, text: str) -> None:
+        say(printable(f"{name:<16} {text}"))
+
+    for library in state["libraries"]:
         extra = f"[{library['extra']}]" if library["extra"] else ""
-        state = library["version"] or f"missing: pip install 'slimcodec{extra}'"
-        say(f"{library['name']:<16} {state}")
-    for device in found["devices"]:
-        say(f"{device['name']:<16} {device['about']}, fastest in {device['dtype']}")
-    say(printable(f"{'hub':<16} network {found['hub']['network']}, cache {found['hub']['cache']}"))
-    if found["hub"]["base"]:
-        say(printable(f"{'base':<16} {found['hub']['base']}"))
-    about = found["bundle"]
-    say(printable(f"{'bundle':<16} {about['name']} {about['id']}"))
-    for name, folder in about["parts"].items():
-        say(printable(f"  {name:<14} {folder}"))
-    for problem in about["problems"]:
+        line(library["name"], library["version"] or f"missing: pip install 'slimcodec{extra}'")
+    for device in state["devices"]:
+        line(device["name"], f"{device['about']}, fastest in {device['dtype']}")
+    line("hub", f"network {state['hub']['network']}, cache {state['hub']['cache']}")
+    if state["hub"]["base"]:
+        line("base", state["hub"]["base"])
+    line("bundle", f"{state['bundle']['name']} {state['bundle']['id']}")
+    for name, folder in state["bundle"]["parts"].items():
+        line(f"  {name}", folder)
+    for problem in state["bundle"]["problems"]:
         say(printable(f"  missing: {problem}"))

@@ -2,82 +2,54 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.batch import Output, Steps, run_batch
+from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
+from slimcodec.cli.inputs import STREAM, Job
 from slimcodec.cli.messages import USAGE, stop
-from slimcodec.cli.paths import Job
-from slimcodec.cli.removal import FileState, file_state
 
 
-class Rate(TypedDict, total=False):
-    """The argument of ``Codec.encode`` that sets the size: one of these, or none for its default."""
-
-    quality: int
-    target_bytes: int
-    target_bpp: float
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was read: its pixels, the bytes it took, and the state of its file where that is to go."""
+class Picture(NamedTuple):
+    """A picture that was read: its pixels, the bytes it took, and the state of its file if that is to go."""
 
     pixels: Any
     bytes_in: int
-    spent: FileState | None
+    source_state: FileState | None
 
 
-@dataclass(frozen=True)
-class Encode:
-    """Encoding as the batch runs it: load the codec once, then some pictures at a time."""
+def encoder(
+    loading: dict[str, Any], settings: dict[str, Any], roi: str, max_pixels: int | None, delete_source: bool
+) -> Steps:
+    """Load the codec; return how a batch is encoded.
 
-    model: str | None
-    device: str
-    dtype: str | None
-    caption: str | None
-    roi: str
-    rate: Rate
-    max_pixels: int | None
-    delete_source: bool = False
-    batch_size: int = 1
-    offload: bool = False
+    ``loading``: arguments of ``slimcodec.load``, whose errors are raised. ``settings``: of ``encode_many``.
+    """
+    import slimcodec
+    from slimcodec.batches import encode_many
 
-    def prepare(self) -> Steps:
-        """Load the codec; raises what ``slimcodec.load`` raises."""
-        import slimcodec
-        from slimcodec.batches import encode_many
-        from slimcodec.cli.regions import region_of
+    codec = slimcodec.load(**loading)
+    region = options.region_of(roi)
 
-        codec = slimcodec.load(self.model, device=self.device, dtype=self.dtype, offload=self.offload)
-        region = region_of(self.roi)
+    def read(job: Job) -> Picture:
+        state = file_state(job.source) if delete_source else None
+        data = job.read()
+        return Picture(codec.open(data, max_pixels), len(data), state)
 
-        def read(job: Job) -> Picture:
-            spent = file_state(job.source) if self.delete_source else None
-            data = job.read()
-            return Picture(codec.open(data, self.max_pixels), len(data), spent)
+    def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
+        pixels = (picture.pixels for picture in pictures)
+        return encode_many(codec, pixels, roi=region, max_pixels=max_pixels, **settings)
 
-        def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
-            return encode_many(
-                codec,
-                (picture.pixels for picture in pictures),
-                caption=self.caption,
-                batch_size=self.batch_size,
-                roi=region,
-                max_pixels=self.max_pixels,
-                **self.rate,
-            )
+    def output(job: Job, picture: Picture, data: bytes) -> Output:
+        if delete_source:
+            # what is compared with the file on disk, before the source goes, has been decoded here
+            codec.read(data, max_pixels=max_pixels)
+        return Output(data, slimcodec.inspect(data), picture.bytes_in, picture.source_state)
 
-        def output(job: Job, picture: Picture, data: bytes) -> Output:
-            if self.delete_source:
-                # what is compared with the file on disk, before the source goes, has been decoded here
-                codec.read(data, max_pixels=self.max_pixels)
-            return Output(data, slimcodec.inspect(data), picture.bytes_in, picture.spent)
-
-        return Steps(read, work, output)
+    return Steps(read, work, output)
 
 
 def encode(
@@ -86,17 +58,21 @@ def encode(
     ],
     out: options.Out = None,
     quality: Annotated[
-        int | None, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100 (default: 50).")
+        int | None,
+        typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100 (default: 50)."),
     ] = None,
     target_bytes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Best quality whose file has at most N bytes.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Take the best quality whose file has at most N bytes."),
     ] = None,
     target_bpp: Annotated[
-        float | None, typer.Option(metavar="R", help="Best quality whose file has at most R bits per pixel.")
+        float | None, typer.Option(metavar="R", help="Take the best quality of at most R bits per pixel.")
     ] = None,
     caption: Annotated[
         str,
-        typer.Option(metavar="auto|none|TEXT", help="Found by the bundle's captioner, left out, or yours."),
+        typer.Option(
+            metavar="auto|none|TEXT", help="Caption: auto (bundle's captioner), none, or your text."
+        ),
     ] = "auto",
     roi: options.Roi = "auto",
     model: options.Model = None,
@@ -110,7 +86,7 @@ def encode(
     delete_source: Annotated[
         bool,
         typer.Option(
-            "--delete-source", help="Remove each picture once its file was read back from disk and checked."
+            "--delete-source", help="Remove each picture when its file has been read back and checked."
         ),
     ] = False,
     as_json: options.Json = False,
@@ -118,9 +94,9 @@ def encode(
     """Encode pictures to .slim files.
 
     Folders are searched recursively and mirrored below OUT.
-    A result that exists is kept: in a batch its input is skipped, so that
-    an interrupted batch can be taken up again; for a single picture it is an error.
-    --delete-source keeps the source of whatever failed, warned, was skipped or
+    A result that exists is kept. In a batch its input is skipped, so the same
+    command resumes an interrupted batch; for a single picture it is an error.
+    --delete-source keeps the source of what failed, warned, was skipped or
     changed meanwhile. A .slim file holds neither metadata nor a second frame.
     Exit status: 0 all fine, 1 some failed, 2 usage.
 
@@ -137,24 +113,16 @@ def encode(
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
     given = {name: value for name, value in rates.items() if value is not None}
     if len(given) > 1:
-        stop(f"give only one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
+        stop(f"give one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
-        stop("--target-bpp must be above 0", USAGE)
-    if delete_source and "-" in (*inputs, out):
-        stop("--delete-source needs a file to read and a file to write, not -", USAGE)
+        stop(f"--target-bpp {target_bpp}: give a number above 0", USAGE)
+    if delete_source and STREAM in (*inputs, out):
+        stop("--delete-source needs files to read and write; leave out -", USAGE)
+    loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
+    text = None if caption == "none" else _as_text(caption)
+    settings: dict[str, Any] = {"caption": text, "batch_size": batch_size, **given}
     run_batch(
-        Encode(
-            model,
-            device,
-            dtype,
-            None if caption == "none" else _as_text(caption),
-            roi,
-            Rate(**given),  # type: ignore[typeddict-item]
-            max_pixels,
-            delete_source,
-            batch_size,
-            offload,
-        ),
+        partial(encoder, loading, settings, roi, max_pixels, delete_source),
         inputs,
         out,
         reads=options.PICTURES,

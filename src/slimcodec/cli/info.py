@@ -7,24 +7,13 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
+from slimcodec.cli.inputs import find_inputs
 from slimcodec.cli.messages import FAILED, complain, printable, say
-from slimcodec.cli.paths import find_inputs
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
 
-_COLUMNS = (
-    "FILE",
-    "SIZE",
-    "QUALITY",
-    "BYTES",
-    "BPP",
-    "HEADER",
-    "CAPTION",
-    "PAYLOAD",
-    "BUNDLE",
-    "VERSION",
-    "TEXT",
-)
+_PLACES = ("HEADER", "CAPTION", "PAYLOAD")
+_COLUMNS = ("FILE", "SIZE", "QUALITY", "BYTES", "BPP", *_PLACES, "BUNDLE", "VERSION", "TEXT")
 
 
 def info(
@@ -39,24 +28,21 @@ def info(
       slim info photo.slim
       slim info slims/ --json
     """
-    found, problems = find_inputs(inputs, (".slim",))
+    files, problems = find_inputs(inputs, (".slim",))
     for argument, problem in problems:
         complain(problem, argument)
-    read: list[tuple[str, SlimInfo]] = []
-    for item in found:
+    headers: list[tuple[str, SlimInfo]] = []
+    for file in files:
         try:
-            read.append((str(item.path), inspect(item.path)))
+            headers.append((str(file.path), inspect(file.path)))
         except Exception as error:  # noqa: BLE001  a bad file must not hide the others
-            complain(describe(error, item.path), item.path)
+            complain(describe(error, file.path), file.path)
     if as_json:
-        say(
-            json.dumps(
-                [{"file": name, **asdict(header), "bpp": header.bpp} for name, header in read], indent=2
-            )
-        )
-    elif read:
-        _print_table([_COLUMNS, *(_row(name, header) for name, header in read)])
-    if problems or len(read) < len(found):
+        rows = [{"file": name, **asdict(header), "bpp": header.bpp} for name, header in headers]
+        say(json.dumps(rows, indent=2))
+    elif headers:
+        _print_table([_COLUMNS, *(_row(name, header) for name, header in headers)])
+    if problems or len(headers) < len(files):
         raise typer.Exit(FAILED)
 
 

@@ -13,10 +13,10 @@ from slimcodec.cli.messages import FAILED, complain, failing, say, stop
 
 
 def map_(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture.")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="The picture to write.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Picture.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
     quality: Annotated[
-        int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="1..100.")
+        int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100.")
     ] = 50,
     roi: options.Roi = "auto",
     model: options.Model = None,
@@ -26,8 +26,7 @@ def map_(
 ) -> None:
     """Draw where the bits of a picture go: heat colours over its grey version, with a scale of bits.
 
-    Also says what share of them the region of interest gets.
-
+    Print the share of bits that the region of interest gets.
     Exit status: 0 fine, 1 failed, 2 usage.
 
     Examples:
@@ -43,7 +42,6 @@ def map_(
 
     import slimcodec
     from slimcodec.bit_map import draw_bits
-    from slimcodec.cli.regions import region_of
     from slimcodec.files import atomic_write
     from slimcodec.images import ImageWarning, load_image
 
@@ -56,7 +54,7 @@ def map_(
         for warning in caught:
             complain(f"warning: {warning.message}", image)
         coder = codec.bundle.coder
-        coded = codec.quantise(pixels, quality, roi=region_of(roi))
+        coded = codec.quantise(pixels, quality, roi=options.region_of(roi))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
         picture = io.BytesIO()

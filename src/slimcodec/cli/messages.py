@@ -1,4 +1,4 @@
-"""How the command line speaks of problems: one line each, on stderr, never a traceback."""
+"""What the command line prints: one line a problem, on stderr, never a traceback."""
 
 import sys
 from collections.abc import Iterator

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.batch import progress
+from slimcodec.cli.inputs import find_inputs
 from slimcodec.cli.messages import FAILED, complain, failing, say
-from slimcodec.cli.paths import find_inputs
 from slimcodec.errors import describe
+from slimcodec.processes import track
 
 
 def verify(
@@ -21,10 +21,10 @@ def verify(
     max_pixels: options.MaxPixels = None,
     as_json: options.Json = False,
 ) -> None:
-    """Check .slim files: checksum, header, caption, and that the payload is exactly that of its symbols.
+    """Check .slim files: checksum, header, caption, and that the payload decodes to its last symbol.
 
-    No picture is made. Bad files are named one a line; a file of another bundle
-    than M counts as bad, since its symbols can't be checked.
+    No picture is made. Each bad file is a line. A file of another bundle than M
+    counts as bad, since its symbols can't be checked.
     Exit status: 0 all fine, 1 some were bad, 2 usage, 130 interrupted.
 
     Examples:
@@ -33,8 +33,8 @@ def verify(
       slim verify 'slims/**/*.slim' --model my-bundle/
     """
     start = time.perf_counter()
-    found, problems = find_inputs(inputs, (".slim",))
-    rows: list[dict[str, object]] = []
+    files, problems = find_inputs(inputs, (".slim",))
+    rows: list[dict[str, str | None]] = []
 
     def count(name: object, error: str | None) -> None:
         if error is not None:
@@ -43,27 +43,24 @@ def verify(
 
     for argument, problem in problems:
         count(argument, problem)
-    if found:
+    if files:
         with failing():
             check = _checker(model, max_pixels)
-        with progress(len(found)) as advance:
-            for item in found:
-                count(item.path, check(item.path))
-                advance()
+        for file in track(files):
+            count(file.path, check(file.path))
     bad = sum(row["error"] is not None for row in rows)
+    good = len(rows) - bad
     seconds = time.perf_counter() - start
     if as_json:
-        summary = {"files": rows, "good": len(rows) - bad, "bad": bad, "seconds": round(seconds, 4)}
-        say(json.dumps(summary, indent=2))
+        say(json.dumps({"files": rows, "good": good, "bad": bad, "seconds": round(seconds, 4)}, indent=2))
     else:
-        good = len(rows) - bad
         say(f"{good} file{'s' * (good != 1)} good, {bad} bad, {seconds:.1f} s")
     if bad:
         raise typer.Exit(FAILED)
 
 
 def _checker(model: str | None, max_pixels: int | None) -> Callable[[Path], str | None]:
-    """Load the codec; returns the function that says what is wrong with a file, None if nothing is."""
+    """Load the codec; returns the function that says what is wrong with a file, None for a good one."""
     import slimcodec
 
     # exact symbols need no fast networks, so float32 does everywhere

@@ -1,20 +1,25 @@
-"""Which files a command means and where each result goes.
+"""Which files a command reads and where each result goes.
 
 - An input is a file (of any suffix), a folder (searched recursively for the command's suffixes, hidden files
   left out, its structure mirrored below OUT) or a glob (mirrored from its first folder without a wildcard).
-  Neither a search nor ``**`` goes through links to folders, which may lead back to where they are.
+  Neither a search nor ``**`` follows links to folders, which may lead back to where they are.
 - OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a
   folder, made if needed. Without OUT a result lies beside its input.
 - Two inputs with one output, or an output that is an input, are errors before any work.
+- ``-`` is standard input or output; a file of that name is ``./-``. There is one input then, and standard
+  output carries nothing but the result.
 """
 
 import glob
 import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slimcodec.cli.messages import USAGE, stop
+
+STREAM = "-"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Input:
 class Job:
     """One file to read and the file to write from it.
 
-    ``data``: what was read of it already, as standard input is. ``to_stdout``: write there, not to ``target``.
+    ``data``: the bytes of standard input. ``to_stdout``: write to standard output, not to ``target``.
     """
 
     source: Path
@@ -50,24 +55,24 @@ def find_inputs(
 
     ``suffixes``, in lower case with their dot, choose among the files of a folder.
     """
-    found: list[Input] = []
+    inputs: list[Input] = []
     problems: list[tuple[str, str]] = []
     for argument in arguments:
         path = Path(argument)
         # os.path and not Path, whose tests raise for a name that is too long
         if os.path.isdir(argument):
-            inputs = list(_search(path, Path(), suffixes))
+            matches = list(_search(path, Path(), suffixes))
             problem = f"no {', '.join(sorted(suffixes))} file in this folder"
-        elif os.path.exists(argument) or not glob.has_magic(argument):
-            inputs = [Input(path, Path(path.name), named=True)] if os.path.exists(argument) else []
-            problem = "no such file or folder"
+        elif os.path.exists(argument):
+            matches, problem = [Input(path, Path(path.name), named=True)], ""
+        elif glob.has_magic(argument):
+            matches, problem = list(_match(argument, suffixes)), "nothing matches"
         else:
-            inputs = list(_match(argument, suffixes))
-            problem = "nothing matches"
-        found += inputs
-        if not inputs:
+            matches, problem = [], "no such file or folder"
+        inputs += matches
+        if not matches:
             problems.append((argument, problem))
-    return found, problems
+    return inputs, problems
 
 
 def _search(folder: Path, place: Path, suffixes: Collection[str]) -> Iterator[Input]:
@@ -110,17 +115,15 @@ def plan(
 ) -> list[Job]:
     """Return a job for each of ``inputs``, a file given twice once; end with status 2 where outputs clash.
 
-    ``alone``: the command got one argument. ``suffix`` is what results get, ``suffixes`` what no folder for
-    results has.
+    ``alone``: the command got one argument. Results get ``suffix``; no folder for results ends in one of
+    ``suffixes``.
     """
     folder = None if out is None else Path(out)
     if out is not None and folder is not None and not os.path.isdir(folder):
         if alone and inputs and inputs[0].named and not out.endswith(("/", os.sep)):
             return _checked([Job(inputs[0].path, folder)])
-        if os.path.exists(folder):
-            stop(f"{out}: is a file, but several inputs need a folder", USAGE)
-        if folder.suffix.lower() in suffixes:
-            stop(f"{out}: names one file, but several inputs need a folder", USAGE)
+        if os.path.exists(folder) or folder.suffix.lower() in suffixes:
+            stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
     return _checked(
         [
             Job(item.path, (item.path if folder is None else folder / item.place).with_suffix(suffix))
@@ -135,11 +138,44 @@ def _checked(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         target = os.path.normcase(os.path.realpath(job.target))
         if target in sources:
-            stop(f"{job.target}: is an input and would be an output too; choose another with -o", USAGE)
+            stop(f"{job.target}: is an input and an output; choose another output with -o", USAGE)
         other = by_target.setdefault(target, job)
         if os.path.realpath(other.source) != os.path.realpath(job.source):
-            stop(
-                f"{other.source} and {job.source} would both become {job.target}; choose folders with -o",
-                USAGE,
-            )
+            pair = f"{other.source} and {job.source}"
+            stop(f"{pair}: both become {job.target}; choose folders with -o", USAGE)
     return list(by_target.values())
+
+
+def stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: int | None) -> Job | None:
+    """Return the one job of a command with ``-`` for its input or OUT, None if it has neither.
+
+    ``limit``: most bytes read from standard input; one more is read, so that too much shows. Ends with
+    status 2 where a stream makes no sense: beside other inputs, on a terminal, without a name for a result.
+    """
+    if STREAM not in (*arguments, out):
+        return None
+    if len(arguments) > 1:
+        stop("- takes one input; leave out the others", USAGE)
+    (argument,) = arguments
+    to_stdout = out == STREAM
+    if to_stdout and as_json:
+        stop("-o - writes the result to standard output; leave out --json", USAGE)
+    if to_stdout and sys.stdout.isatty():
+        stop("-o -: standard output is a terminal; redirect it, or name a file with -o", USAGE)
+    if argument == STREAM:
+        return _from_stdin(out, to_stdout, limit)
+    inputs, problems = find_inputs(arguments, ())
+    if problems or not inputs[0].named:
+        stop(f"{argument}: -o - takes one file, not {problems[0][1] if problems else 'a glob'}", USAGE)
+    return Job(inputs[0].path, Path(STREAM), to_stdout=True)
+
+
+def _from_stdin(out: str | None, to_stdout: bool, limit: int | None) -> Job:
+    if out is None:
+        stop("-: standard input has no name for a result; give -o FILE, or -o - for standard output", USAGE)
+    if not to_stdout and (out.endswith("/") or os.path.isdir(out)):
+        stop(f"{out}: is a folder, but standard input has no name for a file in it; give -o FILE", USAGE)
+    if sys.stdin is None or sys.stdin.isatty():
+        stop("-: standard input is a terminal; pipe or redirect a file into it", USAGE)
+    data = sys.stdin.buffer.read(-1 if limit is None else limit + 1)
+    return Job(Path(STREAM), Path(out), data, to_stdout)
