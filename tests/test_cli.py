@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -52,21 +51,6 @@ def made_by_another_bundle(caption: str = "") -> bytes:
 
 
 # --- start, help, usage
-
-
-def test_info_starts_without_torch_and_its_like(tmp_path: Path) -> None:
-    file = tmp_path / "a.slim"
-    file.write_bytes(made_by_another_bundle())
-    run = subprocess.run(
-        [sys.executable, "-X", "importtime", *SLIM[1:], "info", file],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0 and "640x480" in run.stdout
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run.stderr.splitlines()}
-    assert "typer" in imported
-    assert not imported & {"torch", "numpy", "PIL", "rich", "diffusers", "transformers", "constriction"}
 
 
 def test_version(slim: Slim) -> None:

@@ -38,7 +38,7 @@ Roi = Annotated[
     typer.Option(
         "--roi",
         metavar="auto|none|MASK",
-        help="Region of interest: auto (bundle's captioner), none, or a picture that is white there.",
+        help="Region of interest: auto (bundle's captioner), none, or a mask picture, white inside.",
     ),
 ]
 Jobs = Annotated[

@@ -8,8 +8,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError
-from .tables import ESCAPE_BITS, MAX_SYMBOL, SymbolTables
+from slimcodec.entropy.tables import ESCAPE_BITS, MAX_SYMBOL, SymbolTables
+from slimcodec.errors import FormatError
 
 _ESCAPED = constriction.stream.model.Uniform(1 << ESCAPE_BITS)
 _ESCAPE_BIAS = 1 << (ESCAPE_BITS - 1)

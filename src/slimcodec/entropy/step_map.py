@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError
+from slimcodec.errors import FormatError
 
 #: distance of the positions that are coded first
 COARSEST = 8
