@@ -28,7 +28,7 @@ import torch
 torch.set_num_threads(1)
 import slimcodec
 from slimcodec.batches import decode_many, encode_many
-from slimcodec.data.generated import generated_rows
+from slimcodec.data.sources import generated_rows
 bundle, data, operation, side, device, batch, offload = sys.argv[1:]
 batch = int(batch)
 began = time.perf_counter()

@@ -27,9 +27,10 @@ from safetensors.torch import load_file
 
 from slimcodec.codec import Codec, Roi, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.data.classifiers import load_teacher
+from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
-from slimcodec.data.teachers import load_teacher, start_from_classifier
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig

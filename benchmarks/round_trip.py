@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 import slimcodec
-from slimcodec.data.classifiers import judge, load_classifier
+from slimcodec.data.classifiers import load_classifier
+from slimcodec.data.sources import open_labelled
 from slimcodec.evaluation.bootstrap import ENDS, interval, means, resamples
-from slimcodec.evaluation.datasets import load_samples
 from slimcodec.evaluation.measures import psnr
 from slimcodec.evaluation.protocol import PROTOCOLS, prepare
 
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     codec, protocol = slimcodec.load(given.bundle), PROTOCOLS[given.protocol]
     samples, classifier = (
-        load_samples(given.dataset, limit=given.limit),
+        open_labelled(given.dataset, limit=given.limit),
         load_classifier(given.classifier, given.protocol),
     )
     rows = []
@@ -47,7 +47,7 @@ def main() -> None:
         photo = prepare(sample, protocol)
         height, width = photo.pixels.shape[:2]
         decoded = np.asarray(codec.picture(codec.latents(photo.pixels), (width, height)))
-        right = [judge(classifier, pixels, photo.label)[1] == 0 for pixels in (photo.pixels, decoded)]
+        right = [classifier.judge(pixels, photo.class_index)[1] == 0 for pixels in (photo.pixels, decoded)]
         rows.append((*(100.0 * hit for hit in right), psnr(photo.pixels, decoded)))
     original, kept, quality = np.array(rows, np.float64).T
     draws = resamples(len(rows))

@@ -44,7 +44,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from slimcodec.data.generated import generated_rows
+from slimcodec.data.sources import generated_rows
 
 #: the shapes of Stable Diffusion 1.x, 2.x, Turbo, LCM, SDXL
 FAMILIES = ("sd1", "sd2", "turbo", "lcm", "sdxl")

@@ -21,13 +21,14 @@ from pyarrow import parquet
 from support import slim
 
 import slimcodec
-from slimcodec.data.classifiers import judge, load_classifier
+from slimcodec.data.classifiers import load_classifier
+from slimcodec.data.photos import Photo, Record
+from slimcodec.data.sources import LabelledPhotos, open_labelled
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check, run
 from slimcodec.evaluation.comparison import load_all
 from slimcodec.evaluation.curves import chosen_curves
-from slimcodec.evaluation.datasets import Sample, Samples, load_samples
-from slimcodec.evaluation.protocol import PROTOCOLS, Photo, prepare
+from slimcodec.evaluation.protocol import PROTOCOLS, prepare
 from slimcodec.evaluation.results import bpp, from_json, load_result
 from slimcodec.evaluation.worker import Setup, Worker, build_codec
 
@@ -66,9 +67,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("desk")
     classifier = load_classifier(str(colour_classifier(root / "judge.onnx")), "full")
     images = crops(COUNT)
-    labels = [
-        judge(classifier, prepare(Sample("", image, 0), PROTOCOLS["full"]).pixels, 0)[0] for image in images
-    ]
+    labels = [classifier.judge(prepare(Record(image), PROTOCOLS["full"]).pixels, 0)[0] for image in images]
     boxes = [[[20.0, 10.0, 60.0, 50.0]]] * COUNT
     write(root / "photos.parquet", images, labels, boxes)
     square_detector(root / "detector.onnx")
@@ -141,7 +140,7 @@ def test_the_smoke_result(smoke: Body, desk: Path) -> None:
 
 
 def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) -> None:
-    samples = load_samples(str(desk / "photos.parquet"))
+    samples = open_labelled(str(desk / "photos.parquet"))
     result = from_json(smoke)
     for sample in list(samples)[:3]:
         place = smoke["photos"]["id"].index(sample.id)
@@ -156,7 +155,7 @@ def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) ->
                 if curve.slim is None:
                     with Image.open(file) as picture:
                         assert picture.size == (88, 64) == made.pixels.shape[1::-1]
-                    flat = Photo("flat", 0, np.full_like(made.pixels, 128))
+                    flat = Photo(np.full_like(made.pixels, 128))
                     assert point.columns["grey"][place] == len(codec.encode(flat, point.quality))
                 else:
                     info = slimcodec.inspect(file)
@@ -184,7 +183,7 @@ def test_order_and_deletion_change_nothing_but_n(smoke: Body, desk: Path, tmp_pa
     worker = Worker(small_setup(desk))
     for name, rows in (("all", list(range(COUNT))), ("shuffled", shuffled), ("fewer", shuffled[1:])):
         parquet.write_table(stored.take(rows), tmp_path / f"{name}.parquet")
-        samples = load_samples(str(tmp_path / f"{name}.parquet"))
+        samples = open_labelled(str(tmp_path / f"{name}.parquet"))
         results[name] = run(worker, samples, tmp_path / f"{name}.json")
     assert same_but_for_time(results["all"], results["shuffled"])
     gone = set(results["all"]["photos"]["id"]) - set(results["fewer"]["photos"]["id"])
@@ -201,7 +200,7 @@ def test_order_and_deletion_change_nothing_but_n(smoke: Body, desk: Path, tmp_pa
 
 def test_processes_change_nothing(desk: Path, tmp_path: Path) -> None:
     worker = Worker(small_setup(desk))
-    samples = load_samples(str(desk / "photos.parquet"), limit=6)
+    samples = open_labelled(str(desk / "photos.parquet"), limit=6)
     alone, together = (run(worker, samples, tmp_path / f"{jobs}.json", jobs=jobs) for jobs in (1, 2))
     assert same_but_for_time(alone, together)
     assert load_result(tmp_path / "2.json").judges == ["judge.onnx"]
@@ -209,7 +208,7 @@ def test_processes_change_nothing(desk: Path, tmp_path: Path) -> None:
 
 def test_a_stopped_run_goes_on(desk: Path, tmp_path: Path) -> None:
     worker = Worker(small_setup(desk))
-    samples = load_samples(str(desk / "photos.parquet"), limit=8)
+    samples = open_labelled(str(desk / "photos.parquet"), limit=8)
     out = tmp_path / "result.json"
 
     def after(photos: int) -> Callable[[], None]:
@@ -235,7 +234,7 @@ def test_a_stopped_run_goes_on(desk: Path, tmp_path: Path) -> None:
 
 def test_a_partial_file_of_another_run(desk: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json.partial").write_text('{"another": "run"}\n')
-    samples = load_samples(str(desk / "photos.parquet"), limit=2)
+    samples = open_labelled(str(desk / "photos.parquet"), limit=2)
     with pytest.raises(SlimError, match="is from a run with other codecs"):
         run(Worker(small_setup(desk)), samples, tmp_path / "result.json")
 
@@ -248,19 +247,19 @@ def test_labels_that_cannot_be_right(desk: Path) -> None:
     classifier = worker.classifiers[0]
     noise = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
     images = [Image.fromarray(grid).resize((32, 32), Image.Resampling.NEAREST) for grid in noise]
-    guesses = [judge(classifier, np.asarray(image), 0)[0] for image in images]
+    guesses = [classifier.judge(np.asarray(image), 0)[0] for image in images]
 
-    def labelled(labels: list[int]) -> Samples:
+    def labelled(labels: list[int]) -> LabelledPhotos:
         files = []
         for image in images:
             file = io.BytesIO()
             image.save(file, "PNG")
             files.append(file.getvalue())
-        return Samples(
+        return LabelledPhotos(
             "noise",
             tuple(map(str, range(64))),
             tuple(labels),
-            lambda row: Sample(str(row), files[row], labels[row]),
+            lambda row: Record(files[row], labels[row]),
         )
 
     check(worker, labelled(guesses))
@@ -277,7 +276,7 @@ def test_labels_that_cannot_be_right(desk: Path) -> None:
 def test_captions_need_the_classes_of_imagenet(desk: Path, tmp_path: Path) -> None:
     ten = str(colour_classifier(tmp_path / "ten.onnx", classes=10))
     enhanced = chosen_curves(["slim"], [], ["slim=20"], "1")
-    samples = Samples("one", ("a",), (3,), lambda row: Sample("a", crops(1)[0], 3))
+    samples = LabelledPhotos("one", ("a",), (3,), lambda row: Record(crops(1)[0], 3))
     with pytest.raises(SlimError, match="ten.onnx has 10 classes.*--steps 0"):
         check(Worker(Setup(enhanced, (ten,), "full")), samples)
     check(Worker(Setup(chosen_curves(["slim"], steps="0"), (ten,), "full")), samples)

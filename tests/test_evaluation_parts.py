@@ -16,18 +16,14 @@ from judges import colour_classifier
 from photos import NAMES, photo
 from PIL import Image
 
-from slimcodec.data.classifiers import (
-    Preprocessing,
-    judge,
-    load_classifier,
-    network_input,
-    stated_size,
-)
+from slimcodec.data.classifiers import Preprocessing, centre_square, load_classifier, stated_size
+from slimcodec.data.photos import Photo, Record
+from slimcodec.data.sources import open_labelled
 from slimcodec.errors import SlimError
+from slimcodec.evaluation.bench import check_labels
 from slimcodec.evaluation.curves import chosen_curves
-from slimcodec.evaluation.datasets import Sample, check_labels, load_samples
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
-from slimcodec.evaluation.protocol import PROTOCOLS, Photo, prepare, square
+from slimcodec.evaluation.protocol import PROTOCOLS, prepare
 from slimcodec.evaluation.slim_curves import SlimSettings, slim_settings, wrong_class
 
 
@@ -51,9 +47,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folder_of_numbers(folder: Path) -> None:
-    samples = load_samples(str(folder))
+    samples = open_labelled(str(folder))
     assert samples.labels == (0, 10, 20, 30) and len(set(samples.ids)) == 4
-    assert samples.name == "photos" and len(load_samples(str(folder), limit=2)) == 2
+    assert samples.name == "photos" and len(open_labelled(str(folder), limit=2)) == 2
     assert [sample.id for sample in samples] == list(samples.ids)
     check_labels(samples, 31, "judge")
     with pytest.raises(SlimError, match=r"1 of 4 labels are outside 0\.\.29.*30 in row 3"):
@@ -66,24 +62,24 @@ def test_labels_from_a_list(folder: Path, tmp_path: Path) -> None:
     ]
     listed = tmp_path / "labels.csv"
     listed.write_text("file,class\n" + "\n".join(lines))
-    assert load_samples(str(folder), labels=str(listed)).labels == (0, 1, 2, 3)
+    assert open_labelled(str(folder), labels=str(listed)).labels == (0, 1, 2, 3)
     listed.write_text("\n".join(lines[1:]))
     with pytest.raises(SlimError, match="no label for 1 of 4 photos, the first is 0/astronaut.png"):
-        load_samples(str(folder), labels=str(listed))
+        open_labelled(str(folder), labels=str(listed))
     listed.write_text("file,class\nnonsense")
     with pytest.raises(SlimError, match="line 2 is 'nonsense'"):
-        load_samples(str(folder), labels=str(listed))
+        open_labelled(str(folder), labels=str(listed))
     with pytest.raises(SlimError, match="cannot be read"):
-        load_samples(str(folder), labels=str(tmp_path / "missing.csv"))
+        open_labelled(str(folder), labels=str(tmp_path / "missing.csv"))
 
 
 def test_folders_named_by_class(folder: Path, tmp_path: Path) -> None:
     (folder / "30").rename(folder / "cat")
     with pytest.raises(SlimError, match="its class is unknown"):
-        load_samples(str(folder))
+        open_labelled(str(folder))
     names = tmp_path / "classes.txt"
     names.write_text("dog\ncat\n0\n10\n20\n")
-    assert load_samples(str(folder), classes=str(names)).labels == (2, 3, 4, 1)
+    assert open_labelled(str(folder), classes=str(names)).labels == (2, 3, 4, 1)
 
 
 def test_parquet_and_its_errors(tmp_path: Path) -> None:
@@ -97,22 +93,22 @@ def test_parquet_and_its_errors(tmp_path: Path) -> None:
     )
     path = tmp_path / "photos.parquet"
     parquet.write_table(table, path)
-    samples = load_samples(str(path), label_column="number")
+    samples = open_labelled(str(path), label_column="number")
     assert samples.labels == (3, 1, 4, 1) and samples.read(0).boxes == ((1.0, 2.0, 9.0, 8.0),)
     with pytest.raises(SlimError, match="holds 'a', not a class index"):
-        load_samples(str(path))
+        open_labelled(str(path))
     with pytest.raises(SlimError, match="no column classes; choose one of image, label, number"):
-        load_samples(str(path), label_column="classes")
-    with pytest.raises(SlimError, match="no such file"):
-        load_samples(str(tmp_path / "missing.parquet"))
+        open_labelled(str(path), label_column="classes")
+    with pytest.raises(SlimError, match="missing.parquet: no such file"):
+        open_labelled(str(tmp_path / "missing.parquet"))
     for missing in ("photos.parq", "./photos", str(tmp_path / "photos")):
-        with pytest.raises(SlimError, match="no such folder, and not a .parquet file"):
-            load_samples(missing)
+        with pytest.raises(SlimError, match=f"{missing}: no such file"):
+            open_labelled(missing)
     parquet.write_table(
         pyarrow.table({"image": [images[0]] * 2, "label": [1, 1]}), tmp_path / "twice.parquet"
     )
     with pytest.raises(SlimError, match="1 photos are there twice, the first in rows 0 and 1"):
-        load_samples(str(tmp_path / "twice.parquet"))
+        open_labelled(str(tmp_path / "twice.parquet"))
 
 
 # --- protocols
@@ -122,18 +118,18 @@ def test_the_square_of_torchvision() -> None:
     # Resize(256) makes 341x256 of 500x375 (256 * 500 / 375 = 341.3), CenterCrop(256) begins at round(42.5) = 42
     picture = photo("coffee", 500, 375)
     scaled = picture.resize((341, 256), Image.Resampling.BILINEAR)
-    assert square(picture, 256) == scaled.crop((42, 0, 298, 256))
-    assert square(photo("coffee", 256, 256), 256) == photo("coffee", 256, 256)
+    assert centre_square(picture, 256) == scaled.crop((42, 0, 298, 256))
+    assert centre_square(photo("coffee", 256, 256), 256) == photo("coffee", 256, 256)
 
 
 def test_boxes_follow_the_crop() -> None:
-    sample = Sample("id", png(photo("coffee", 512, 256)), 1, boxes=((128.0, 64.0, 256.0, 128.0),))
+    sample = Record(png(photo("coffee", 512, 256)), 1, boxes=((128.0, 64.0, 256.0, 128.0),))
     made = prepare(sample, PROTOCOLS["icm-256"])
-    assert made.pixels.shape == (256, 256, 3) and made.roi is not None
-    rows, columns = np.nonzero(made.roi)
+    assert made.pixels.shape == (256, 256, 3) and made.mask is not None
+    rows, columns = np.nonzero(made.mask >= 0.5)
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (0, 127, 64, 127)
     whole = prepare(sample, PROTOCOLS["full"])
-    assert whole.pixels.shape == (256, 512, 3) and whole.roi is not None and whole.roi.sum() == 128 * 64
+    assert whole.pixels.shape == (256, 512, 3) and whole.mask is not None and whole.mask.sum() == 128 * 64
 
 
 # --- judges
@@ -143,21 +139,20 @@ def test_rank_and_ties(tmp_path: Path) -> None:
     classifier = load_classifier(str(colour_classifier(tmp_path / "colours.onnx")))
     assert (classifier.classes, classifier.preprocessing.side) == (1000, 32)
     pixels = np.asarray(photo("rocket"))
-    scores = classifier.scores(network_input(pixels, classifier.preprocessing))
+    scores = classifier.scores(pixels)
     order = scores.argsort()[::-1]
-    assert judge(classifier, pixels, int(order[0])) == (order[0], 0)
-    assert judge(classifier, pixels, int(order[7])) == (order[0], 7)
+    assert classifier.judge(pixels, int(order[0])) == (order[0], 0)
+    assert classifier.judge(pixels, int(order[7])) == (order[0], 7)
     level = load_classifier(str(colour_classifier(tmp_path / "colours.onnx")))
-    object.__setattr__(level, "scores", lambda x: np.zeros(1000, np.float32))
+    level.network = lambda x: (torch.zeros(1, 1000),)
     # a network that says nothing is right about one class only
-    assert judge(level, pixels, 0) == (0, 0) and judge(level, pixels, 4) == (0, 4)
+    assert level.judge(pixels, 0) == (0, 0) and level.judge(pixels, 4) == (0, 4)
 
 
 def test_background_class_is_left_out(tmp_path: Path) -> None:
     with_background = load_classifier(str(colour_classifier(tmp_path / "a.onnx", classes=1001)))
     assert with_background.classes == 1000
-    x = network_input(np.asarray(photo("coffee")), with_background.preprocessing)
-    assert with_background.scores(x).shape == (1000,)
+    assert with_background.scores(np.asarray(photo("coffee"))).shape == (1000,)
 
 
 def test_sides_and_normalisation(tmp_path: Path) -> None:
@@ -166,13 +161,13 @@ def test_sides_and_normalisation(tmp_path: Path) -> None:
     Path(f"{path}.json").write_text('{"side": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}')
     how = load_classifier(str(path)).preprocessing
     assert how == Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
-    white = network_input(np.full((64, 64, 3), 255, np.uint8), how)
+    white = how.network_input(np.full((64, 64, 3), 255, np.uint8))
     assert white.shape == (1, 3, 32, 32) and np.allclose(white, 2.0)
     full = load_classifier(str(path), "full").preprocessing
     # the centre square of a wide photo, not the whole squeezed
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128] = 255
-    assert network_input(wide, full)[0, 0, 0, 1:-1].tolist() == pytest.approx([2.0] * 30)
+    assert full.network_input(wide)[0, 0, 0, 1:-1].tolist() == pytest.approx([2.0] * 30)
     Path(f"{path}.json").write_text('{"size": 32}')
     with pytest.raises(SlimError, match="write a JSON object with some of side, mean, std"):
         load_classifier(str(path))
@@ -206,7 +201,7 @@ def test_transformers_folder(tmp_path: Path) -> None:
     # as TransTIC and Adapt-ICMH do it: the whole 256x256 picture, no crop
     assert square_whole.preprocessing == Preprocessing(None, (0.5,) * 3, (0.5,) * 3)
     assert full.preprocessing == Preprocessing(64, (0.5,) * 3, (0.5,) * 3, True, 0.875)
-    assert 0 <= judge(full, np.asarray(photo("coffee", 300, 200)), 3)[1] < 7
+    assert 0 <= full.judge(np.asarray(photo("coffee", 300, 200)), 3)[1] < 7
 
 
 @pytest.mark.parametrize(
@@ -227,8 +222,8 @@ def test_sizes_of_transformers_models(settings: dict[str, object], expected: tup
     [
         ("missing.onnx", "no such file"),
         ("missing.pt", "no such file"),
-        ("./missing", "no such folder"),
-        ("net.onn", "no such folder"),
+        ("./missing", "no such model"),
+        ("net.onn", "no such model"),
     ],
 )
 def test_missing_classifier(name: str, reason: str) -> None:
@@ -252,7 +247,7 @@ def test_peers_write_bare_pixels(name: str) -> None:
     if plugin := PEERS[name].plugin:
         pytest.importorskip(plugin[0])
     peer = load_peer(name)
-    made = Photo("id", 0, np.asarray(photo("coffee", 200, 120)))
+    made = Photo(np.asarray(photo("coffee", 200, 120)))
     files = {quality: peer.encode(made, quality) for quality in PEERS[name].qualities}
     for data in files.values():
         assert peer.decode(data).shape == (120, 200, 3)
@@ -291,7 +286,7 @@ def webp_command(tmp_path: Path) -> str:
 
 def test_command_codec(webp_command: str) -> None:
     codec = CommandCodec.parse(webp_command)
-    made = Photo("id", 0, np.asarray(photo("coffee", 90, 70)))
+    made = Photo(np.asarray(photo("coffee", 90, 70)))
     data = codec.encode(made, 50)
     assert data[:4] == b"RIFF" and codec.decode(data).shape == (70, 90, 3)
     assert len(codec.encode(made, 90)) > len(data)
@@ -304,7 +299,7 @@ def test_command_codec(webp_command: str) -> None:
 @pytest.mark.skipif(not (shutil.which("cjxl") and shutil.which("djxl")), reason="needs cjxl and djxl")
 def test_cjxl() -> None:
     codec = CommandCodec.parse("jxl: enc cjxl {in} {out} -q {q} --quiet : dec djxl {in} {out} --quiet")
-    made = Photo("id", 0, np.asarray(photo("coffee", 90, 70)))
+    made = Photo(np.asarray(photo("coffee", 90, 70)))
     assert codec.decode(codec.encode(made, 40)).shape == (70, 90, 3)
 
 

@@ -70,7 +70,7 @@ def test_annotations_beside_a_folder_become_masks(tmp_path: Path) -> None:
         "categories": [{"id": 7, "name": "cup"}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(coco))
-    from slimcodec.data.layouts import read_annotations
+    from slimcodec.data.masks import read_annotations
 
     photos = PhotoSet(
         open_sources([str(pictures)], "data.photos"), read_annotations(str(tmp_path / "instances.json"))
@@ -202,7 +202,7 @@ def test_opinions_are_asked_once_and_kept(tmp_path: Path) -> None:
         plain.mask is not None and not plain.annotated and plain.mask[:, -1].mean() > plain.mask[:, 0].mean()
     )
     assert boxed.annotated and boxed.mask is not None and set(np.unique(boxed.mask)) == {0.0, 1.0}
-    assert plain.logits is not None and plain.captions == []
+    assert plain.logits is not None and not plain.captions
     answer = again(1, plain).logits
     assert answer is not None and torch.equal(answer, plain.logits)
     fewer = PhotoSet(open_sources(["generated:3"], "data.photos"))
@@ -241,7 +241,7 @@ def test_views_mix_labels_and_opinions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nowhere/*.parquet", "matches no file"),
+        ("nowhere/*.parquet", "nowhere/.*: no such file"),
         ("generated:many", "how many"),
         ("{folder}/*.png", "no parquet file"),
     ],

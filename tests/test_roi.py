@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 
 from slimcodec import SlimError
-from slimcodec.data.layouts import counts_from_string, read_annotations, read_coco, read_voc
-from slimcodec.data.masks import Annotation, Region, mask_from_polygons
+from slimcodec.data.masks import Annotation, Region, mask_from_polygons, read_annotations, read_coco, read_voc
 
 
 def runs_of(mask: NDArray[Any]) -> list[int]:
@@ -38,19 +35,6 @@ def compressed(counts: list[int]) -> str:
             more = value != -1 if bits & 16 else value != 0
             text += chr(48 + bits + 32 * more)
     return text
-
-
-@pytest.mark.parametrize(
-    ("counts", "text"), [([0, 6, 1, 3], "061M"), ([0, 6, 1, 5], "061O"), ([0, 1024], "0PP1")]
-)
-def test_compressed_runs_are_those_of_coco(counts: list[int], text: str) -> None:
-    assert counts_from_string(text) == counts and compressed(counts) == text
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
-def test_compressed_runs_are_read_back(counts: list[int]) -> None:
-    assert counts_from_string(compressed(counts)) == counts
 
 
 def coco_file(path: Path, **changes: Any) -> Path:
@@ -88,8 +72,12 @@ def test_coco_objects_captions_and_sizes(tmp_path: Path) -> None:
     found = read_annotations(coco_file(tmp_path / "instances.json"))
     assert list(found) == ["a/dogs.jpg", "empty.jpg"]
     dogs, empty = found["a/dogs.jpg"], found["empty.jpg"]
-    assert dogs.size == (40, 30) and dogs.box_labels == ["dog", "person", "dog"] and dogs.label == "person"
-    assert dogs.boxes[0] == (30, 20, 40, 30)
+    assert (
+        dogs.size == (40, 30)
+        and [region.label for region in dogs.regions] == ["dog", "person", "dog"]
+        and dogs.label == "person"
+    )
+    assert dogs.regions[0].box == (30, 20, 40, 30)
     assert empty.captions == ("Nothing at all.",) and empty.mask((64, 48)) is None and empty.label is None
 
     # the object with a box only is its box, the others are their outlines and not their boxes
@@ -156,11 +144,11 @@ def test_a_wrong_coco_file_is_an_error_with_its_place(
         ("bbox", [1, 2, -3, 4], "bbox"),
         ("bbox", [1, 2, "wide", 4], "wide"),
         ("segmentation", [[1, 2, 3, 4, 5]], "polygon"),
-        ("segmentation", {"size": [40, 30], "counts": [1200]}, "size 30 x 40"),
+        ("segmentation", {"size": [40, 30], "counts": [1200]}, r"size \[40, 30\]"),
         ("segmentation", {"size": [30, 40], "counts": [1199]}, "add up"),
         ("segmentation", {"size": [30, 40], "counts": [-1, 1201]}, "add up"),
-        ("segmentation", {"size": [30, 40], "counts": "é"}, "character"),
-        ("segmentation", {"size": [30, 40], "counts": "P"}, "within a number"),
+        ("segmentation", {"size": [30, 40], "counts": "é"}, "é"),
+        ("segmentation", {"size": [30, 40], "counts": "P"}, "'P'"),
     ],
 )
 def test_a_wrong_coco_object_is_an_error_with_its_place(
@@ -190,8 +178,12 @@ def test_voc_boxes_are_one_based_with_both_ends_inside(tmp_path: Path) -> None:
         found = read_annotations(place)
         assert list(found) == ["dogs.jpg", "000002"]
     dogs = found["dogs.jpg"]
-    assert dogs.boxes == [(0, 0, 10, 5), (20, 10, 40, 30)]
-    assert dogs.box_labels == ["dog", "person"] and dogs.label == "person" and dogs.size == (40, 30)
+    assert [region.box for region in dogs.regions] == [(0, 0, 10, 5), (20, 10, 40, 30)]
+    assert (
+        [region.label for region in dogs.regions] == ["dog", "person"]
+        and dogs.label == "person"
+        and dogs.size == (40, 30)
+    )
     wanted = np.zeros((30, 40), np.float32)
     wanted[0:5, 0:10] = 1
     wanted[10:30, 20:40] = 1
@@ -221,7 +213,7 @@ def test_a_wrong_voc_file_is_an_error_with_its_place(
 def test_entities_are_not_expanded(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE a [<!ENTITY a "dog"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
     (tmp_path / "bomb.xml").write_text(bomb + VOC.format(filename="<filename>&b;</filename>"))
-    with pytest.raises(SlimError, match=r"bomb\.xml.*document type"):
+    with pytest.raises(SlimError, match=r"bomb\.xml.*DTDForbidden"):
         read_voc(tmp_path)
 
 

@@ -28,7 +28,6 @@ LEVEL = {name: level for level, rooms in enumerate(ROOMS) for room in rooms for 
 ROOM = {name: min(room) for rooms in ROOMS for room in rooms for name in room}
 #: imports that point up or aside, or close a circle: "importer -> imported". To be emptied; never to be added to.
 KNOWN: set[str] = {
-    "data.classifiers -> evaluation.protocol",
     "models.bundle -> models.publishing",
 }
 

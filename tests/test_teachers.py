@@ -13,9 +13,8 @@ from photos import NAMES, photo
 from torch import Tensor, nn
 
 from slimcodec import SlimError
-from slimcodec.data.cam import class_activation
-from slimcodec.data.feature_classifier import last_of_each_stride
-from slimcodec.data.teachers import load_teacher
+from slimcodec.data.classifiers import class_activation, load_teacher
+from slimcodec.data.networks import TransformersNetwork, last_of_each_stride
 from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.draws import Draws
@@ -87,7 +86,8 @@ def test_a_convolutional_teacher_gives_logits_and_a_map_a_stride(kind: str, tmp_
         expected = model(normalised(x), output_hidden_states=True)
     assert torch.allclose(logits, expected.logits, atol=1e-4)
     assert torch.allclose(maps[-1], expected.hidden_states[-1], atol=1e-4)
-    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
+    assert isinstance(teacher.network, TransformersNetwork)
+    assert not any(parameter.requires_grad for parameter in teacher.network.model.parameters())
     # another size than its own, and an autocast around it that must not reach inside
     with torch.autocast("cpu", torch.bfloat16):
         other = teacher(pictures(128).bfloat16())
@@ -162,7 +162,7 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
     assert class_activation(teacher, x.clone())[1].shape == (4, 31, 31)
     # its weights are parameters, and no MobileNet's
-    assert torch.equal(teacher.seen(x, 1)[1][0], script(x)[1])
+    assert torch.equal(teacher.features(x, 1)[1][0], script(x)[1])
     file.write_bytes(b"no script")
     with pytest.raises(SlimError, match="judge.pt: not a TorchScript file.*image-classification folder"):
         load_teacher(file)
@@ -283,7 +283,7 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     teacher = load_teacher(tmp_path / "a.pt")
     assert teacher._quick is not None
     quick, slow = pictures(side).requires_grad_(), pictures(side).requires_grad_()
-    ours, theirs = teacher.seen(quick, 3)[1], teacher(slow)[1:4]
+    ours, theirs = teacher.features(quick, 3)[1], teacher(slow)[1:4]
     assert [tuple(a.shape) for a in ours] == [tuple(b.shape) for b in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-3 * float(b.abs().max()))
@@ -291,22 +291,22 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     sum(seen.square().mean() for seen in theirs).backward()  # type: ignore[union-attr]
     assert quick.grad is not None and slow.grad is not None
     assert float((quick.grad - slow.grad).norm() / slow.grad.norm()) < 1e-3
-    assert len(teacher.seen(pictures(side), 1)[1]) == 1
+    assert len(teacher.features(pictures(side), 1)[1]) == 1
     # the last map lies beyond the quick network
-    deep = teacher.seen(pictures(side), 4)[1]
+    deep = teacher.features(pictures(side), 4)[1]
     assert len(deep) == 4 and torch.equal(deep[3], teacher(pictures(side))[4])
-    assert teacher.seen(pictures(side), 3)[0] is None
-    answer = teacher.seen(pictures(side), 2, answered=True)[0]
+    assert teacher.features(pictures(side), 3)[0] is None
+    answer = teacher.features(pictures(side), 2, with_logits=True)[0]
     assert answer is not None and torch.allclose(answer, teacher(pictures(side))[0], rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        rough_answer, rough = load_teacher(tmp_path / "a.pt").seen(pictures(side), 3, answered=True)
+        rough_answer, rough = load_teacher(tmp_path / "a.pt").features(pictures(side), 3, with_logits=True)
     assert rough_answer is not None
     for a, b in zip([*rough, rough_answer], [*ours, answer], strict=True):
         assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.2
     gradients = []
     for quickly in (True, False):
         x = pictures(side).requires_grad_()
-        logits = teacher.seen(x, 3, answered=True)[0] if quickly else teacher(x)[0]
+        logits = teacher.features(x, 3, with_logits=True)[0] if quickly else teacher(x)[0]
         assert logits is not None
         logits.log_softmax(1)[:, 2].sum().backward()
         assert x.grad is not None
@@ -318,7 +318,7 @@ def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None
     wrapped = mobilenet(tmp_path / "clipped.pt", clip=0.1)
     teacher = load_teacher(tmp_path / "clipped.pt")
     assert teacher._quick is None
-    for a, b in zip(teacher.seen(pictures(64), 2)[1], wrapped(pictures(64))[1:3], strict=True):
+    for a, b in zip(teacher.features(pictures(64), 2)[1], wrapped(pictures(64))[1:3], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -334,7 +334,7 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     class Script:
         """The teacher's own script in the place of the quick network."""
 
-        def seen(self, pictures: Tensor, count: int, answered: bool = False) -> Any:
+        def features(self, pictures: Tensor, count: int, with_logits: bool = False) -> Any:
             return None, teacher(pictures)[1 : 1 + count]
 
     assert torch.allclose(loss(teacher), loss(Script()), rtol=1e-3)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import slimcodec
 from slimcodec import SlimError
-from slimcodec.data.cam import class_activation
+from slimcodec.data.classifiers import class_activation, load_teacher
 from slimcodec.data.masks import mask_from_boxes
+from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.data.photos import Photo
-from slimcodec.data.teachers import load_teacher, start_from_classifier
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
 from slimcodec.training.data import Views, crop, words
@@ -125,11 +125,11 @@ class Classifier(nn.Module):
         second = self.second(first).relu()
         return self.head(second.mean((2, 3))), first, second
 
-    def seen(
-        self, pictures: Tensor, count: int, answered: bool = False
+    def features(
+        self, pictures: Tensor, count: int, with_logits: bool = False
     ) -> tuple[Tensor | None, Sequence[Tensor]]:
         answer, *maps = self(pictures)
-        return (answer if answered else None), maps[:count]
+        return (answer if with_logits else None), maps[:count]
 
 
 def test_feature_loss_is_zero_only_for_equal_pictures() -> None:

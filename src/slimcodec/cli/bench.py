@@ -90,9 +90,9 @@ def bench(
     if target.exists() and not overwrite:
         stop(f"{out}: exists; --overwrite replaces it", FAILED)
     try:
+        from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation.bench import run
         from slimcodec.evaluation.curves import chosen_curves
-        from slimcodec.evaluation.datasets import load_samples
         from slimcodec.evaluation.protocol import protocol as preset
         from slimcodec.evaluation.worker import Setup, Worker
     except ModuleNotFoundError as error:
@@ -110,7 +110,7 @@ def bench(
         )
         worker = Worker(Setup(curves, tuple(classifier), protocol, detector, lpips, model, device))
         worker.try_out()
-        samples = load_samples(
+        samples = open_labelled(
             dataset, split=split, label_column=label_column, labels=labels, classes=classes, limit=limit
         )
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -50,9 +50,9 @@ def report(
     if (photos is None) != (classifier is None):
         stop("a sheet of examples needs both --photos and --classifier", USAGE)
     try:
+        from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation import report as pages
         from slimcodec.evaluation.comparison import load_all
-        from slimcodec.evaluation.datasets import load_samples
         from slimcodec.evaluation.sheet import example_sheet
     except ModuleNotFoundError as error:
         stop(f"the report needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
@@ -60,7 +60,7 @@ def report(
         result, published = load_all(results)
         sheet = None
         if photos is not None and classifier is not None:
-            samples = load_samples(photos, split=split, labelled=False)
+            samples = open_labelled(photos, split=split, labelled=False)
             sheet = example_sheet(result, samples, classifier, target_bytes, examples, model, device)
         written = pages.write_report(Path(out), pages.report(result, published, anchor, sheet))
     say(f"{written[0]}: {len(result)} photos, {len(result.curves)} curves, {len(written)} files in {out}")

@@ -1,1 +1,1 @@
-"""Region-of-interest masks for training: from annotations, class-activation maps and segmentation models."""
+"""Photos with what is known of them: readers, annotations and masks, classifiers, segmentation models."""

@@ -1,28 +1,38 @@
-"""Classifiers that judge decoded pictures: ONNX files, TorchScript files, transformers folders and hub ids."""
+"""Image classifiers with their preprocessing: judges of decoded pictures, and teachers that training learns from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from slimcodec.data.mobilenet import MAPS, MobileNet, quick_copy
+from slimcodec.data.networks import ACCEPTED, Network, OnnxNetwork, ScriptNetwork, TransformersNetwork
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.protocol import square
 from slimcodec.images import Pixels
+from slimcodec.models.pretrained.hub import (
+    DEFAULT_SIDE,
+    class_names,
+    image_processor_settings,
+    pretrained_folder,
+    read_preprocessing,
+    weights_sha256,
+)
 
 #: outputs of the ImageNet classifiers that have a background class in front
 WITH_BACKGROUND = 1001
 #: keys of the JSON file beside a classifier
 SIDECAR = ("side", "mean", "std")
-#: side where a network takes any size and nothing else is said
-DEFAULT_SIDE = 224
+SUFFIXES = frozenset({".onnx", ".pt", ".pth", ".ts"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Preprocessing:
 
     ``side``: input side in pixels, or None for a network that takes the picture as it is. ``crop``: centre square after the
     short side is resized to ``side / crop_share`` (protocol ``full``); without it the whole picture is resized to the square.
+    ``bgr``: the channels are blue, green and red.
     """
 
     side: int | None
@@ -38,220 +49,215 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     crop: bool = False
     crop_share: float = 1.0
+    bgr: bool = False
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the network sees other values than RGB in [0, 1]."""
+        return self.bgr or any(self.mean) or set(self.std) != {1.0}
+
+    def network_input(self, pixels: Pixels) -> NDArray[np.float32]:
+        """[H, W, 3] uint8 as [1, 3, S, S] float32."""
+        picture = Image.fromarray(pixels)
+        if self.side is not None and self.crop:
+            # the short side first, then the crop: what was cut off stays the same for every size
+            picture = centre_square(picture, round(self.side / self.crop_share))
+            margin = (picture.width - self.side) // 2
+            picture = picture.crop((margin, margin, margin + self.side, margin + self.side))
+        elif self.side is not None and picture.size != (self.side, self.side):
+            picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        scaled = np.asarray(picture, np.float32) / 255
+        if self.bgr:
+            scaled = scaled[..., ::-1]
+        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] as the network's input of the same size; differentiable."""
+        pictures = pictures.flip(1) if self.bgr else pictures
+        if not self.normalises:
+            return pictures
+        mean, std = (pictures.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pictures - mean) / std
 
 
-@dataclass(frozen=True)
+def centre_square(picture: Image.Image, side: int) -> Image.Image:
+    """The centre square of ``side`` pixels after the short side is resized to it, antialiased bilinear.
+
+    Lengths and offsets are rounded as ``torchvision``'s Resize and CenterCrop do, on which the published numbers rest.
+    """
+    width, height = picture.size
+    if width <= height:
+        size = (side, int(side * height / width))
+    else:
+        size = (int(side * width / height), side)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((size[0] - side) / 2.0), round((size[1] - side) / 2.0)
+    return picture.crop((left, top, left + side, top + side))
+
+
 class Classifier:
-    """A network that scores classes; ``scores`` maps an input [1, 3, H, W] float32 to logits [classes].
+    """A frozen network that scores classes, with its preprocessing.
 
-    ``sha256``: of the file, or of the tensors of a transformers model.
+    As a judge it scores one decoded picture (``scores``, ``judge``). As a teacher it is called with pictures [B, 3, S, S] in
+    [0, 1], and gives logits [B, K] and feature maps, differentiably. ``sha256``: of the file, or of the tensors of a transformers
+    model; ``labels``: class names, or (); ``classes``: K. Of 1001 scores the first, background, is left out.
     """
 
-    name: str
-    sha256: str
-    preprocessing: Preprocessing
-    scores: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    classes: int
+    def __init__(
+        self,
+        name: str,
+        sha256: str,
+        preprocessing: Preprocessing,
+        network: Network,
+        labels: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
+        """Raises ``SlimError`` where the network does not give scores [1, classes] for a picture."""
+        self.name, self.sha256, self.preprocessing, self.network = name, sha256, preprocessing, network
+        self.device = torch.device(device)
+        self.labels, self._background, side = tuple(labels), 0, preprocessing.side or 256
+        try:
+            shape = self._logits(torch.full((1, 3, side, side), 0.5, device=device)).shape
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+            raise SlimError(f"{name}: it cannot judge a picture of {side}x{side} pixels: {reason}") from error
+        if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
+            raise SlimError(
+                f"{name}: gives {list(shape)} for a picture; a classifier gives scores [1, classes]"
+            )
+        self._background = 1 if shape[1] == WITH_BACKGROUND else 0
+        self.classes = shape[1] - self._background
+
+    @property
+    def side(self) -> int:
+        """Side of its input in pixels; other sizes work too."""
+        return self.preprocessing.side or DEFAULT_SIDE
 
     def describe(self) -> dict[str, Any]:
         """What a result says of this classifier."""
+        preprocessing = asdict(self.preprocessing)
+        if not preprocessing["bgr"]:
+            del preprocessing["bgr"]
         return {
             "name": self.name,
             "sha256": self.sha256,
             "classes": self.classes,
-            "preprocessing": asdict(self.preprocessing),
+            "preprocessing": preprocessing,
         }
 
+    def scores(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Scores [classes] of a picture [H, W, 3] uint8."""
+        scores: NDArray[np.float32] = self._logits(
+            torch.from_numpy(self.preprocessing.network_input(pixels))
+        )[0].numpy()
+        return scores
 
-def judge(classifier: Classifier, pixels: Pixels, label: int) -> tuple[int, int]:
-    """The class that is named first, and the rank of ``label``, 0 being first; among equals the lower class is first."""
-    scores = classifier.scores(network_input(pixels, classifier.preprocessing))
-    if not np.isfinite(scores).all():
-        raise SlimError(f"{classifier.name}: its scores are not finite; the file may be damaged")
-    rank = int((scores > scores[label]).sum() + (scores[:label] == scores[label]).sum())
-    return int(scores.argmax()), rank
+    def judge(self, pixels: Pixels, label: int) -> tuple[int, int]:
+        """The class that is named first, and the rank of ``label``, 0 being first; among equals the lower class is first."""
+        scores = self.scores(pixels)
+        if not np.isfinite(scores).all():
+            raise SlimError(f"{self.name}: its scores are not finite; the file may be damaged")
+        rank = int((scores > scores[label]).sum() + (scores[:label] == scores[label]).sum())
+        return int(scores.argmax()), rank
 
+    def __call__(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Logits and feature maps, from the input to the output, of pictures [B, 3, S, S] in [0, 1]."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            logits, *maps = self.network(self.preprocessing.normalise(pictures.float()))
+        return logits[:, self._background :], *maps
 
-def network_input(pixels: Pixels, how: Preprocessing) -> NDArray[np.float32]:
-    """[H, W, 3] uint8 to [1, 3, S, S] float32 as ``how`` says."""
-    picture = Image.fromarray(pixels)
-    if how.side is not None and how.crop:
-        # the short side first, then the crop: what was cut off stays the same for every size
-        picture = square(picture, round(how.side / how.crop_share))
-        margin = (picture.width - how.side) // 2
-        picture = picture.crop((margin, margin, margin + how.side, margin + how.side))
-    elif how.side is not None and picture.size != (how.side, how.side):
-        picture = picture.resize((how.side, how.side), Image.Resampling.BILINEAR)
-    scaled = np.asarray(picture, np.float32) / 255
-    normal = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)
+    def features(
+        self, pictures: Tensor, count: int, with_logits: bool = False
+    ) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Logits [B, K], if asked for, and the first ``count`` maps of pictures [B, 3, S, S] in [0, 1].
+
+        Much faster than a call for a MobileNet-v2.
+        """
+        quick = self._quick
+        if quick is not None and count <= MAPS and (quick.classes is not None or not with_logits):
+            return quick(pictures, count, with_logits)
+        logits, *maps = self(pictures)
+        return (logits if with_logits else None), maps[:count]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.network(x)[0][:, self._background :]
+
+    @cached_property
+    def _quick(self) -> MobileNet | None:
+        if not isinstance(self.network, ScriptNetwork) or self.preprocessing.normalises:
+            return None
+        with torch.autocast(self.device.type, enabled=False):
+            return quick_copy(self.network.script)
 
 
 def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
-    """A classifier from an ONNX file, a TorchScript file (.pt, .pth, .ts), a transformers folder, or a hub id.
+    """A judge from an ONNX file, a TorchScript file (.pt, .pth, .ts), a transformers folder, or a hub id.
 
     ``source@SIDE`` sets the input side. Beside a file, ``FILE.json`` may hold "side", "mean" and "std" (of RGB in 0..1);
     without it pictures are given as RGB in [0, 1], at the side that the ONNX file states, else 224. Under protocol
     ``icm-256`` the whole square is the input (a transformers model gets it in its coded size, no 224 crop), under ``full``
-    the centre square. Of 1001 scores the first, background, is left out.
+    the centre square.
 
     Raises ``SlimError`` for what is missing, unreadable or no classifier.
     """
-    name, side = _side_of(source)
-    path = Path(name)
-    full = protocol == "full"
-    if path.suffix == ".onnx":
-        raw, how = _onnx(path, side, full)
-    elif path.suffix in {".pt", ".pth", ".ts"}:
-        raw, how = _torchscript(path, side, full)
-    else:
-        raw, how, digest = _transformers(name, side, full)
-        return _probed(Path(name).name if path.is_dir() else name, digest, how, raw)
-    return _probed(path.name, file_sha256(path), how, raw)
+    name, at, number = source.rpartition("@")
+    side = int(number) if at and number.isdecimal() else 0
+    path, full = Path(name if side else source), protocol == "full"
+    if _is_file(path):
+        network: Any = OnnxNetwork(path) if path.suffix == ".onnx" else ScriptNetwork(path)
+        preprocessing = _file_preprocessing(path, side, getattr(network, "side", None), full)
+        return Classifier(path.name, weights_sha256(path), preprocessing, network)
+    folder = _folder(path)
+    known = read_preprocessing(folder)
+    network = TransformersNetwork(folder)
+    preprocessing = Preprocessing(side or None, known.mean, known.std, bgr=known.bgr)
+    if full:
+        stated, crop, share = stated_size(image_processor_settings(folder))
+        preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
+    label = path.name if path.is_dir() else str(path)
+    return Classifier(label, network.sha256(), preprocessing, network, class_names(network.model))
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
+    """A classifier with feature maps from a TorchScript file, a transformers image-classification folder, or a hub id.
+
+    Raises ``SlimError`` where there is none, or its feature maps cannot be told.
+    """
+    path = Path(source)
+    if _is_file(path):
+        if path.suffix == ".onnx":
+            raise SlimError(f"{path}: an ONNX file has no gradients to learn from; export it as TorchScript")
+        script = ScriptNetwork(path, device)
+        return Classifier(path.stem, weights_sha256(path), _file_preprocessing(path), script, device=device)
+    folder = _folder(path)
+    known = read_preprocessing(folder)
+    network = TransformersNetwork(folder, device, known.side)
+    preprocessing = Preprocessing(known.side, known.mean, known.std, bgr=known.bgr)
+    # a hub snapshot's folder is called by its revision
+    return Classifier(path.name, network.sha256(), preprocessing, network, class_names(network.model), device)
 
 
-def onnx_session(path: str | Path) -> Any:
-    """An onnxruntime session on the processor with one thread; ``SlimError`` for a file that is missing or no model."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise SlimError("ONNX files need onnxruntime: pip install 'slimcodec[eval]'") from error
-    if not Path(path).is_file():
-        raise SlimError(f"{path}: no such file")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise SlimError(f"{path}: onnxruntime cannot load it: {reason}") from error
+def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] and the map [B, h, w] in [0, 1] of where the top class was seen.
 
-
-Raw = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-def _side_of(source: str) -> tuple[str, int | None]:
-    name, at, side = source.rpartition("@")
-    if at and side.isdecimal() and int(side):
-        return name, int(side)
-    return source, None
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    beside = Path(f"{path}.json")
-    if not beside.is_file():
-        return {}
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or set(found) - set(SIDECAR):
-            raise ValueError
-        return {
-            key: int(value) if key == "side" else tuple(map(float, value)) for key, value in found.items()
-        }
-    except (ValueError, TypeError) as error:
-        raise SlimError(
-            f"{beside}: write a JSON object with some of {', '.join(SIDECAR)}, such as "
-            '{"side": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
-        ) from error
-
-
-def _onnx(path: Path, side: int | None, full: bool) -> tuple[Raw, Preprocessing]:
-    session = onnx_session(path)
-    entry = session.get_inputs()[0]
-    shape = entry.shape
-    if len(shape) != 4 or entry.type != "tensor(float)" or (shape[3] == 3 and shape[1] != 3):
-        raise SlimError(
-            f"{path}: its input is {entry.type} {shape}; a classifier takes float32 pictures [B, 3, H, W]"
-        )
-    beside = _sidecar(path)
-    stated = shape[3] if isinstance(shape[3], int) else None
-    if stated and side and stated != side:
-        raise SlimError(f"{path}: it takes {stated}x{stated} pictures, not {side}x{side}")
-    beside["side"] = side or stated or beside.get("side", DEFAULT_SIDE)
-
-    def raw(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(None, {entry.name: x})[0]
-        return found
-
-    return raw, Preprocessing(**beside, crop=full)
-
-
-def _torchscript(path: Path, side: int | None, full: bool) -> tuple[Raw, Preprocessing]:
-    import torch
-
-    if not path.is_file():
-        raise SlimError(f"{path}: no such file")
-    try:
-        module = torch.jit.load(str(path), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        raise SlimError(f"{path}: no TorchScript module; export it with torch.jit.save") from error
-    beside = _sidecar(path)
-    beside["side"] = side or beside.get("side", DEFAULT_SIDE)
-
-    def raw(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            found = module(torch.from_numpy(x))
-        scores = found[0] if isinstance(found, (tuple, list)) else found
-        result: NDArray[np.float32] = scores.float().numpy()
-        return result
-
-    return raw, Preprocessing(**beside, crop=full)
-
-
-def _transformers(name: str, side: int | None, full: bool) -> tuple[Raw, Preprocessing, str]:
-    import torch
-    import transformers
-    from transformers.utils.hub import cached_file
-
-    path = Path(name)
-    # asking a hub for what must be a file takes long, and its answer says nothing about the file
-    if not path.is_dir() and (
-        path.is_absolute() or name.startswith(".") or (path.suffix and len(path.parts) == 1)
-    ):
-        raise SlimError(f"{name}: no such folder; give an ONNX or TorchScript file, a folder, or a hub id")
-    try:
-        settings = json.loads(Path(str(cached_file(name, "preprocessor_config.json"))).read_text("utf-8"))
-        model = transformers.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SlimError(
-            f"{name}: no ONNX or TorchScript file, and not a transformers classifier that can be loaded: {reason}"
-        ) from error
-    model = model.eval().float()
-
-    def raw(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            result: NDArray[np.float32] = model(torch.from_numpy(x)).logits.numpy()
-        return result
-
-    stated, crop, share = stated_size(settings)
-    normalise = settings.get("do_normalize", True)
-    how = Preprocessing(
-        side=side or (stated if full else None),
-        mean=tuple(settings.get("image_mean", (0.0,) * 3)) if normalise else (0.0,) * 3,
-        std=tuple(settings.get("image_std", (1.0,) * 3)) if normalise else (1.0,) * 3,
-        crop=full and crop,
-        crop_share=share if full else 1.0,
-    )
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    return raw, how, digest.hexdigest()
+    ``pictures`` [B, 3, S, S] in [0, 1] have the classifier's input size. The map is the rectified sum of the last feature
+    maps weighted by the mean gradient of the top logit (Grad-CAM, Selvaraju et al. 2017, equations 1 and 2), divided by its
+    maximum.
+    """
+    with torch.enable_grad():
+        # the input needs a gradient, else a frozen classifier builds no graph
+        logits, *features = classifier(pictures.requires_grad_())
+        (gradient,) = torch.autograd.grad(logits.amax(1).sum(), features[-1])
+    weights = gradient.mean((2, 3), keepdim=True)
+    heat = (weights * features[-1].detach()).sum(1).relu()
+    return logits.detach(), heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-6)
 
 
 def stated_size(settings: dict[str, Any]) -> tuple[int, bool, float]:
-    """Input side, whether it is a centre crop, and its share of the resized short side, of a preprocessor_config.json."""
+    """Input side, whether it is a centre crop, and its share of the resized short side, of an image processor's settings."""
     size, crop = settings.get("size") or DEFAULT_SIDE, settings.get("crop_size")
     if isinstance(size, dict) and "shortest_edge" not in size:
         # the whole picture is squeezed to a square, as vision transformers take it
@@ -263,22 +269,37 @@ def stated_size(settings: dict[str, Any]) -> tuple[int, bool, float]:
     return shortest, True, float(settings.get("crop_pct") or 1.0)
 
 
-def _probed(name: str, sha256: str, how: Preprocessing, raw: Raw) -> Classifier:
-    side = how.side or 256
+def _is_file(path: Path) -> bool:
+    """Whether a source is a network's file, which must be there."""
+    if path.suffix in SUFFIXES and not path.is_dir() and not path.is_file():
+        raise SlimError(f"{path}: no such file; {ACCEPTED}")
+    return path.is_file()
+
+
+def _folder(path: Path) -> Path:
     try:
-        found = np.asarray(raw(np.full((1, 3, side, side), 0.5, np.float32)))
-    except SlimError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
-        raise SlimError(f"{name}: it cannot judge a picture of {side}x{side} pixels: {reason}") from error
-    if found.ndim != 2 or found.shape[0] != 1 or found.shape[1] < 2:
-        raise SlimError(
-            f"{name}: gives {list(found.shape)} for a picture; a classifier gives scores [1, classes]"
-        )
-    skip = 1 if found.shape[1] == WITH_BACKGROUND else 0
+        return pretrained_folder(path)
+    except SlimError as error:
+        raise SlimError(f"{error} ({ACCEPTED})") from error
 
-    def scores(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(raw(x))[0, skip:]
 
-    return Classifier(name, sha256, how, scores, found.shape[1] - skip)
+def _file_preprocessing(
+    path: Path, side: int = 0, stated: int | None = None, full: bool = False
+) -> Preprocessing:
+    """The preprocessing of a file's network: ``side`` as asked, ``stated`` by the network, or as the file beside it says."""
+    if stated and side and stated != side:
+        raise SlimError(f"{path}: it takes {stated}x{stated} pictures, not {side}x{side}")
+    beside, values = Path(f"{path}.json"), dict[str, Any]()
+    if beside.is_file():
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or set(content) - set(SIDECAR):
+                raise ValueError
+            values = {k: int(v) if k == "side" else tuple(map(float, v)) for k, v in content.items()}
+        except (ValueError, TypeError) as error:
+            raise SlimError(
+                f"{beside}: write a JSON object with some of {', '.join(SIDECAR)}, such as "
+                '{"side": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
+            ) from error
+    values["side"] = side or stated or values.get("side", DEFAULT_SIDE)
+    return Preprocessing(**values, crop=full)

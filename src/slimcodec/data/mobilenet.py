@@ -8,15 +8,19 @@ a CPU.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimcodec.errors import SlimError
 from slimcodec.models.blocks import SameConv
 from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE
+
+if TYPE_CHECKING:
+    from slimcodec.data.classifiers import Classifier
 
 #: largest relative difference from the script's own maps, and from its answers: networks that were quantised once also clamp their
 #: sums to ranges, which is left out here and makes 1 % of maps and 1 to 4 % of answers
@@ -98,15 +102,49 @@ class MobileNet(nn.Module):
         return self._typed[dtype]
 
 
-def quick_copy(script: Any, constants: list[Tensor]) -> MobileNet | None:
-    """The network of a TorchScript classifier with outputs as ``Teacher`` has them; None where it is no MobileNet-v2.
+def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
+    """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
 
-    ``constants``: those of the script (``convolution_constants``). Maps and answers are compared with the script's on noise.
+    The last convolution is its classes after a background class. Tags beyond them start as very unlikely. Raises ``SlimError``
+    where it is no TorchScript of a MobileNet-v2, and where there are more classes than tags.
     """
+    way_out = (
+        "give a TorchScript MobileNet-v2 first in teachers.models, or set captioner.start_from_weights=false"
+    )
     try:
-        network = MobileNet(constants)
+        classes = classes_of(
+            pour(convolution_constants(getattr(teacher.network, "script", None)) or [], tagger.body)
+        )
+    except ValueError:
+        classes = None
+    if classes is None:
+        raise SlimError(
+            f"the captioner cannot start from {teacher.name}, no TorchScript of a MobileNet-v2 of width 1: {way_out}"
+        )
+    weight, bias = classes
+    if len(bias) > len(tagger.head.bias):
+        raise SlimError(
+            f"{teacher.name} has {len(bias)} classes, the vocabulary {len(tagger.head.bias)} tags: {way_out}, or a longer "
+            "data.vocabulary"
+        )
+    with torch.no_grad():
+        tagger.head.weight[: len(bias)] = weight
+        tagger.head.bias[: len(bias)] = bias
+        tagger.head.weight[len(bias) :] = 0
+        tagger.head.bias[len(bias) :] = -6
+
+
+def quick_copy(script: Any) -> MobileNet | None:
+    """The network of a TorchScript classifier that gives logits and feature maps; None where it is no MobileNet-v2.
+
+    Maps and answers are compared with the script's on noise.
+    """
+    constants = convolution_constants(script)
+    try:
+        network = MobileNet(constants or [])
     except ValueError:
         return None
+    assert constants
     device = constants[0].device
     network.to(device)
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
@@ -155,10 +193,9 @@ def classes_of(left: list[Tensor]) -> tuple[Tensor, Tensor] | None:
 
 
 def convolution_constants(script: Any) -> list[Tensor] | None:
-    """Weight and bias of each convolution of a traced network, in the order in which it computes them; None if they are hidden.
-
-    The script is best asked outside autocast, which puts casts between constants and convolutions.
-    """
+    """Weight and bias of each convolution of a traced network, in the order in which it computes them; None if they are hidden."""
+    if script is None:
+        return None
     tensors = dict(script.named_buffers()) | dict(script.named_parameters())
     found: list[Tensor] = []
     for node in script.inlined_graph.nodes():

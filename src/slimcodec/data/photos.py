@@ -1,14 +1,17 @@
-"""Training photos by row, decoded when they are first used, with the annotation that goes with each."""
+"""Photos with what is known of them: records as they are stored, decoded photos, and sets to draw from."""
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.data.masks import mask_from_boxes, mask_from_picture
+from slimcodec.data.masks import Annotation, Mask, mask_from_boxes, mask_from_picture
 from slimcodec.errors import ImageError, SlimError
 from slimcodec.images import load_image
 
 logger = logging.getLogger(__name__)
-Mask = NDArray[np.float32]
 
 
 @dataclass
@@ -29,36 +31,117 @@ class Photo:
     """A decoded photo with its annotation.
 
     ``pixels`` [H, W, 3] uint8; ``mask`` [h, w] in [0, 1] over the whole photo, or None where nobody and no network drew one;
-    ``annotated``: whether the mask is a person's; ``logits`` [K]: what frozen classifiers said, or None; ``source``: the collection
-    that it belongs to, where the data names one.
+    ``annotated``: whether the mask is a person's; ``label``: class name; ``logits`` [K]: mean answer of frozen classifiers, or
+    None; ``source``: the collection that it belongs to, where the data names one; ``id`` and ``class_index``: as in ``Record``.
     """
 
     pixels: NDArray[np.uint8]
-    mask: Mask | None
-    annotated: bool
-    label: str | None
-    captions: list[str]
+    mask: Mask | None = None
+    annotated: bool = False
+    label: str | None = None
+    captions: Sequence[str] = ()
     name: str = ""
     logits: Tensor | None = None
     source: str = ""
+    id: str = ""
+    class_index: int = -1
 
 
-class Drawn(Protocol):
-    """An annotation from a file beside the photos: COCO or VOC."""
+@dataclass(frozen=True)
+class Record:
+    """A photo as it is stored: encoded bytes, with what is known of it.
 
-    @property
-    def captions(self) -> Sequence[str]:
-        """Sentences of people."""
-        ...
+    ``label``: class name; ``class_index``: from 0, -1 where unknown; ``mask``: encoded grey picture; ``boxes``: [x0, y0, x1, y1]
+    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection.
+    """
 
-    @property
-    def label(self) -> str | None:
-        """The name of the main object."""
-        ...
+    image: bytes
+    class_index: int = -1
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    mask: bytes | None = None
+    boxes: tuple[tuple[float, ...], ...] = ()
+    annotation: Annotation | None = None
+    source: str = ""
+    name: str = ""
 
-    def mask(self, size: tuple[int, int]) -> Mask | None:
-        """The region of interest [H, W] of a photo of ``size`` (width, height)."""
-        ...
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of ``image``: the same wherever the photo stands in a data set."""
+        return hashlib.sha256(self.image).hexdigest()[:16]
+
+    def decode(self) -> Photo:
+        """The photo, upright sRGB; ``ImageError`` (or ``OSError`` of its mask) where the bytes cannot be decoded."""
+        if not self.image:
+            raise ImageError("it has neither bytes nor a path")
+        pixels = load_image(self.image)
+        size = (pixels.shape[1], pixels.shape[0])
+        label, captions, mask = self.label, self.captions, None
+        if self.mask:
+            with Image.open(io.BytesIO(self.mask)) as opened:
+                mask = mask_from_picture(opened, size)
+        elif self.boxes:
+            mask = mask_from_boxes(self.boxes, size)
+        elif self.annotation is not None:
+            mask = self.annotation.mask(size)
+        if self.annotation is not None:
+            label, captions = label or self.annotation.label, captions or self.annotation.captions
+        return Photo(
+            pixels,
+            mask,
+            mask is not None,
+            label,
+            captions,
+            self.name,
+            None,
+            self.source,
+            self.id,
+            self.class_index,
+        )
+
+
+def read_record(
+    row: Mapping[str, Any],
+    number: int = 0,
+    features: Mapping[str, Any] | None = None,
+    annotations: Mapping[str, Annotation] | None = None,
+) -> Record:
+    """The record of a table's row; ``OSError`` where a file that it names cannot be read.
+
+    Columns: ``image`` is needed; ``mask`` (grey picture, object from 128 up), ``boxes``, ``label`` (text or class), ``captions``
+    and ``source`` are used where they are. ``features``: the table's, which name its classes; ``annotations``: by file name.
+    """
+    path = (row.get("image") or {}).get("path") or ""
+    captions = row.get("captions") or row.get("caption") or ()
+    return Record(
+        _stored_bytes(row["image"]) or b"",
+        label=class_name(features, "label", row.get("label")),
+        captions=(captions,) if isinstance(captions, str) else tuple(captions),
+        mask=_stored_bytes(row.get("mask")),
+        boxes=tuple(tuple(map(float, box)) for box in row.get("boxes") or ()),
+        annotation=(annotations or {}).get(os.path.basename(path)),
+        source=class_name(features, "source", row.get("source")) or "",
+        name=path or f"row {number}",
+    )
+
+
+def class_name(features: Mapping[str, Any] | None, column: str, value: Any) -> str | None:
+    """A cell as a name: text as it is, a class number by the column's feature; None where there is no name."""
+    if value is None or isinstance(value, str):
+        return value
+    feature: Any = (features or {}).get(column)
+    if hasattr(feature, "int2str") and int(value) >= 0:
+        # folder names are often written with underscores
+        return str(feature.int2str(int(value))).replace("_", " ")
+    return None
+
+
+def _stored_bytes(stored: Mapping[str, Any] | None) -> bytes | None:
+    """The bytes of an undecoded picture of ``datasets``, which holds them or the path of a file."""
+    if not stored:
+        return None
+    data: bytes | None = stored.get("bytes")
+    return Path(stored["path"]).read_bytes() if not data and stored.get("path") else data
 
 
 @dataclass(frozen=True)
@@ -74,6 +157,15 @@ class Target:
 Targets = Callable[[int, Photo], Target]
 
 
+def attach(photo: Photo, target: Target) -> None:
+    """Gives a photo what frozen networks say of it; a person's mask and words stay."""
+    photo.logits = target.logits
+    if photo.mask is None:
+        photo.mask = target.mask
+    if target.caption and not photo.captions and not photo.label:
+        photo.captions = (target.caption,)
+
+
 class Pool(Protocol):
     """Photos that a batch is drawn from."""
 
@@ -83,21 +175,19 @@ class Pool(Protocol):
 
 
 class PhotoSet:
-    """Rows of ``datasets`` sources, kept decoded in memory up to a limit.
+    """Rows of ``datasets`` tables (see ``read_record``), kept decoded in memory up to a limit of bytes.
 
-    Columns: ``image`` is needed; ``mask`` (grey picture, object from 128 up), ``boxes`` ([x0, y0, x1, y1] in pixels), ``label``
-    (text or class), ``captions`` and ``source`` (name of a collection) are used where they are. A photo that cannot be decoded is None; it is counted, and named in
-    a warning once.
+    A photo that cannot be decoded is None; it is counted in ``broken``, and named in a warning once.
     """
 
     def __init__(
         self,
-        sources: Sequence[Any],
-        annotations: Mapping[str, Drawn] | None = None,
+        tables: Sequence[Any],
+        annotations: Mapping[str, Annotation] | None = None,
         memory: int = 4 << 30,
     ) -> None:
-        self._sources, self._annotations, self._room = list(sources), annotations or {}, memory
-        self._starts = [0, *accumulate(len(source) for source in self._sources)]
+        self._tables, self._annotations, self._room = list(tables), annotations, memory
+        self._starts = [0, *accumulate(len(table) for table in self._tables)]
         self._photos: dict[int, Photo | None] = {}
         #: rows that could not be decoded
         self.broken: set[int] = set()
@@ -108,13 +198,11 @@ class PhotoSet:
 
     def collections(self) -> set[str]:
         """The names in the column ``source``, "" where there is none; no picture is read."""
-        found: set[str] = set()
-        for source in self._sources:
-            if "source" in source.column_names:
-                found.update(_named(source, "source", value) or "" for value in source.unique("source"))
-            else:
-                found.add("")
-        return found
+        names: set[str] = set()
+        for table in self._tables:
+            values = table.unique("source") if "source" in table.column_names else [""]
+            names.update(class_name(table.features, "source", value) or "" for value in values)
+        return names
 
     def use(self, targets: Targets) -> None:
         """From now on photos have what frozen networks say of them, those that are in memory too."""
@@ -127,7 +215,8 @@ class PhotoSet:
         if row in self._photos:
             return self._photos[row]
         part = bisect.bisect_right(self._starts, row) - 1
-        photo = self.read(self._sources[part], self._sources[part][row - self._starts[part]], row)
+        table = self._tables[part]
+        photo = self.read(table, table[row - self._starts[part]], row)
         if photo is not None and self._targets is not None:
             attach(photo, self._targets(row, photo))
         size = photo.pixels.nbytes if photo is not None else 0
@@ -140,32 +229,39 @@ class PhotoSet:
         """The photos that the batch of a step is drawn from: all of them."""
         return self
 
-    def read(self, source: Any, record: dict[str, Any], row: int) -> Photo | None:
-        """The photo of a record of ``source``, without target; None where its bytes cannot be decoded."""
+    def read(self, table: Any, row: Mapping[str, Any], number: int) -> Photo | None:
+        """The photo of a row of ``table``, without target; None where its bytes cannot be decoded."""
         try:
-            return _photo(source, record, self._annotations, row)
+            return read_record(row, number, table.features, self._annotations).decode()
         except (ImageError, OSError, ValueError) as error:
-            if row not in self.broken:
-                self.broken.add(row)
-                logger.warning("%s is left out: %s", _name(record, row), error)
+            if number not in self.broken:
+                self.broken.add(number)
+                name = (row.get("image") or {}).get("path") or f"row {number}"
+                logger.warning("%s is left out: %s", name, error)
             return None
 
 
 class PhotoStream:
-    """Photos of one streamed source, in windows that are held one at a time.
+    """Photos of one streamed table, in windows that are held one at a time.
 
     Window w serves the steps w * n .. w * n + n - 1, and holds the photos w * window .. of the shuffled stream, which starts
     over at its end. So a batch is a function of the step, as with a ``PhotoSet``; a resumed run reads up to its window first.
     """
 
     def __init__(
-        self, source: Any, steps: int, window: int, seed: int, annotations: Mapping[str, Drawn] | None = None
+        self,
+        table: Any,
+        steps: int,
+        window: int,
+        seed: int,
+        annotations: Mapping[str, Annotation] | None = None,
     ) -> None:
         self._reader = PhotoSet([], annotations)
-        self._source, self._steps, self._window, self._seed = source, max(1, steps), window, seed
+        self._table, self._steps, self._window, self._seed = table, max(1, steps), window, seed
         self._held: tuple[int, list[Photo | None]] | None = None
-        self._rows: Any = None
-        self._next = 0
+        self._rows: Iterator[Mapping[str, Any]] = iter(())
+        #: the window that ``_rows`` goes on with
+        self._next: int | None = None
         self.targets: Targets | None = None
 
     @property
@@ -175,83 +271,31 @@ class PhotoStream:
 
     def pool(self, step: int) -> Sequence[Photo | None]:
         """The photos of the window that serves a step."""
-        wanted = step // self._steps
-        if self._held is None or self._held[0] != wanted:
-            if self._rows is None or wanted < self._next:
+        window = step // self._steps
+        if self._held is None or self._held[0] != window:
+            if self._next is None or window < self._next:
                 self._rows, self._next = self._forever(), 0
-            for _ in islice(self._rows, (wanted - self._next) * self._window):
+            for _ in islice(self._rows, (window - self._next) * self._window):
                 pass
-            records = list(islice(self._rows, self._window))
-            self._next = wanted + 1
-            first = wanted * self._window
-            self._held = (wanted, [self._photo(first + n, record) for n, record in enumerate(records)])
+            rows = list(islice(self._rows, self._window))
+            self._next = window + 1
+            first = window * self._window
+            self._held = (window, [self._photo(first + n, row) for n, row in enumerate(rows)])
         return self._held[1]
 
-    def _photo(self, number: int, record: dict[str, Any]) -> Photo | None:
-        photo = self._reader.read(self._source, record, number)
+    def _photo(self, number: int, row: Mapping[str, Any]) -> Photo | None:
+        photo = self._reader.read(self._table, row, number)
         if photo is not None and self.targets is not None:
             attach(photo, self.targets(number, photo))
         return photo
 
-    def _forever(self) -> Any:
+    def _forever(self) -> Iterator[Mapping[str, Any]]:
         epoch = 0
         while True:
             count = 0
-            for record in self._source.shuffle(seed=self._seed + epoch, buffer_size=self._window):
+            for row in self._table.shuffle(seed=self._seed + epoch, buffer_size=self._window):
                 count += 1
-                yield record
+                yield row
             if not count:
                 raise SlimError("the streamed photos are empty")
             epoch += 1
-
-
-def attach(photo: Photo, target: Target) -> None:
-    """Gives a photo what frozen networks say of it; a person's mask and words stay."""
-    photo.logits = target.logits
-    if photo.mask is None:
-        photo.mask = target.mask
-    if target.caption and not photo.captions and not photo.label:
-        photo.captions = [target.caption]
-
-
-def _photo(source: Any, record: dict[str, Any], annotations: Mapping[str, Drawn], row: int) -> Photo:
-    stored = record["image"] or {}
-    data = stored.get("bytes") or stored.get("path")
-    if not data:
-        raise ImageError("it has neither bytes nor a path")
-    pixels = load_image(data)
-    size = (pixels.shape[1], pixels.shape[0])
-    label = _named(source, "label", record.get("label"))
-    captions = record.get("captions") or record.get("caption") or []
-    captions = [captions] if isinstance(captions, str) else list(captions)
-    drawn = annotations.get(os.path.basename(stored.get("path") or ""))
-    mask: Mask | None = None
-    kept = record.get("mask") or {}
-    if kept.get("bytes") or kept.get("path"):
-        with Image.open(io.BytesIO(kept["bytes"]) if kept.get("bytes") else kept["path"]) as opened:
-            mask = mask_from_picture(opened, size)
-    elif record.get("boxes"):
-        mask = mask_from_boxes(record["boxes"], size)
-    elif drawn is not None:
-        mask = drawn.mask(size)
-    if drawn is not None:
-        label = label or drawn.label
-        captions = captions or list(drawn.captions)
-    collection = _named(source, "source", record.get("source")) or ""
-    return Photo(pixels, mask, mask is not None, label, captions, _name(record, row), source=collection)
-
-
-def _name(record: dict[str, Any], row: int) -> str:
-    path = (record.get("image") or {}).get("path")
-    return str(path) if path else f"row {row}"
-
-
-def _named(source: Any, column: str, value: Any) -> str | None:
-    """A name; a class number is looked up in the source's own names."""
-    if value is None or isinstance(value, str):
-        return value
-    feature: Any = (source.features or {}).get(column)
-    if hasattr(feature, "int2str") and int(value) >= 0:
-        # folder names are often written with underscores
-        return str(feature.int2str(int(value))).replace("_", " ")
-    return None

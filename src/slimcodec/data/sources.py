@@ -1,70 +1,305 @@
-"""Where training photos come from: parquet files, image folders, the hub, or drawn ones, as ``datasets`` objects."""
+"""Where photos come from: parquet files, image folders, the hub, or drawn ones, as ``datasets`` tables."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slimcodec.data.generated import generated_rows
-from slimcodec.errors import SlimError
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
+from slimcodec.data.photos import Record, read_record
+from slimcodec.errors import SlimError
+from slimcodec.models.pretrained.hub import is_hub_id
+
+#: columns that may hold the class index, the first one found is taken
+LABEL_COLUMNS = ("imagenet_index", "label", "labels")
+PICTURES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 #: "generated:64" draws 64 pictures
 GENERATED = "generated:"
+#: what is drawn, by a tag of the embedded vocabulary, and the side of the pictures
+SHAPES, SIDE = ("balloon", "envelope", "obelisk", "honeycomb"), 160
 
 
-def open_sources(specs: Sequence[str], name: str, split: str = "train", streaming: bool = False) -> list[Any]:
-    """A ``datasets`` source for each of ``specs``; encoded pictures are kept as bytes or paths, and decoded when used.
-
-    A spec is a glob of parquet files, an image folder (class folders, or ``metadata.csv`` / ``metadata.jsonl``, as ``datasets``
-    reads them), a hub id ``owner/name``, or ``generated:N``. ``name`` is the setting that errors speak of. Raises ``SlimError``
-    where nothing is found.
-    """
+def open_sources(
+    specs: Sequence[str], setting: str, split: str = "train", streaming: bool = False
+) -> list[Any]:
+    """A ``datasets`` table for each of ``specs`` (see ``open_table``); ``setting`` is what errors speak of."""
     if not specs:
         raise SlimError(
-            f"{name} is not set; give parquet files, an image folder or a hub id, for example --set {name}=photos/"
+            f"{setting} is not set; give parquet files, an image folder or a hub id, for example --set {setting}=photos/"
         )
-    return [_undecoded(_open(spec, name, split, streaming)) for spec in specs]
+    try:
+        return [open_table(spec, split, streaming) for spec in specs]
+    except SlimError as error:
+        raise SlimError(f"{setting}: {error}") from error
 
 
-def _open(spec: str, name: str, split: str, streaming: bool) -> Any:
-    import datasets
+def open_table(spec: str, split: str, streaming: bool = False) -> Any:
+    """A ``datasets`` table with a column ``image``; pictures stay encoded, as bytes or paths.
+
+    ``spec`` is a parquet file, a glob or a folder of them, an image folder (class folders, or ``metadata.csv`` /
+    ``metadata.jsonl``, as ``datasets`` reads them), a hub id ``owner/name`` whose ``split`` is taken, or ``generated:N``. Raises
+    ``SlimError`` where nothing is found.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise SlimError("photos need the datasets library: pip install 'slimcodec[eval]'") from error
 
     if spec.startswith(GENERATED):
         count = spec.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
-            raise SlimError(f"{name}: {spec}: write how many pictures to draw, for example generated:64")
+            raise SlimError(f"{spec}: write how many pictures to draw, for example generated:64")
         drawn = datasets.Dataset.from_list(generated_rows(int(count)))
-        return drawn.to_iterable_dataset() if streaming else drawn
+        return _undecoded(drawn.to_iterable_dataset() if streaming else drawn, spec)
     path = str(Path(spec).expanduser())
-    files = sorted(glob.glob(path, recursive=True))
+    files = parquet_files(path)
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     try:
-        if Path(path).is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=path, split=split, streaming=streaming)
         if files:
-            if other := [file for file in files if not file.endswith(".parquet")]:
-                raise SlimError(
-                    f"{name}: {other[0]} is no parquet file; give the folder that the pictures are in"
-                )
             # local files have one split, whatever the hub's is called
-            return datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-        if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and "*" not in spec:
-            return datasets.load_dataset(spec, split=split, streaming=streaming)
+            table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+        elif Path(path).is_dir():
+            table = datasets.load_dataset("imagefolder", data_dir=path, split=split, streaming=streaming)
+        elif _is_hub_set(spec):
+            table = datasets.load_dataset(spec, split=split, streaming=streaming)
+        else:
+            raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set")
     except SlimError:
         raise
     except Exception as error:  # the library's errors have no common base
-        raise SlimError(f"{name}: {spec}: cannot be read as a dataset ({error})") from error
-    raise SlimError(f"{name}: {spec} matches no file")
+        reason = " ".join(str(error).split())[:300]
+        raise SlimError(f"{spec}: cannot be read as a data set: {reason}") from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    return _undecoded(table, spec)
 
 
-def _undecoded(source: Any) -> Any:
+def _is_hub_set(spec: str) -> bool:
+    """Whether a source reads like a hub data set: ``owner/name`` or a bare name, and not like a file or a glob."""
+    named = is_hub_id(spec) or re.fullmatch(r"[\w-]+", spec) is not None
+    return named and not Path(spec).exists() and not glob.has_magic(spec) and Path(spec).suffix != ".parquet"
+
+
+def parquet_files(path: str) -> list[str]:
+    """The parquet files of a path: itself, those of a glob or in a folder; none for an image folder or another name."""
+    if Path(path).is_dir():
+        inside = sorted(map(str, Path(path).rglob("*.parquet")))
+        return [] if any(Path(file).stem == "metadata" for file in inside) else inside
+    files = sorted(glob.glob(path, recursive=True))
+    if other := [file for file in files if not file.endswith(".parquet")]:
+        raise SlimError(f"{other[0]} is no parquet file; give the folder that the pictures are in")
+    return files
+
+
+def _undecoded(table: Any, spec: str) -> Any:
     import datasets
 
-    names = source.column_names or list((source.features or {}).keys())
+    columns = table.column_names or list((table.features or {}).keys())
     for column in ("image", "mask"):
-        if column in names:
-            source = source.cast_column(column, datasets.Image(decode=False))
-    if names and "image" not in names:
-        raise SlimError(f"the photos have no column 'image', but {', '.join(sorted(names))}")
-    return source
+        if column in columns:
+            table = table.cast_column(column, datasets.Image(decode=False))
+    if columns and "image" not in columns:
+        raise SlimError(f"{spec}: no column 'image'; it has {', '.join(sorted(columns))}")
+    return table
+
+
+def generated_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows ``image`` and ``mask`` (PNG bytes) and ``label`` of ``count`` pictures of 160x160 pixels, a shape on a blurred ground."""
+    return [_generated_row(np.random.default_rng([seed, number]), number) for number in range(count)]
+
+
+def _generated_row(rng: np.random.Generator, number: int) -> dict[str, Any]:
+    coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    mask = Image.new("L", (SIDE, SIDE))
+    label = SHAPES[number % len(SHAPES)]
+    size = int(rng.integers(SIDE // 4, SIDE // 2))
+    x, y = (int(v) for v in rng.integers(0, SIDE - size, 2))
+    draw = ImageDraw.Draw(mask)
+    if label == "balloon":
+        draw.ellipse((x, y, x + size, y + size), fill=255)
+    elif label == "envelope":
+        draw.rectangle((x, y + size // 4, x + size, y + size), fill=255)
+    elif label == "obelisk":
+        draw.polygon([(x + size // 2, y), (x + size, y + size), (x, y + size)], fill=255)
+    else:
+        draw.regular_polygon((x + size // 2, y + size // 2, size // 2), 6, fill=255)
+    grain = rng.normal(0, 18, (SIDE, SIDE, 3)) + rng.integers(40, 216, 3)
+    surface = Image.fromarray(grain.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
+    picture.paste(surface, mask=mask)
+    return {"image": _png(picture), "mask": _png(mask), "label": label}
+
+
+def _png(picture: Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """Photos with class indices: the set's name, the id and class index of every photo, and how to read one's record."""
+
+    name: str
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    read: Callable[[int], Record]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self.read(row) for row in range(len(self)))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sorted ids and labels: the same for the same labelled photos in any order."""
+        lines = sorted(f"{id_} {label}" for id_, label in zip(self.ids, self.labels, strict=True))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def open_labelled(
+    source: str,
+    *,
+    split: str = "validation",
+    label_column: str | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
+    limit: int | None = None,
+    labelled: bool = True,
+) -> LabelledPhotos:
+    """The photos of a table (see ``open_table``) or image folder with their class indices.
+
+    A table has a column of integers (``label_column``, or the first of ``LABEL_COLUMNS``). In an image folder the class is the
+    name of the sub-folder, a number or a line of the text file ``classes``; or ``labels`` names a text file with a line
+    ``file name, index`` for every photo. ``limit`` takes the first photos; without ``labelled`` every index is -1.
+
+    Raises ``SlimError`` for a source that cannot be read, a photo without label, and a photo that is there twice.
+    """
+    path = Path(source)
+    if path.is_dir() and not parquet_files(source):
+        count, read = _folder(path, labels, classes, labelled)
+    elif labels or classes:
+        raise SlimError("--labels and --classes are for image folders; tables have a column of class indices")
+    else:
+        count, read = _table(source, split, label_column, labelled)
+    count = min(count, limit or count)
+    if not count:
+        raise SlimError(f"{source}: no photos in it")
+    records = map(read, range(count))
+    ids, indices = zip(*((record.id, record.class_index) for record in records), strict=True)
+    twice = [id_ for id_, times in Counter(ids).items() if times > 1]
+    if twice:
+        rows = [row for row, id_ in enumerate(ids) if id_ == twice[0]]
+        raise SlimError(
+            f"{source}: {len(twice)} photos are there twice, the first in rows {rows[0]} and {rows[1]}; "
+            "remove the copies, which would count double"
+        )
+    return LabelledPhotos(source if _is_hub_set(source) else path.name, ids, indices, read)
+
+
+def _table(
+    source: str, split: str, label_column: str | None, labelled: bool
+) -> tuple[int, Callable[[int], Record]]:
+    table = open_table(source, split)
+    columns = table.column_names
+    column = label_column or next((name for name in LABEL_COLUMNS if name in columns), None)
+    if labelled and column not in columns:
+        raise SlimError(
+            f"{source}: no column {column or 'of labels'}; choose one of {', '.join(columns)} with --label-column"
+        )
+
+    def read(row: int) -> Record:
+        cells: dict[str, Any] = table[row]
+        record = read_record(cells, row, table.features)
+        if not labelled or column is None:
+            return record
+        index = cells[column]
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise SlimError(
+                f"{source}: row {row} of column {column!r} holds {index!r}, not a class index; choose a column of "
+                "integers with --label-column"
+            )
+        return replace(record, class_index=index)
+
+    return len(table), read
+
+
+def _folder(
+    path: Path, labels: str | None, classes: str | None, labelled: bool
+) -> tuple[int, Callable[[int], Record]]:
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
+    )
+    if not labelled:
+        indices = [-1] * len(files)
+    elif labels is not None:
+        indices = _indices_by_file(files, path, labels)
+    else:
+        numbers = _class_numbers(classes)
+        indices = [_index_by_folder(file, path, numbers) for file in files]
+    return len(files), lambda row: Record(files[row].read_bytes(), indices[row], name=str(files[row]))
+
+
+def _indices_by_file(files: Sequence[Path], root: Path, labels: str) -> list[int]:
+    """Class indices by a text file: a line each of file name and index, separated by a comma, tab or space."""
+    by_name: dict[str, int] = {}
+    for number, line in enumerate(_lines(labels), 1):
+        name, _, index = re.sub(r"[,\t]", " ", line).strip().rpartition(" ")
+        if name and re.fullmatch(r"-?\d+", index):
+            by_name[name.strip()] = int(index)
+        elif number > 1:  # the first line may be a heading
+            raise SlimError(f"{labels}: line {number} is {line!r}; write 'file name, class index'")
+    if not by_name:
+        raise SlimError(f"{labels}: no line 'file name, class index' in it")
+    places = [file.relative_to(root).as_posix() for file in files]
+    missing = [place for place in places if place not in by_name and Path(place).name not in by_name]
+    if missing:
+        raise SlimError(
+            f"{labels}: no label for {len(missing)} of {len(files)} photos, the first is {missing[0]}"
+        )
+    return [by_name.get(place, by_name.get(Path(place).name, -1)) for place in places]
+
+
+def _class_numbers(path: str | None) -> dict[str, int]:
+    if path is None:
+        return {}
+    numbers = {name.strip(): number for number, name in enumerate(_lines(path))}
+    if len(numbers) < 2:
+        raise SlimError(f"{path}: write the name of a class on each line, class 0 first")
+    return numbers
+
+
+def _index_by_folder(file: Path, root: Path, numbers: dict[str, int]) -> int:
+    place = file.relative_to(root)
+    name = place.parts[0] if len(place.parts) > 1 else ""
+    if name in numbers:
+        return numbers[name]
+    if name.isdecimal() and not numbers:
+        return int(name)
+    raise SlimError(
+        f"{place}: its class is unknown; sort photos into folders named by class index, or name the folders' classes "
+        "in order with --classes FILE, or list photos with --labels FILE"
+    )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
+        raise SlimError(f"{path}: cannot be read: {reason}") from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from slimcodec.data.classifiers import judge
+from slimcodec.data.photos import Record
+from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.datasets import Sample, Samples, check_labels
 from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES
 from slimcodec.evaluation.worker import Setup, Worker
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 def run(
     worker: Worker,
-    samples: Samples,
+    samples: LabelledPhotos,
     out: Path,
     *,
     jobs: int = 1,
@@ -83,7 +83,7 @@ def run(
     return body
 
 
-def check(worker: Worker, samples: Samples) -> None:
+def check(worker: Worker, samples: LabelledPhotos) -> None:
     """Raises ``SlimError`` where labels do not fit the classifiers, before hours are spent."""
     for classifier in worker.classifiers:
         check_labels(samples, classifier.classes, classifier.name)
@@ -96,9 +96,9 @@ def check(worker: Worker, samples: Samples) -> None:
     trial = min(TRIAL_PHOTOS, len(samples))
     photos = [worker.photo(samples.read(row)) for row in range(trial)]
     for classifier in worker.classifiers:
-        guesses = [judge(classifier, photo.pixels, photo.label)[0] for photo in photos]
+        guesses = [classifier.judge(photo.pixels, photo.class_index)[0] for photo in photos]
         right, below, above = (
-            sum(guess == photo.label + shift for guess, photo in zip(guesses, photos, strict=True))
+            sum(guess == photo.class_index + shift for guess, photo in zip(guesses, photos, strict=True))
             for shift in (0, -1, 1)
         )
         shifted = max(below, above)
@@ -112,6 +112,16 @@ def check(worker: Worker, samples: Samples) -> None:
                 f"{classifier.name} names {right} of the first {trial} photos rightly, no better than chance: labels and "
                 "classifier do not belong together (another order of classes?)"
             )
+
+
+def check_labels(samples: LabelledPhotos, classes: int, judge: str) -> None:
+    """Raises ``SlimError`` where a label is outside 0..``classes`` - 1, the outputs of the classifier ``judge``."""
+    wrong = [row for row, label in enumerate(samples.labels) if not 0 <= label < classes]
+    if wrong:
+        raise SlimError(
+            f"{len(wrong)} of {len(samples)} labels are outside 0..{classes - 1}, the classes of {judge}: the first is "
+            f"{samples.labels[wrong[0]]} in row {wrong[0]}; give the labels that this classifier was trained with"
+        )
 
 
 class Partial:
@@ -143,11 +153,13 @@ class Partial:
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
-def _labels(samples: Samples) -> dict[str, int]:
+def _labels(samples: LabelledPhotos) -> dict[str, int]:
     return dict(zip(samples.ids, samples.labels, strict=True))
 
 
-def _rows(worker: Worker, samples: Samples, todo: Sequence[int], jobs: int) -> Generator[Row, None, None]:
+def _rows(
+    worker: Worker, samples: LabelledPhotos, todo: Sequence[int], jobs: int
+) -> Generator[Row, None, None]:
     processes = min(jobs, len(todo))
     if processes <= 1:
         threads = torch.get_num_threads()
@@ -193,6 +205,6 @@ def _start(setup: Setup) -> None:
     _worker = Worker(setup)
 
 
-def _measure(sample: Sample) -> Row:
+def _measure(sample: Record) -> Row:
     assert _worker is not None
     return _worker.row(sample)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from slimcodec.data.classifiers import file_sha256, onnx_session
+from slimcodec.data.networks import onnx_session
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels
+from slimcodec.models.pretrained.hub import weights_sha256
 
 #: boxes on the original count as truth from this score on
 TRUTH_SCORE = 0.5
@@ -48,7 +49,7 @@ class Detector:
 
     def __init__(self, path: str) -> None:
         self._session = onnx_session(path)
-        self.name, self.sha256 = Path(path).name, file_sha256(path)
+        self.name, self.sha256 = Path(path).name, weights_sha256(Path(path))
         entry = self._session.get_inputs()[0]
         names = [output.name for output in self._session.get_outputs()]
         if len(entry.shape) != 4 or len(names) < 3:

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, features
 
+from slimcodec.data.photos import Photo
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.protocol import Photo
 from slimcodec.images import Pixels
 
 #: seconds after which a command counts as stuck

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from slimcodec.bit_map import draw_bits
-from slimcodec.data.classifiers import Classifier, judge, load_classifier
+from slimcodec.data.classifiers import Classifier, load_classifier
+from slimcodec.data.photos import Photo
+from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.datasets import Samples
 from slimcodec.evaluation.document import Cell, Sheet
 from slimcodec.evaluation.peers import PictureCodec
-from slimcodec.evaluation.protocol import Photo, prepare, protocol
+from slimcodec.evaluation.protocol import prepare, protocol
 from slimcodec.evaluation.results import Curve, Result
 from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES, class_names, shared_codec
 from slimcodec.evaluation.worker import Curve as CurveToRun
@@ -26,7 +27,13 @@ _MARGIN, _LINE = 8, 15
 
 
 def example_sheet(
-    result: Result, samples: Samples, classifier: str, target: int, count: int, model: str | None, device: str
+    result: Result,
+    samples: LabelledPhotos,
+    classifier: str,
+    target: int,
+    count: int,
+    model: str | None,
+    device: str,
 ) -> Sheet:
     """``count`` photos of the result, coded again by its codecs to at most ``target`` bytes each.
 
@@ -49,7 +56,7 @@ def example_sheet(
             raise SlimError(f"{samples.name}: photo {id_} of the result is not in this data set")
         sample = samples.read(places[id_])
         photo = prepare(sample, chosen)
-        photo = Photo(photo.id, int(label), photo.pixels)
+        photo = Photo(photo.pixels, id=photo.id, class_index=int(label))
         rows.append(_row(photo, curves, judging, target, model, device))
     return Sheet(rows, _contact_sheet(rows))
 
@@ -109,7 +116,7 @@ def _row(
 def _cell(
     photo: Photo, pixels: Pixels, title: str, detail: str, classifier: Classifier, names: Sequence[str]
 ) -> Cell:
-    guess, rank = judge(classifier, pixels, photo.label)
+    guess, rank = classifier.judge(pixels, photo.class_index)
     verdict = f"{'right' if rank == 0 else 'wrong'}: {names[guess] if names else f'class {guess}'}"
     return Cell(_png(Image.fromarray(pixels)), title, detail, verdict, rank == 0)
 

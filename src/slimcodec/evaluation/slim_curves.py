@@ -12,8 +12,8 @@ import numpy as np
 
 import slimcodec
 from slimcodec.codec import Codec
+from slimcodec.data.photos import Photo
 from slimcodec.entropy.caption import decode_caption, tag_phrase
-from slimcodec.evaluation.protocol import Photo
 from slimcodec.images import Pixels
 
 #: the first tags of a vocabulary are the classes of ImageNet-1k, in its order
@@ -124,7 +124,7 @@ class SlimCodec:
         """The class that this curve's wrong caption names, None for the other curves."""
         if self.settings.caption != "wrong":
             return None
-        return wrong_class(photo.id, photo.label, self._names)
+        return wrong_class(photo.id, photo.class_index, self._names)
 
     def _caption(self, photo: Photo) -> str | None:
         drawn = self.drawn(photo)
@@ -146,6 +146,6 @@ def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
     named = tag if tag is not None and tag < len(names) else None
     return {
         "class": named,
-        "right": named is not None and names[named] == names[photo.label],
+        "right": named is not None and names[named] == names[photo.class_index],
         "bytes": len(section),
     }

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from slimcodec.data.classifiers import judge, load_classifier
+from slimcodec.data.classifiers import load_classifier
+from slimcodec.data.photos import Photo, Record
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.datasets import Sample
 from slimcodec.evaluation.detection import TRUTH_SCORE, Boxes, Detector, matched
 from slimcodec.evaluation.measures import load_lpips, ms_ssim, psnr
 from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
-from slimcodec.evaluation.protocol import Photo, prepare, protocol
+from slimcodec.evaluation.protocol import prepare, protocol
 from slimcodec.evaluation.slim_curves import (
     SlimCodec,
     SlimSettings,
@@ -99,16 +99,16 @@ class Worker:
         """Codes a small picture with every codec; ``SlimError`` names the one that fails."""
         ramp = np.linspace(0, 255, 64).astype(np.uint8)
         pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[::-1], (48, 1)), np.full((48, 64), 90)], 2)
-        photo = Photo("probe", 0, np.ascontiguousarray(pixels, dtype=np.uint8))
+        photo = Photo(np.ascontiguousarray(pixels, dtype=np.uint8), id="probe", class_index=0)
         for curve, codec in zip(self.setup.curves, self.codecs, strict=True):
             for quality in {min(curve.qualities), max(curve.qualities)}:
                 _coded(curve, codec, photo, quality)
 
-    def photo(self, sample: Sample) -> Photo:
+    def photo(self, sample: Record) -> Photo:
         """The photo of a sample under this setup's protocol."""
         return prepare(sample, self.protocol)
 
-    def row(self, sample: Sample) -> dict[str, Any]:
+    def row(self, sample: Record) -> dict[str, Any]:
         """All that is measured of a photo, JSON-ready; a pure function of setup and sample but for milliseconds.
 
         ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
@@ -119,9 +119,9 @@ class Worker:
         truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
         row: dict[str, Any] = {
             "id": sample.id,
-            "label": sample.label,
+            "label": sample.class_index,
             "pixels": width * height,
-            "reference": [list(judge(c, photo.pixels, photo.label)) for c in self.classifiers],
+            "reference": [list(c.judge(photo.pixels, photo.class_index)) for c in self.classifiers],
         }
         if truth is not None:
             row["objects"] = truth.classes.tolist()
@@ -142,7 +142,7 @@ class Worker:
         data, decoded, encode_ms, decode_ms = _coded(curve, codec, photo, quality)
         point: dict[str, Any] = {
             "bytes": len(data),
-            "judged": [list(judge(c, decoded, photo.label)) for c in self.classifiers],
+            "judged": [list(c.judge(decoded, photo.class_index)) for c in self.classifiers],
             "psnr": _rounded(psnr(photo.pixels, decoded), 3),
             "ms_ssim": _rounded(ms_ssim(photo.pixels, decoded), 5),
             "encode_ms": round(encode_ms, 2),
@@ -154,9 +154,10 @@ class Worker:
             point |= codec.parts(data)
             drawn = codec.drawn(photo)
             point |= {} if drawn is None else {"drawn": drawn}
-        if photo.roi is not None:
-            point["psnr_roi"] = _rounded(psnr(photo.pixels, decoded, photo.roi), 3)
-            point["psnr_background"] = _rounded(psnr(photo.pixels, decoded, ~photo.roi), 3)
+        if photo.mask is not None:
+            roi = photo.mask >= 0.5
+            point["psnr_roi"] = _rounded(psnr(photo.pixels, decoded, roi), 3)
+            point["psnr_background"] = _rounded(psnr(photo.pixels, decoded, ~roi), 3)
         if self.lpips is not None:
             point["lpips"] = _rounded(self.lpips(photo.pixels, decoded), 5)
         if self.detector is not None and truth is not None:
@@ -167,7 +168,7 @@ class Worker:
         """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
         key = (curve.name, quality, photo.pixels.shape)
         if key not in self._grey:
-            flat = Photo("grey", 0, np.full_like(photo.pixels, 128))
+            flat = Photo(np.full_like(photo.pixels, 128))
             try:
                 self._grey[key] = len(codec.encode(flat, quality))
             except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost

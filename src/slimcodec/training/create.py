@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slimcodec.codec import Codec
 from slimcodec.container import EMBEDDED_BUNDLE
-from slimcodec.data.generated import generated_rows
+from slimcodec.data.sources import generated_rows
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.images import load_image

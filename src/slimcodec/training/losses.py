@@ -61,10 +61,10 @@ FEATURE_UNIT = 300.0
 
 
 class Seeing(Protocol):
-    """What ``FeatureLoss`` asks of a classifier: see ``Teacher.seen``."""
+    """What ``FeatureLoss`` asks of a classifier: see ``Classifier.features``."""
 
-    def seen(
-        self, pictures: Tensor, count: int, answered: bool = False
+    def features(
+        self, pictures: Tensor, count: int, with_logits: bool = False
     ) -> tuple[Tensor | None, Sequence[Tensor]]: ...
 
 
@@ -99,7 +99,7 @@ class FeatureLoss:
             x = torch.roll((x + 1) / 2, shift, (2, 3))
             if side != x.shape[-1]:
                 x = F.interpolate(x, side, mode="bilinear", antialias=True)
-            return teacher.seen(x, len(self.weights), bool(self.logits))
+            return teacher.features(x, len(self.weights), bool(self.logits))
 
         with torch.no_grad():
             answer, wanted = seen_in(pictures)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from slimcodec.container import EMBEDDED_BUNDLE
-from slimcodec.data.layouts import read_annotations
-from slimcodec.data.photos import Drawn, Photo, PhotoSet, PhotoStream, attach
+from slimcodec.data.classifiers import Classifier, load_teacher
+from slimcodec.data.masks import Annotation, read_annotations
+from slimcodec.data.photos import Photo, PhotoSet, PhotoStream, attach
 from slimcodec.data.sources import open_sources
-from slimcodec.data.teachers import Teacher, load_teacher
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.training.captions import RoiCaptioner
@@ -40,7 +40,7 @@ class Materials:
         return read_vocabulary(self.recipe.data.vocabulary or EMBEDDED_BUNDLE / "vocabulary.txt")
 
     @cached_property
-    def teachers(self) -> list[Teacher]:
+    def teachers(self) -> list[Classifier]:
         """The frozen classifiers, on the run's device."""
         found: list[str] = []
         for pattern in self.recipe.teachers.models:
@@ -126,7 +126,7 @@ class Materials:
         return {name: share / largest for name, share in shares.items()}
 
     @cached_property
-    def _annotations(self) -> Mapping[str, Drawn]:
+    def _annotations(self) -> Mapping[str, Annotation]:
         path = self.recipe.data.annotations
         return read_annotations(path) if path else {}
 

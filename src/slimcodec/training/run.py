@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from slimcodec.config import to_plain
-from slimcodec.data.teachers import start_from_classifier
+from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.data.cam import Classifier, class_activation
+from slimcodec.data.classifiers import class_activation
+from slimcodec.data.networks import Network
 from slimcodec.data.photos import Photo, PhotoSet, Target
 from slimcodec.errors import SlimError
 from slimcodec.training.journal import save_atomic
@@ -38,7 +39,7 @@ class Opinions:
 
     def __init__(
         self,
-        teachers: Sequence[Classifier] = (),
+        teachers: Sequence[Network] = (),
         segmenter: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None,
         captioner: Callable[[NDArray[np.uint8], NDArray[np.float32] | None], str | None] | None = None,
         *,

@@ -98,13 +98,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     Without either: ImageNet's mean and deviation, and the side that the model's configuration names, or 224. Raises
     ``SlimError`` where a value is not what transformers' image processors write.
     """
-    path = folder / "preprocessor_config.json"
-    settings: dict[str, Any] = {}
-    if path.is_file():
-        settings = read_json(path)
-    elif (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
-        settings = read_json(path).get("image_processor") or {}
+    settings = image_processor_settings(folder)
     try:
         size = settings.get("size") or read_json(folder / "config.json").get("image_size") or DEFAULT_SIDE
         keep_shape = isinstance(size, dict) and "shortest_edge" in size
@@ -121,7 +115,21 @@ def read_preprocessing(folder: Path) -> Preprocessing:
             bool(settings.get("do_flip_channel_order")),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SlimError(f"{path}: not the settings of an image processor ({error!r})") from error
+        raise SlimError(
+            f"{_processor_file(folder)}: not the settings of an image processor ({error!r})"
+        ) from error
+
+
+def image_processor_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's preprocessor_config.json, or the part of its processor_config.json, says; {} without either."""
+    path = _processor_file(folder)
+    settings = read_json(path) if path.is_file() else {}
+    return settings if path.name.startswith("pre") else settings.get("image_processor") or {}
+
+
+def _processor_file(folder: Path) -> Path:
+    path = folder / "preprocessor_config.json"
+    return path if path.is_file() else folder / "processor_config.json"
 
 
 def _side(size: Any) -> int:
