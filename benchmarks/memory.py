@@ -56,7 +56,7 @@ def measure(operation: str, side: int, tiled: bool) -> int:
 
     torch.set_num_threads(1)
     codec = slimcodec.load()
-    codec.tile = TILE if tiled else side
+    codec = slimcodec.Codec(codec.bundle, TILE if tiled else side)
     small = codec.encode(picture(64))
     codec.decode(small)
     given = np.asarray(picture(side))

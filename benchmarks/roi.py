@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from slimcodec.codec import Codec, Roi, fast_dtype
+from slimcodec.codec import Codec, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.classifiers import load_teacher
 from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
+from slimcodec.encoder import Roi
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig

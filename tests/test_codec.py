@@ -377,13 +377,13 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     codec = Codec(bundle_with_steps())
     picture = photo("chelsea", 150, 110)
     pixels = np.asarray(picture)
-    _, roi = codec._look(pixels, codec._latents(pixels), named=False)
+    roi = codec.encoder.interest(pixels)
     assert roi is not None and roi.shape == (1, 1, 7, 10) and 0 <= float(roi.min()) < float(roi.max()) <= 1
     # what is outside gets fewer bits, and the file says where that is
     left = torch.zeros(1, 1, 7, 10)
     left[..., :5] = 1
-    latents = codec._latents(pixels)
-    everywhere, told = (codec._quantise(latents, 90, roi) for roi in (None, left))
+    (latent,) = codec.encoder.latents([pixels])
+    everywhere, told = (codec.encoder.quantise(latent, 90, roi) for roi in (None, left))
     assert torch.equal(everywhere.values[:, -1:], torch.zeros_like(left))
     assert torch.equal(told.values[:, -1:], 1 - left)
     maps = [codec.bundle.coder.bit_map(coded) for coded in (everywhere, told)]

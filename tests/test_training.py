@@ -103,7 +103,7 @@ def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
     exact, floating = 0.0, 0.0
     with torch.no_grad():
         for name in NAMES:
-            latents = codec._latents(np.asarray(photo(name)))
+            latents = codec.latents(photo(name))[None]
             for quality in (5, 50, 95):
                 # the tables that the float prior means: fitted ones would hide a loss
                 for part in codec.quantise(photo(name), quality, roi=None).passes:

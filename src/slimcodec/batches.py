@@ -1,26 +1,27 @@
 """Many pictures through one codec: those of equal size go through the networks together, as a GPU wants it.
 
-Latents, captions by a pretrained model, enhancement and decoding are computed for a batch at once; symbols are coded for each
-picture alone, since that stage is exact and sequential. A batch changes the order of a network's sums, no more: a file made
-in a batch is a valid file, the same as ``Codec.encode`` makes but for symbols that lay on the edge of rounding, and a file
-has the same symbols and, nearly, the same picture however it is decoded.
+Latents, captions by a pretrained model, enhancement and decoding are computed for a batch at once. Symbols are coded for each
+picture alone, since that stage is exact and sequential. A batch changes the order of a network's sums, no more: a file of a
+batch is a valid file and equals that of ``Codec.encode`` but for symbols on the edge of rounding. A file has the same
+symbols and, nearly, the same picture however it is decoded.
 
-What fails is given in its place as the exception that it raised, and the rest goes on.
+A failure is given in its place as the exception that it raised, and the rest goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from slimcodec.codec import Codec, Pixels, Request, Roi, Rough
+from slimcodec.codec import Codec
 from slimcodec.container import Source
+from slimcodec.decoder import Decompressed
+from slimcodec.encoder import Request, Roi
 from slimcodec.errors import SlimError
-from slimcodec.images import ImageLike
+from slimcodec.images import ImageLike, Pixels, padded_size
 
 #: padded pixels of a picture up to which it shares a pass: a larger one fills a device alone
 SHARED_AREA = 1 << 20
@@ -43,12 +44,23 @@ def encode_many(
     """The ``.slim`` file of every picture, in order, or what was wrong with it; at most ``batch_size`` are held at a time.
 
     Arguments are those of ``Codec.encode``. Pictures of a batch whose sizes are equal once padded to whole coded positions
-    share a pass; those of more than a million pixels go alone. Raises ``SlimError`` for an
-    argument out of range.
+    share a pass; those of more than a million pixels go alone. Raises ``SlimError`` for an argument out of range.
     """
     request = Request(quality, caption, target_bytes, target_bpp, roi)
-    chunks = _chunks(images, batch_size)
-    return (file for chunk in chunks for file in _encoded(codec, chunk, request, max_pixels))
+    encoder = codec.encoder
+
+    def encoded(chunk: list[ImageLike]) -> Iterator[bytes | Exception]:
+        pictures = [attempt(codec.open, image, max_pixels) for image in chunk]
+
+        def size(pixels: Pixels) -> Hashable:
+            return _shared(codec, pixels.shape[0], pixels.shape[1])
+
+        latents = _together(encoder.latents, pictures, size)
+        captions = _together(lambda group: encoder.captions(group, caption), pictures, size)
+        for pixels, latent, text in zip(pictures, latents, captions, strict=True):
+            yield attempt(encoder.file, pixels, latent, text, request)
+
+    return (file for chunk in _chunks(images, batch_size) for file in encoded(chunk))
 
 
 def decode_many(
@@ -67,8 +79,18 @@ def decode_many(
     their quality is equal too. Raises ``SlimError`` for an argument out of range.
     """
     sampling = codec.sampling(steps, guidance, preset)
-    chunks = _chunks(files, batch_size)
-    return (picture for chunk in chunks for picture in _decoded(codec, chunk, *sampling, max_pixels))
+    decoder = codec.decoder
+
+    def decoded(chunk: list[Source]) -> list[Image.Image | Exception]:
+        def kind(file: Decompressed) -> Hashable:
+            header = file.container
+            # the noise schedule follows the quality
+            return _shared(codec, header.height, header.width), header.quality if sampling[0] else None
+
+        opened = [attempt(decoder.decompress, file, max_pixels) for file in chunk]
+        return _together(lambda group: decoder.pictures(group, *sampling), opened, kind)
+
+    return (picture for chunk in _chunks(files, batch_size) for picture in decoded(chunk))
 
 
 def attempt(function: Callable[..., T], *arguments: Any) -> T | Exception:
@@ -82,50 +104,10 @@ def attempt(function: Callable[..., T], *arguments: Any) -> T | Exception:
         return error
 
 
-def _encoded(
-    codec: Codec, images: Sequence[ImageLike], request: Request, max_pixels: int | None
-) -> Iterator[bytes | Exception]:
-    opened = [attempt(codec.open, image, max_pixels) for image in images]
-
-    def key(pixels: Pixels) -> Hashable:
-        height, width = pixels.shape[:2]
-        return _key(codec, -(-height // codec.cell), -(-width // codec.cell))
-
-    latents = _together(lambda group: list(codec._latents(*group).split(1)), opened, key)
-    wanted: list[Request | Exception] = [request] * len(opened)
-    model = codec.bundle.caption_model if request.caption == "auto" else None
-    if model is not None:
-        with codec.bundle.parts.lock:
-            captions = _together(model.captions, opened, key)
-        wanted = [attempt(_captioned, request, caption) for caption in captions]
-    for arguments in zip(opened, latents, wanted, strict=True):
-        yield attempt(codec._file, *arguments)
-
-
-def _captioned(request: Request, caption: str | None) -> Request:
-    return replace(request, caption=caption)
-
-
-def _decoded(
-    codec: Codec, files: Sequence[Source], steps: int, guidance: float, max_pixels: int | None
-) -> list[Image.Image | Exception]:
-    def read(file: Source) -> Rough:
-        return codec.decompress(file, max_pixels=max_pixels)
-
-    def key(rough: Rough) -> Hashable:
-        patch = codec.bundle.config.compressor.patch
-        rows, columns = (length // patch for length in rough.latents.shape[2:])
-        # the schedule follows the quality
-        return _key(codec, rows, columns), rough.container.quality if steps else None
-
-    roughs = [attempt(read, file) for file in files]
-    return _together(lambda group: codec._pictures(group, steps, guidance), roughs, key)
-
-
-def _key(codec: Codec, rows: int, columns: int) -> Hashable:
-    """What pictures of ``rows`` x ``columns`` coded positions must share to go together: themselves alone where large."""
-    large = rows * columns * codec.cell**2 > SHARED_AREA
-    return object() if large else (rows, columns)
+def _shared(codec: Codec, height: int, width: int) -> Hashable:
+    """What pictures must have in common to share a pass: the padded size, or a key of its own where that is large."""
+    padded = padded_size(height, width, codec.cell)
+    return object() if padded[0] * padded[1] > SHARED_AREA else padded
 
 
 def _together(
@@ -134,16 +116,16 @@ def _together(
     """``function`` of the items of equal ``key`` at once; where it fails, of each alone, so that one does not lose the others."""
     results: list[Any] = list(items)
     groups: dict[Hashable, list[int]] = {}
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         if not isinstance(item, Exception):
-            groups.setdefault(key(item), []).append(place)
-    for places in groups.values():
-        made: Any = attempt(function, [results[place] for place in places])
-        if isinstance(made, Exception):
-            alone = (attempt(lambda one: function([one])[0], results[place]) for place in places)
-            made = alone if len(places) > 1 else [made]
-        for place, result in zip(places, made, strict=True):
-            results[place] = result
+            groups.setdefault(key(item), []).append(index)
+    for indices in groups.values():
+        group: Any = attempt(function, [results[index] for index in indices])
+        if isinstance(group, Exception):
+            alone = (attempt(lambda item: function([item])[0], results[index]) for index in indices)
+            group = alone if len(indices) > 1 else [group]
+        for index, result in zip(indices, group, strict=True):
+            results[index] = result
     return results
 
 

@@ -18,6 +18,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes
 
 MAX_SIDE = 2**24  # what the header of a .slim file can say
+SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
 _PICTURES = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
 _pillow_limit_lock = threading.RLock()
@@ -93,6 +94,27 @@ def pixel_limit(max_pixels: int | None) -> int | None:
     # not while another thread reads a picture with a limit of its own
     with _pillow_limit_lock:
         return Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+
+
+def padded_size(height: int, width: int, cell: int) -> tuple[int, int]:
+    """Height and width of a picture padded to whole cells of ``cell`` pixels a side."""
+    return height + -height % cell, width + -width % cell
+
+
+def check_size(height: int, width: int, cell: int, max_pixels: int | None = None) -> tuple[int, int]:
+    """Return ``padded_size``; ``ImageError`` where the picture has more than ``max_pixels``.
+
+    A picture of a pixel's height costs as much as one of a cell's: memory follows the padded area.
+    """
+    limit = pixel_limit(max_pixels)
+    padded = padded_size(height, width, cell)
+    area = padded[0] * padded[1]
+    if limit is not None and (width * height > limit or area > max(limit, SMALL_AREA)):
+        raise ImageError(
+            f"a picture of {width}x{height} pixels, {area} with padding, is more than max_pixels={limit}; "
+            "pass a larger max_pixels to allow it"
+        )
+    return padded
 
 
 @contextmanager

@@ -174,14 +174,17 @@ def write(codec: Codec, pictures: Iterable[Image.Image], qualities: Sequence[int
     folder.mkdir(parents=True, exist_ok=True)
     coder = codec.bundle.coder
     facts: Facts = {}
-    latents = Spy(codec._latents)
+    latents = Spy(codec.encoder.latents)
     for number, picture in enumerate(pictures):
         latents.calls.clear()
         for quality in qualities:
             spy = Spy(coder.quantise)
             # a picture's latent is the same at every quality, and costs more than all the rest
             again = (lambda _: latents.calls[0][1]) if latents.calls else latents
-            with mock.patch.object(coder, "quantise", spy), mock.patch.object(codec, "_latents", again):
+            with (
+                mock.patch.object(coder, "quantise", spy),
+                mock.patch.object(codec.encoder, "latents", again),
+            ):
                 data = codec.encode(picture, quality, caption=None)
             ((given, coded),) = spy.calls
             path = folder / f"{number:04d}-{quality:03d}.slim"

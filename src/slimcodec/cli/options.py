@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from slimcodec.codec import Roi as Region
+    from slimcodec.encoder import Roi as Region
 
 Out = Annotated[
     str | None,

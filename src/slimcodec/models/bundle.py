@@ -156,6 +156,11 @@ class Bundle:
         return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
 
     @property
+    def cell(self) -> int:
+        """Pixels a side of a coded position: 16 for slim-tiny."""
+        return self.latent_model.stride * self.config.compressor.patch
+
+    @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains in float32."""
 

@@ -90,34 +90,34 @@ class LatentModel(Protocol):
 
 
 def tiled(
-    function: Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
+    function: Callable[..., Tensor],
+    *inputs: Tensor,
     margin: int | None,
     cell_in: int = 1,
     cell_out: int = 1,
     tile: int = TILE,
 ) -> Tensor:
-    """``function(x)`` for a convolutional function, computed on overlapping tiles.
+    """``function(*inputs)`` for a convolutional function, computed on overlapping tiles.
 
-    ``x`` is [B, C, rows * cell_in, columns * cell_in]; the function turns a cell of ``cell_in`` into one of ``cell_out``
-    and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call. Without a margin the
-    function is left to divide its input itself.
+    Inputs are [B, C, rows * cell_in, columns * cell_in]. The function turns a cell of ``cell_in`` into one of ``cell_out``
+    and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call. Without a margin
+    the function divides its input itself.
     """
     if margin is None:
-        return function(x)
-    rows, columns = x.shape[2] // cell_in, x.shape[3] // cell_in
+        return function(*inputs)
+    rows, columns = (length // cell_in for length in inputs[0].shape[2:])
     if rows <= tile + 2 * margin and columns <= tile + 2 * margin:
-        return function(x)
+        return function(*inputs)
     result: Tensor | None = None
     for top in range(0, rows, tile):
         for left in range(0, columns, tile):
             bottom, right = min(top + tile, rows), min(left + tile, columns)
             y0, x0 = max(top - margin, 0), max(left - margin, 0)
             y1, x1 = min(bottom + margin, rows), min(right + margin, columns)
-            piece = function(x[:, :, y0 * cell_in : y1 * cell_in, x0 * cell_in : x1 * cell_in])
+            place = (..., slice(y0 * cell_in, y1 * cell_in), slice(x0 * cell_in, x1 * cell_in))
+            piece = function(*(x[place] for x in inputs))
             if result is None:
-                result = piece.new_empty(x.shape[0], piece.shape[1], rows * cell_out, columns * cell_out)
+                result = piece.new_empty(*piece.shape[:2], rows * cell_out, columns * cell_out)
             inner = piece[
                 :,
                 :,

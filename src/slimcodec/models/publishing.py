@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimcodec.errors import SlimError
-from slimcodec.models.bundle import Bundle
 from slimcodec.models.pretrained.hub import is_hub_id
 from slimcodec.models.pretrained.references import (
     OTHER_FILES,
@@ -21,6 +20,9 @@ from slimcodec.models.pretrained.references import (
     find_part,
     weight_files,
 )
+
+if TYPE_CHECKING:
+    from slimcodec.models.bundle import Bundle
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Files to pictures: symbols, the decompressed latent, its enhancement, and pixels."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from slimcodec.container import Container, Source, read_source, unpack
+from slimcodec.entropy.caption import Caption, decode_caption
+from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
+from slimcodec.errors import FormatError, ModelMismatchError
+from slimcodec.images import check_size
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.latent_codec import CodedLatent
+from slimcodec.models.latent_model import blended, tiled
+
+#: latent positions up to which caption guidance is applied: its gradient needs the whole picture in memory
+GUIDED_POSITIONS = 4096
+NO_CAPTION = Caption(None, None)
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """A file whose symbols are read: header and payload, the caption, and the symbols."""
+
+    container: Container
+    caption: Caption
+    coded: CodedLatent
+
+
+@dataclass(frozen=True)
+class Decompressed:
+    """A file before enhancement: the decompressed latent [1, C, h, w], header and payload, caption and its index."""
+
+    latents: Tensor
+    container: Container
+    caption: str | None
+    caption_index: int | None
+
+
+class Decoder:
+    """The steps from files to pictures. Those that take several files run one pass for all of them."""
+
+    def __init__(self, bundle: Bundle, tile: int) -> None:
+        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+        self.bundle, self.tile = bundle, tile
+
+    @torch.inference_mode()
+    def read(self, data: Source, max_pixels: int | None = None) -> CodedFile:
+        """The exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode`` does."""
+        bundle = self.bundle
+        container = unpack(read_source(data))
+        file_bundle = container.bundle_id.hex()
+        if file_bundle != bundle.bundle_id:
+            raise ModelMismatchError(
+                f"the file was made with bundle {file_bundle}, this codec holds {bundle.config.name} "
+                f"({bundle.bundle_id}); load the bundle that made it",
+                file_bundle,
+            )
+        # an unknown index is an error before any work
+        caption = decode_caption(container.caption, bundle.vocabulary) if container.caption else NO_CAPTION
+        padded = check_size(container.height, container.width, bundle.cell, max_pixels)
+        rows, columns = (length // bundle.cell for length in padded)
+        prior = bundle.config.compressor.prior
+        longest = rows * columns * (prior.channels + prior.hyper_channels) * MAX_SYMBOL_BYTES
+        if len(container.payload) > longest:
+            raise FormatError(
+                f"corrupt .slim file: {len(container.payload)} bytes of payload, a picture of "
+                f"{container.width}x{container.height} has at most {longest}"
+            )
+        coded = bundle.coder.read(container.payload, rows, columns, container.quality)
+        return CodedFile(container, caption, coded)
+
+    @torch.no_grad()
+    def decompress(self, data: Source, max_pixels: int | None = None) -> Decompressed:
+        """The decompressed latent of a file: what enhancement starts from."""
+        file = self.read(data, max_pixels)
+        latents = self.synthesise(file.coded, file.container.quality)
+        return Decompressed(latents, file.container, file.caption.text, file.caption.index)
+
+    @torch.no_grad()
+    def synthesise(self, coded: CodedLatent, quality: int) -> Tensor:
+        """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
+        compressor = self.bundle.compressor
+        level = compressor.level(torch.tensor([quality], device=self.bundle.device))
+        return tiled(
+            lambda x: compressor.synthesise(x, level),
+            coded.values,
+            tile=self.tile,
+            margin=compressor.synthesis_radius,
+            cell_out=compressor.config.patch,
+        )
+
+    def pictures(self, files: Sequence[Decompressed], steps: int, guidance: float) -> list[Image.Image]:
+        """The pictures of decompressed latents of one size, and with ``steps`` of one quality."""
+        latents = torch.cat([file.latents for file in files])
+        if steps:
+            latents = self.enhance(files, latents, steps, guidance)
+        return self.crop(latents, [(file.container.width, file.container.height) for file in files])
+
+    def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int, guidance: float) -> Tensor:
+        """The latents [B, C, h, w] of files after denoising, and with ``guidance`` moved towards their captions."""
+        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
+
+        model, taggers = self.bundle.latent_model, self.bundle.captioners
+        quality, text_scale = files[0].container.quality, self.bundle.config.text_scale
+        captions = model.embed_captions([file.caption for file in files])
+        no_captions = captions if text_scale == 1.0 else model.embed_captions([None] * len(files))
+        # the noise is part of the file's meaning: a file gives the same picture each time
+        seeds = [zlib.crc32(file.container.payload) for file in files]
+        noise = [seeded_noise(file.latents.shape, seed) for file, seed in zip(files, seeds, strict=True)]
+        enhanced = blended(
+            lambda x, noise: model.enhance(x, quality, steps, noise, captions, no_captions, text_scale),
+            latents,
+            torch.cat(noise).to(self.bundle.device),
+            tile=model.enhancer_tile or self.tile,
+        )
+        if not (guidance and taggers and enhanced.shape[2] * enhanced.shape[3] <= GUIDED_POSITIONS):
+            return enhanced
+        scale = model.error_scale(quality)
+        guided = [
+            latent
+            if file.caption_index is None
+            else guide_by_caption(latent, file.caption_index, model.decode, taggers, scale, guidance, seed)
+            for latent, file, seed in zip(enhanced.split(1), files, seeds, strict=True)
+        ]
+        return torch.cat(guided)
+
+    @torch.inference_mode()
+    def crop(self, latents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+        """The pictures of latents [B, C, h, w], each cut to its size (width, height)."""
+        model = self.bundle.latent_model
+
+        def pixels(x: Tensor) -> Tensor:
+            return model.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+        decoded = tiled(pixels, latents, tile=self.tile, margin=model.decoder_radius, cell_out=model.stride)
+        arrays = decoded.permute(0, 2, 3, 1).cpu()
+        return [
+            Image.fromarray(array[:height, :width].contiguous().numpy())
+            for array, (width, height) in zip(arrays, sizes, strict=True)
+        ]

@@ -1,0 +1,225 @@
+"""Pictures to files: latents, captions, the region of interest, symbols, and the quality that fits a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from slimcodec.container import Container, pack
+from slimcodec.entropy.caption import encode_caption
+from slimcodec.errors import SlimError
+from slimcodec.images import Pixels, padded_size
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.latent_codec import CodedLatent
+from slimcodec.models.latent_model import tiled
+
+#: where the bits should go: "auto", None, or a mask in [0, 1]
+Roi = str | NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``Codec.encode``; raises ``SlimError`` for what is out of range."""
+
+    quality: int = 50
+    caption: str | None = "auto"
+    target_bytes: int | None = None
+    target_bpp: float | None = None
+    roi: Roi = "auto"
+
+    def __post_init__(self) -> None:
+        if self.target_bytes is not None and self.target_bpp is not None:
+            raise SlimError("give target_bytes or target_bpp, not both")
+        object.__setattr__(self, "quality", whole_number("quality", self.quality, 1, 100))
+        if not (self.caption is None or isinstance(self.caption, str)):
+            raise SlimError(f"caption is {self.caption!r}; give 'auto', None or a text")
+        for name in ("target_bytes", "target_bpp"):
+            target = getattr(self, name)
+            if target is not None and not 0 < target < float("inf"):
+                raise SlimError(f"{name} is {target!r}; give a number above 0")
+        if isinstance(self.roi, str) and self.roi != "auto":
+            raise SlimError(f"roi is {self.roi!r}; give 'auto', None or a mask")
+
+    def byte_limit(self, width: int, height: int) -> int | None:
+        """Most bytes of the file of a picture of a size in pixels; None: ``quality`` decides."""
+        if self.target_bpp is None:
+            return self.target_bytes
+        return math.floor(self.target_bpp * width * height / 8)
+
+
+@dataclass(frozen=True)
+class TaggerOutput:
+    """What the bundle's tagger makes of a picture: logits [1, tags], and [1, 1, s, s] of the region of interest if it has one."""
+
+    tags: Tensor
+    interest: Tensor | None
+
+
+class Encoder:
+    """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
+
+    def __init__(self, bundle: Bundle, tile: int) -> None:
+        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+        self.bundle, self.tile = bundle, tile
+
+    @torch.inference_mode()
+    def latents(self, pictures: Sequence[Pixels]) -> list[Tensor]:
+        """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
+        model = self.bundle.latent_model
+        tensors = [self._padded(pixels) for pixels in pictures]
+        latents = tiled(
+            # in floating point a large picture takes four times the memory, so only tiles become that
+            lambda x: model.encode(_normalised(x)),
+            # a large picture comes alone, and is not copied
+            tensors[0] if len(tensors) == 1 else torch.cat(tensors),
+            tile=self.tile,
+            margin=model.encoder_radius,
+            cell_in=model.stride,
+        )
+        return list(latents.split(1))
+
+    @torch.inference_mode()
+    def captions(self, pictures: Sequence[Pixels], caption: str | None = "auto") -> list[str | None]:
+        """The caption of every picture where the user or a pretrained captioner says it; "auto" is left to the tagger."""
+        model = self.bundle.caption_model if caption == "auto" else None
+        if model is None:
+            return [caption] * len(pictures)
+        with self.bundle.parts.lock:
+            return model.captions(pictures)
+
+    @torch.inference_mode()
+    def file(self, pixels: Pixels, latent: Tensor, caption: str | None, request: Request) -> bytes:
+        """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
+        bundle = self.bundle
+        output = None
+        if caption == "auto":
+            output = self._tag(pixels) if bundle.config.captioners else None
+            caption = bundle.captioners[0].name(output.tags, bundle.vocabulary)[0] if output else None
+        interest = self.interest(pixels, request.roi, output)
+        section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
+        height, width = pixels.shape[:2]
+
+        def file(quality: int) -> bytes:
+            payload = bundle.coder.write(self.quantise(latent, quality, interest))
+            return pack(Container(width, height, quality, bytes.fromhex(bundle.bundle_id), section, payload))
+
+        limit = request.byte_limit(width, height)
+        return file(request.quality) if limit is None else largest_that_fits(file, limit)[1]
+
+    @torch.inference_mode()
+    def interest(
+        self, pixels: Pixels, roi: Roi = "auto", output: TaggerOutput | None = None
+    ) -> Tensor | None:
+        """The interest [1, 1, h, w] in [0, 1] of every latent position; None: all alike.
+
+        ``output``: that of the tagger for the picture, where it has run already.
+        """
+        config = self.bundle.config
+        if not isinstance(roi, str | None):
+            return self._masked(pixels, roi)
+        if roi is None or not (
+            config.compressor.step_octaves and config.captioners and config.captioners[0].roi
+        ):
+            return None
+        logits = (output or self._tag(pixels)).interest
+        assert logits is not None
+        return F.interpolate(logits, self._latent_size(pixels), mode="bilinear").sigmoid()
+
+    @torch.inference_mode()
+    def quantise(self, latent: Tensor, quality: int, interest: Tensor | None = None) -> CodedLatent:
+        """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions."""
+        compressor = self.bundle.compressor
+        level = compressor.level(torch.tensor([quality], device=latent.device))
+        values = tiled(
+            lambda x, interest=None: compressor.analyse(x, level, interest),
+            *(latent,) if interest is None else (latent, interest),
+            tile=self.tile,
+            margin=compressor.analysis_radius,
+            cell_in=compressor.config.patch,
+        )
+        return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
+
+    def _latent_size(self, pixels: Pixels) -> tuple[int, int]:
+        height, width = padded_size(pixels.shape[0], pixels.shape[1], self.bundle.cell)
+        return height // self.bundle.latent_model.stride, width // self.bundle.latent_model.stride
+
+    def _padded(self, pixels: Pixels) -> Tensor:
+        height, width = pixels.shape[:2]
+        padded_height, padded_width = padded_size(height, width, self.bundle.cell)
+        if (height, width) != (padded_height, padded_width):
+            # repeating the border costs fewer bits than black, and works from 1x1 up
+            margins = ((0, padded_height - height), (0, padded_width - width), (0, 0))
+            pixels = np.pad(pixels, margins, mode="edge")
+        return self._as_tensor(pixels)
+
+    def _as_tensor(self, pixels: Pixels) -> Tensor:
+        # the array's own order is channels-last, which the convolutions like best
+        return torch.tensor(pixels).permute(2, 0, 1)[None].to(self.bundle.device)
+
+    def _tag(self, pixels: Pixels) -> TaggerOutput:
+        tagger = self.bundle.captioners[0]
+        side = tagger.config.side
+        # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
+        square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
+        return TaggerOutput(*tagger.look(_normalised(self._as_tensor(np.asarray(square)))))
+
+    def _masked(self, pixels: Pixels, roi: NDArray[Any]) -> Tensor:
+        """The interest that a mask of any resolution over the picture means; ``SlimError`` for what is no mask."""
+        if not self.bundle.config.compressor.step_octaves:
+            raise SlimError(f"the bundle {self.bundle.config.name} has one step everywhere: it takes no roi")
+        mask = np.asarray(roi, np.float32)
+        if mask.ndim != 2 or not mask.size or not (mask.min() >= 0 and mask.max() <= 1):
+            raise SlimError(
+                f"roi is an array of shape {mask.shape}; give a mask of two axes with values in [0, 1]"
+            )
+        height, width = pixels.shape[:2]
+        if mask.shape != (height, width):
+            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+        padded_height, padded_width = padded_size(height, width, self.bundle.cell)
+        margins = (0, padded_width - width, 0, padded_height - height)
+        x = torch.tensor(mask, device=self.bundle.device)[None, None]
+        return F.avg_pool2d(F.pad(x, margins, mode="replicate"), self.bundle.latent_model.stride)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """Pixels 0..255 as -1..1, float32."""
+    return x.float().div_(127.5).sub_(1)
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """``value`` where it is a whole number from ``low`` to ``high``, else ``SlimError``."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high:
+        return int(value)
+    raise SlimError(f"{name} is {value!r}; give a whole number from {low} to {high}")
+
+
+def largest_that_fits(
+    encode: Callable[[int], bytes], limit: int, qualities: tuple[int, int] = (1, 100)
+) -> tuple[int, bytes]:
+    """The largest quality whose file has at most ``limit`` bytes, and the file, by bisection (sizes grow with quality).
+
+    Raises ``SlimError`` where that of the lowest quality has more.
+    """
+    low, high = qualities[0], qualities[1] + 1
+    best = encode(low)
+    if len(best) > limit:
+        raise SlimError(
+            f"no quality fits in {limit} bytes: quality {low} takes {len(best)}; allow more, or shrink the picture"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        data = encode(middle)
+        if len(data) <= limit:
+            low, best = middle, data
+        else:
+            high = middle
+    return low, best
