@@ -16,8 +16,7 @@ import torch
 from photos import photo_options, photos
 
 import slimcodec
-from slimcodec.training.compression_model import code
-from slimcodec.training.export import gaussian_tables, restore_latent_codec
+from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
 
 QUALITIES = (5, 25, 50, 75, 95)
 

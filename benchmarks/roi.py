@@ -37,13 +37,13 @@ from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
-from slimcodec.training.data import Crops, LabelledViews
-from slimcodec.training.export import latent_codec_parts
-from slimcodec.training.loop import Reports, train
-from slimcodec.training.losses import Fidelity
-from slimcodec.training.recipe import load_recipe
+from slimcodec.training.batches import Crops, LabelledViews
+from slimcodec.training.compression_model import latent_codec_parts
+from slimcodec.training.loop import train
+from slimcodec.training.losses import Fidelity, RateDistortion
+from slimcodec.training.recipe import Reports, load_recipe
 from slimcodec.training.stages.captioner import CaptionerStage
-from slimcodec.training.stages.compressor import CompressorStage, RateFidelity
+from slimcodec.training.stages.compressor import CompressorStage
 
 QUALITIES = (4, 12, 20, 30, 42, 56, 72, 88)
 #: bits per pixel at which the curves are compared
@@ -78,7 +78,12 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
     start_from_classifier(tagger, load_teacher(arguments.teacher))
     # only where things are is learned here: photos without a label serve as well
     views = LabelledViews(
-        photos, vocabulary, size=tagger.config.side, batch=options.batch, seed=options.seed, watched=True
+        photos,
+        vocabulary,
+        size=tagger.config.side,
+        batch=options.batch,
+        seed=options.seed,
+        labelled_later=True,
     )
     stage = CaptionerStage(tagger, views, vocabulary, train_body=False)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
@@ -95,7 +100,7 @@ def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: T
     autoencoder = PatchAutoencoder(load_recipe("tiny-cpu").autoencoder.network)
     autoencoder.load_state_dict(load_file(arguments.autoencoder / "autoencoder.safetensors"))
     torch.manual_seed(options.seed)
-    objective = RateFidelity(recipe.lambdas, Fidelity(background), recipe.mixed_start)
+    objective = RateDistortion(recipe.lambdas, Fidelity(background), recipe.mixed_start)
     crops = Crops(photos, options.crop, options.batch, options.seed)
     tuned = {"train_encoder": recipe.train_encoder, "train_decoder": recipe.train_decoder}
     stage = CompressorStage(autoencoder, Compressor(network), crops, objective, **tuned)

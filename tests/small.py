@@ -18,8 +18,7 @@ from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, UNetSize, small_unet_config
 from slimcodec.models.native import small_text_encoder
 from slimcodec.models.prior import PriorConfig
-from slimcodec.training.compression_model import CompressionModel
-from slimcodec.training.export import latent_codec_parts
+from slimcodec.training.compression_model import CompressionModel, latent_codec_parts
 
 CHANNELS = 16
 VOCABULARY = ("cat", "egyptian cat", "espresso", "rocket", "astronaut")

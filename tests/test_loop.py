@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slimcodec import SlimError
-from slimcodec.training.draws import WHOLE, Draws, Share
-from slimcodec.training.loop import Optimisation, Reports, schedule, train
-from slimcodec.training.stages.common import BaseStage, rate_trouble
+from slimcodec.training.batches import WHOLE, Draws, Share
+from slimcodec.training.loop import Stage, schedule, train
+from slimcodec.training.losses import rate_failure
+from slimcodec.training.recipe import Optimisation, Reports
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Counting:
         return Numbers(share.numbers(self.batch))
 
 
-class Line(BaseStage):
+class Line(Stage[Numbers]):
     """The smallest stage: fit a line to drawn points."""
 
     name = "line"
@@ -61,7 +62,7 @@ class Line(BaseStage):
         terms = {"first": error.detach()[chosen].mean()} if chosen.any() else {}
         return error.mean(), terms
 
-    def trouble(self, terms: dict[str, float]) -> str | None:
+    def failure(self, terms: dict[str, float]) -> str | None:
         return self.excuse
 
 
@@ -168,13 +169,13 @@ def test_a_loss_that_stays_infinite_stops_the_run(tmp_path: Path) -> None:
         train(stage, tmp_path, OPTIONS, REPORTS)
 
 
-def test_what_a_stage_calls_trouble_stops_the_run(tmp_path: Path) -> None:
+def test_what_a_stage_calls_a_failure_stops_the_run(tmp_path: Path) -> None:
     stage = Line()
     stage.excuse = "it rains"
     with pytest.raises(SlimError, match="line stopped at step 8: it rains"):
         train(stage, tmp_path, OPTIONS, REPORTS)
-    assert "collapsed" in str(rate_trouble(0.0)) and "grown" in str(rate_trouble(30.0))
-    assert rate_trouble(0.1) is None
+    assert "collapsed" in str(rate_failure(0.0)) and "grown" in str(rate_failure(30.0))
+    assert rate_failure(0.1) is None
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

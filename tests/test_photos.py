@@ -17,14 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from slimcodec import SlimError
-from slimcodec.data.photos import PhotoSet, PhotoStream, Target
+from slimcodec.data.photos import PhotoSet, PhotoStream
 from slimcodec.data.sources import open_sources
-from slimcodec.training.card import card_lines, data_card
-from slimcodec.training.data import Crops, LabelledViews
-from slimcodec.training.draws import Share
-from slimcodec.training.materials import Materials
+from slimcodec.training.batches import Crops, LabelledViews, Share
+from slimcodec.training.data import TrainingData, card_lines, data_card
+from slimcodec.training.pseudo_labels import KeptLabels, Labeller, PseudoLabelled, PseudoLabels
 from slimcodec.training.recipe import load_recipe
-from slimcodec.training.targets import KeptTargets, Opinions
 
 
 def folder_of_photos(folder: Path) -> Path:
@@ -127,7 +125,7 @@ def test_a_source_is_drawn_as_often_as_its_share_says(tmp_path: Path) -> None:
 
     def shares(setting: str) -> dict[str, float]:
         recipe = load_recipe("smoke", [f"data={tmp_path}/two.parquet", f"data.shares={setting}"])
-        return Materials(recipe, tmp_path, Accelerator(cpu=True)).shares
+        return TrainingData(recipe, tmp_path, Accelerator(cpu=True)).shares
 
     assert shares('["a = 0.2"]') == {"a": 0.2}
     # only their ratio counts where all are named
@@ -141,7 +139,7 @@ def test_a_source_is_drawn_as_often_as_its_share_says(tmp_path: Path) -> None:
 def test_shares_need_photos_that_name_their_source(tmp_path: Path) -> None:
     recipe = load_recipe("smoke", [f"data={parquet(tmp_path)}", "data.shares=a=0.5"])
     with pytest.raises(SlimError, match="no column 'source'"):
-        _ = Materials(recipe, tmp_path, Accelerator(cpu=True)).shares
+        _ = TrainingData(recipe, tmp_path, Accelerator(cpu=True)).shares
 
 
 @pytest.mark.parametrize("entry", ["a", "a=", "=0.5", "a=2", "a=-1", "a=nan", '["a=0.1", "a=0.2"]'])
@@ -189,15 +187,15 @@ class Answers:
         return looked.mean((2, 3)), looked
 
 
-def test_opinions_are_asked_once_and_kept(tmp_path: Path) -> None:
+def test_labeller_are_asked_once_and_kept(tmp_path: Path) -> None:
     photos = PhotoSet(open_sources([parquet(tmp_path, broken=1)], "data.photos"))
     before = photos[1]
-    opinions = Opinions([Answers()], captioner=lambda pixels, mask: "never asked: there is a label")
-    kept = KeptTargets(photos, opinions, tmp_path / "targets.pt")
-    photos.use(kept)
-    again = KeptTargets(photos, Opinions(), tmp_path / "targets.pt")
-    plain, boxed = photos[1], photos[2]
-    assert plain is not None and boxed is not None and plain is before
+    labeller = Labeller([Answers()], captioner=lambda pixels, mask: "never asked: there is a label")
+    kept = KeptLabels(photos, labeller, tmp_path / "targets.pt")
+    view = PseudoLabelled(photos, kept)
+    again = KeptLabels(photos, Labeller(), tmp_path / "targets.pt")
+    plain, boxed = view[1], view[2]
+    assert plain is not None and boxed is not None and before is not None and before.mask is None
     assert (
         plain.mask is not None and not plain.annotated and plain.mask[:, -1].mean() > plain.mask[:, 0].mean()
     )
@@ -207,7 +205,7 @@ def test_opinions_are_asked_once_and_kept(tmp_path: Path) -> None:
     assert answer is not None and torch.equal(answer, plain.logits)
     fewer = PhotoSet(open_sources(["generated:3"], "data.photos"))
     with pytest.raises(SlimError, match="belongs to other photos"):
-        KeptTargets(fewer, opinions, tmp_path / "targets.pt")
+        KeptLabels(fewer, labeller, tmp_path / "targets.pt")
 
 
 def test_a_photo_without_words_is_named_by_the_captioner_from_its_region() -> None:
@@ -221,17 +219,17 @@ def test_a_photo_without_words_is_named_by_the_captioner_from_its_region() -> No
     one = photos[0]
     assert one is not None
     one.label = None
-    target = Opinions(captioner=captioner)(0, one)
-    assert target == Target(None, None, "a photo of a thing") and seen[0] is one.mask
+    target = Labeller(captioner=captioner)(0, one)
+    assert target == PseudoLabels(None, None, "a photo of a thing") and seen[0] is one.mask
 
 
-def test_views_mix_labels_and_opinions(tmp_path: Path) -> None:
+def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     photos = PhotoSet(open_sources([parquet(tmp_path)], "data.photos"))
     tags = ["goldfish", "shark", "tench", "hen"]
     labelled = LabelledViews(photos, tags, size=32, batch=4, seed=0)(0)
     assert labelled.targets.tolist() == [[0, 0, 1, 0]] * 4 and bool(labelled.known.all())
-    photos.use(lambda row, photo: Target(torch.tensor([0.0, 0.0, 0.0])))
-    mixed = LabelledViews(photos, tags, size=32, batch=4, seed=0)(0)
+    view = PseudoLabelled(photos, lambda row, photo: PseudoLabels(torch.tensor([0.0, 0.0, 0.0])))
+    mixed = LabelledViews(view, tags, size=32, batch=4, seed=0)(0)
     assert torch.allclose(mixed.targets, torch.tensor([[1 / 6, 1 / 6, 1 / 6 + 0.5, 0]] * 4))
     nothing = PhotoSet(open_sources(["generated:2"], "data.photos"))
     with pytest.raises(SlimError, match=r"teachers\.models"):

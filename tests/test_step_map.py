@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from slimcodec import FormatError
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
-from slimcodec.training.export import gaussian_tables
+from slimcodec.training.compression_model import gaussian_tables
 
 TABLES = gaussian_tables()
 

@@ -17,7 +17,7 @@ from slimcodec.data.classifiers import class_activation, load_teacher
 from slimcodec.data.networks import TransformersNetwork, last_of_each_stride
 from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
-from slimcodec.training.draws import Draws
+from slimcodec.training.batches import Draws
 from slimcodec.training.losses import FeatureLoss
 
 LABELS = {0: "tabby", 1: "goldfish", 2: "espresso", 3: "rocket", 4: "canoe"}

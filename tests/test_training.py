@@ -17,15 +17,15 @@ from torch import Tensor, nn
 import slimcodec
 from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_teacher
+from slimcodec.data.contact_sheet import GAP, LINE, Tile, contact_sheet
 from slimcodec.data.masks import mask_from_boxes
 from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
-from slimcodec.training.data import Views, crop, words
-from slimcodec.training.draws import Draws, Share, part_mean
-from slimcodec.training.export import gaussian_tables, restore_latent_codec
-from slimcodec.training.history import history
+from slimcodec.training.batches import Draws, Share, Views, crop, part_mean, random_caption
+from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
+from slimcodec.training.export import training_record
 from slimcodec.training.losses import (
     FEATURE_UNIT,
     FeatureLoss,
@@ -37,8 +37,7 @@ from slimcodec.training.losses import (
     weighted_mse,
 )
 from slimcodec.training.recipe import RECIPES, load_recipe
-from slimcodec.training.sheets import GAP, LINE, Tile, sheet
-from slimcodec.training.stages import CaptionerStage
+from slimcodec.training.stages.captioner import CaptionerStage
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,8 +95,6 @@ def test_training_rate_is_that_of_the_tables() -> None:
 
 
 def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
-    from slimcodec.training.compression_model import code
-
     codec = slimcodec.load(dtype="float32")
     twin, tables = restore_latent_codec(codec.bundle), gaussian_tables()
     exact, floating = 0.0, 0.0
@@ -198,10 +195,13 @@ def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
 def test_words_are_sentences_then_the_label() -> None:
     rng = np.random.default_rng(0)
     pixels = np.zeros((4, 4, 3), np.uint8)
-    assert words(Photo(pixels, None, False, "tench", ["a fish"]), rng) == "a fish"
-    assert words(Photo(pixels, None, False, "otter", []), rng) == "a photo of an otter"
-    assert words(Photo(pixels, None, False, "otter", []), rng, ["an image: {label}"]) == "an image: otter"
-    assert words(Photo(pixels, None, False, None, []), rng) is None
+    assert random_caption(Photo(pixels, None, False, "tench", ["a fish"]), rng) == "a fish"
+    assert random_caption(Photo(pixels, None, False, "otter", []), rng) == "a photo of an otter"
+    assert (
+        random_caption(Photo(pixels, None, False, "otter", []), rng, ["an image: {label}"])
+        == "an image: otter"
+    )
+    assert random_caption(Photo(pixels, None, False, None, []), rng) is None
 
 
 def test_activation_maps_point_at_what_the_classifier_sees() -> None:
@@ -325,7 +325,7 @@ def test_sheets_show_pictures_of_any_precision() -> None:
     heat = Tile.heat(torch.linspace(0, 1, 4).view(2, 2).bfloat16(), (8, 8))
     assert tile.pixels.shape == heat.pixels.shape == (8, 8, 3)
     assert int(heat.pixels[0, 0, 0]) == 0 and int(heat.pixels[-1, -1, 0]) == 255
-    drawn = sheet([[tile, heat], [tile]])
+    drawn = contact_sheet([[tile, heat], [tile]])
     assert drawn.size == (2 * 8 + 3 * GAP, 2 * (8 + LINE) + 3 * GAP)
 
 
@@ -336,7 +336,9 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine() -> None:
         "teachers.models=/disk/t.pt",
         "enhance.rate=1",
     )
-    made = history(load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"])
+    made = training_record(
+        load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"]
+    )
     assert made["commands"][1] == (
         "slim train all --config tiny-cpu --set data=PHOTOS --set teachers.models=CLASSIFIERS "
         """--set 'captioner.also=["BUNDLE-3f7f14c7"]' --set enhance.rate=1"""

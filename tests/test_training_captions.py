@@ -20,9 +20,10 @@ from small import small_bundle
 from slimcodec import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.pretrained.captioner import MAX_BYTES, clean_caption
-from slimcodec.training.captions import RoiCaptioner, label_captions, roi_box
+from slimcodec.training.pseudo_labels import RoiCaptioner, label_captions, roi_box
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
+from slimcodec.training.stages import train_stage
 
 
 def test_captions_of_labels() -> None:
@@ -156,16 +157,19 @@ def test_captions_reach_the_stages_that_read_them_and_no_other(
     recipe = load_recipe("smoke", [*settings, f"data.captioner={tmp_path / 'captioner'}"])
     run, captions = Run(recipe), {}
 
-    def watched(stage: Any, options: Any) -> None:
+    def watched(stage: Any) -> None:
         captions[stage.name] = set(stage.batches(0).captions)
 
-    monkeypatch.setattr(run, "_train", watched)
+    monkeypatch.setattr(run, "train", watched)
     (tmp_path / "run").mkdir(exist_ok=True)
     autoencoder = PatchAutoencoder(recipe.autoencoder.network)
     save_file(autoencoder.state_dict(), tmp_path / "run" / "autoencoder.safetensors")
-    run.compressor()
+    train_stage(run, "compressor")
     assert captions["compressor"] == {None} and not (tmp_path / "run" / "targets.pt").exists()
-    run.diffusion()
+    train_stage(run, "diffusion")
     kept = torch.load(tmp_path / "run" / "targets.pt", weights_only=True)["captions"]
     assert all(caption.startswith("a photo of ") for caption in kept)
     assert captions["diffusion"] == set(kept)
+    # a view has the pseudo-labels: the photos themselves, and stages that do not read them, stay without
+    train_stage(run, "compressor")
+    assert captions["compressor"] == {None}

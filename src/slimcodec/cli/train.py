@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Annotated
 
 import typer
 
 from slimcodec.cli.messages import USAGE, complain, failing, say
+from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance", "bundle")
 PREVIEW = "preview"
@@ -47,9 +49,11 @@ def train(
         complain(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}")
         raise typer.Exit(USAGE)
     try:
-        from slimcodec.training.preview import preview
+        from slimcodec.training.data import card_lines, data_card, preview
+        from slimcodec.training.export import save_bundle
         from slimcodec.training.recipe import load_recipe
-        from slimcodec.training.run import Run, stages
+        from slimcodec.training.run import Run
+        from slimcodec.training.stages import train_stage
     except ModuleNotFoundError as error:
         complain(f"training needs {error.name}: install it with pip install 'slimcodec[train]'")
         raise typer.Exit(USAGE) from None
@@ -59,16 +63,21 @@ def train(
         chosen = tuple(settings or ())
         run = Run(load_recipe(config, chosen), resume, config, chosen)
         # one voice, whatever the number of processes
-        loud = run.accelerator.is_main_process
-        logging.getLogger("slimcodec").setLevel(logging.INFO if loud else logging.ERROR)
-        if loud:
-            run.card()
+        logger = logging.getLogger("slimcodec")
+        logger.setLevel(logging.INFO if run.accelerator.is_main_process else logging.ERROR)
+        if run.accelerator.is_main_process:
+            card = data_card(run.data.photos(run.recipe.compressor.optimisation))
+            for line in card_lines(card):
+                logger.info(line)
+            atomic_write(run.folder / "data_card.json", json.dumps(card, indent=2).encode())
         if stage == PREVIEW:
-            say(str(preview(run)))
+            say(str(preview(run.data)))
         for name in {"all": STAGES, PREVIEW: ()}.get(stage, (stage,)):
-            if resume and name != "bundle" and run.finished(name):
-                logging.getLogger("slimcodec").info("%s is finished", name)
-                continue
-            stages(run)[name]()
+            if name == "bundle":
+                save_bundle(run)
+            elif resume and run.is_finished(name):
+                logger.info("%s is finished", name)
+            else:
+                train_stage(run, name)
         # several processes part in order: without it, one of them may abort at its exit
         run.accelerator.end_training()

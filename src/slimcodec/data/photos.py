@@ -144,28 +144,6 @@ def _stored_bytes(stored: Mapping[str, Any] | None) -> bytes | None:
     return Path(stored["path"]).read_bytes() if not data and stored.get("path") else data
 
 
-@dataclass(frozen=True)
-class Target:
-    """What frozen networks say of a photo: mean logits [K] of the classifiers, a mask [h, w] and a caption where they gave one."""
-
-    logits: Tensor | None = None
-    mask: Mask | None = None
-    caption: str | None = None
-
-
-#: finds the target of a row's photo
-Targets = Callable[[int, Photo], Target]
-
-
-def attach(photo: Photo, target: Target) -> None:
-    """Gives a photo what frozen networks say of it; a person's mask and words stay."""
-    photo.logits = target.logits
-    if photo.mask is None:
-        photo.mask = target.mask
-    if target.caption and not photo.captions and not photo.label:
-        photo.captions = (target.caption,)
-
-
 class Pool(Protocol):
     """Photos that a batch is drawn from."""
 
@@ -191,7 +169,6 @@ class PhotoSet:
         self._photos: dict[int, Photo | None] = {}
         #: rows that could not be decoded
         self.broken: set[int] = set()
-        self._targets: Targets | None = None
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -204,21 +181,12 @@ class PhotoSet:
             names.update(class_name(table.features, "source", value) or "" for value in values)
         return names
 
-    def use(self, targets: Targets) -> None:
-        """From now on photos have what frozen networks say of them, those that are in memory too."""
-        self._targets = targets
-        for row, photo in self._photos.items():
-            if photo is not None:
-                attach(photo, targets(row, photo))
-
     def __getitem__(self, row: int) -> Photo | None:
         if row in self._photos:
             return self._photos[row]
         part = bisect.bisect_right(self._starts, row) - 1
         table = self._tables[part]
         photo = self.read(table, table[row - self._starts[part]], row)
-        if photo is not None and self._targets is not None:
-            attach(photo, self._targets(row, photo))
         size = photo.pixels.nbytes if photo is not None else 0
         if size <= self._room:
             self._room -= size
@@ -230,7 +198,7 @@ class PhotoSet:
         return self
 
     def read(self, table: Any, row: Mapping[str, Any], number: int) -> Photo | None:
-        """The photo of a row of ``table``, without target; None where its bytes cannot be decoded."""
+        """The photo of a row of ``table``, without pseudo-labels; None where its bytes cannot be decoded."""
         try:
             return read_record(row, number, table.features, self._annotations).decode()
         except (ImageError, OSError, ValueError) as error:
@@ -255,14 +223,15 @@ class PhotoStream:
         window: int,
         seed: int,
         annotations: Mapping[str, Annotation] | None = None,
+        label: Callable[[int, Photo], Photo] | None = None,
     ) -> None:
-        self._reader = PhotoSet([], annotations)
+        """``label``: adds pseudo-labels to the photo of a number in the stream."""
+        self._reader, self._label = PhotoSet([], annotations), label
         self._table, self._steps, self._window, self._seed = table, max(1, steps), window, seed
         self._held: tuple[int, list[Photo | None]] | None = None
         self._rows: Iterator[Mapping[str, Any]] = iter(())
         #: the window that ``_rows`` goes on with
         self._next: int | None = None
-        self.targets: Targets | None = None
 
     @property
     def broken(self) -> set[int]:
@@ -285,9 +254,7 @@ class PhotoStream:
 
     def _photo(self, number: int, row: Mapping[str, Any]) -> Photo | None:
         photo = self._reader.read(self._table, row, number)
-        if photo is not None and self.targets is not None:
-            attach(photo, self.targets(number, photo))
-        return photo
+        return photo if photo is None or self._label is None else self._label(number, photo)
 
     def _forever(self) -> Iterator[Mapping[str, Any]]:
         epoch = 0

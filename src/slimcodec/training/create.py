@@ -30,8 +30,12 @@ from slimcodec.models.pretrained.hub import is_hub_id, pretrained_folder
 from slimcodec.models.pretrained.pipeline import LdmFacts, load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer, revision_of
 from slimcodec.models.prior import PriorConfig
-from slimcodec.training.compression_model import CompressionModel, start_as_transform
-from slimcodec.training.export import fitted_tables, latent_codec_parts
+from slimcodec.training.compression_model import (
+    CompressionModel,
+    fitted_tables,
+    latent_codec_parts,
+    start_as_transform,
+)
 
 #: pictures from which an untrained compressor's transform and tables are taken, and their side in pixels
 SAMPLES, SIDE = 12, 128
@@ -82,9 +86,8 @@ def create(wishes: Wishes, device: str = "cpu") -> Bundle:
     else:
         config, parts = _untrained(config, facts, vocabulary, pictures, device)
     if config.enhancer is not None and config.enhancer.mode == "noise":
-        strength = wishes.strength or measured_strength(
-            Bundle(config, parts, vocabulary, device=device), pictures
-        )
+        draft = Codec(Bundle(config, parts, vocabulary, device=device))
+        strength = wishes.strength or measured_strength(draft, pictures)
         config = replace(config, enhancer=replace(config.enhancer, strength=strength))
     if wishes.captioner:
         config, parts, vocabulary = with_captioner(
@@ -154,9 +157,8 @@ def _with_compressor(
     return config, kept, other.vocabulary
 
 
-def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
+def measured_strength(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
     """The shares of the model's schedule whose noise is as large as what the compressor loses of pictures [H, W, 3]."""
-    codec = Codec(bundle)
     errors: tuple[list[float], list[float]] = ([], [])
     for picture in pictures:
         latents = codec.latents(picture)
@@ -165,7 +167,7 @@ def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> 
             rough = codec.synthesise(symbols, quality)[0]
             found.append(float((rough - latents).square().mean()))
     low, high = (float(np.mean(found)) ** 0.5 for found in errors)
-    return fitting_strength((low, high), load_scheduler(bundle.pretrained_part("scheduler")))
+    return fitting_strength((low, high), load_scheduler(codec.bundle.pretrained_part("scheduler")))
 
 
 # ---- an untrained compressor -----------------------------------------------------------------------------------

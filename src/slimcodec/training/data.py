@@ -1,266 +1,242 @@
-"""Batches of crops and views of photos, each a pure function of the seed, the step, and the picture's number in the batch."""
+"""The data of a run, opened when it is first needed: photos, teachers, pseudo-labels, vocabulary; data card and preview."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+import glob
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
-from slimcodec.data.photos import Photo, Pool
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.data.classifiers import Classifier, load_teacher
+from slimcodec.data.contact_sheet import Tile, contact_sheet, overlay
+from slimcodec.data.masks import Annotation, read_annotations
+from slimcodec.data.photos import Photo, PhotoSet, PhotoStream
+from slimcodec.data.sources import open_sources
+from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
-from slimcodec.training.captions import label_captions
-from slimcodec.training.draws import WHOLE, Share
+from slimcodec.training.batches import Crops, random_caption
+from slimcodec.training.pseudo_labels import (
+    KeptLabels,
+    Labeller,
+    Photos,
+    PseudoLabel,
+    PseudoLabelled,
+    RoiCaptioner,
+)
+from slimcodec.training.recipe import Optimisation, Recipe
 
-#: tries before a set of photos counts as broken
-MANY = 1000
-#: weight of a known label beside a classifier's opinion
-LABEL_SHARE = 0.5
-#: weight of a mask that a network drew beside a person's
-NETWORK_TRUST = 0.1
-
-
-class Photos(Protocol):
-    """Photos from which a step draws: a ``PhotoSet`` or a ``PhotoStream``."""
-
-    def pool(self, step: int) -> Pool | Sequence[Photo | None]:
-        """What the batch of a step is drawn from."""
-        ...
+#: photos that are decoded for the data card
+SAMPLE = 400
+PREVIEW_PHOTOS, PREVIEW_COLUMNS, PREVIEW_SIDE = 24, 6, 180
 
 
-@dataclass
-class Batch:
-    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1], captions, and the pictures' numbers in the step."""
+class TrainingData:
+    """The photos and teachers of a recipe; ``folder`` keeps the pseudo-labels."""
 
-    pictures: Tensor
-    masks: Tensor
-    captions: list[str | None]
-    numbers: Sequence[int]
+    def __init__(self, recipe: Recipe, folder: Path, accelerator: Accelerator) -> None:
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
 
-    def of(self, chosen: Tensor) -> Batch:
-        """The pictures that are ``chosen`` (booleans [B])."""
-        picked = [place for place, wanted in enumerate(chosen.tolist()) if wanted]
-        captions = [self.captions[place] for place in picked]
-        return Batch(
-            self.pictures[chosen], self.masks[chosen], captions, [self.numbers[place] for place in picked]
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The tags."""
+        return read_vocabulary(self.recipe.data.vocabulary or EMBEDDED_BUNDLE / "vocabulary.txt")
+
+    @cached_property
+    def teachers(self) -> list[Classifier]:
+        """The frozen classifiers, on the run's device."""
+        sources: list[str] = []
+        for pattern in self.recipe.teachers.models:
+            sources += sorted(glob.glob(str(Path(pattern).expanduser()))) or [pattern]
+        return [load_teacher(source, str(self.accelerator.device)) for source in sources]
+
+    @cached_property
+    def photo_set(self) -> PhotoSet:
+        """All photos, by row; ``SlimError`` for streamed data."""
+        data = self.recipe.data
+        if data.streaming:
+            raise SlimError("this needs photos by number: set data.streaming=false")
+        sources = open_sources(data.photos, "data.photos", data.split)
+        return PhotoSet(sources, self._annotations, int(data.memory * 2**30))
+
+    @cached_property
+    def thumbnails(self) -> PhotoSet | None:
+        """Small labelled pictures for the captioner, or None."""
+        data = self.recipe.data
+        if not data.thumbnails:
+            return None
+        sources = open_sources(data.thumbnails, "data.thumbnails", data.split)
+        return PhotoSet(sources, memory=int(data.memory * 2**30))
+
+    def photos(self, options: Optimisation, *wanted: PseudoLabel) -> Photos:
+        """The photos for a stage, pseudo-labelled if the recipe's networks can say one thing that is ``wanted``."""
+        data = self.recipe.data
+        labelled = bool(self._available.intersection(wanted))
+        if data.streaming:
+            sources = open_sources(data.photos, "data.photos", data.split, streaming=True)
+            if len(sources) > 1:
+                raise SlimError("data.photos: one source can be streamed at a time")
+            steps = max(1, data.window // options.batch)
+            label = self.pseudo_label if labelled else None
+            return PhotoStream(sources[0], steps, data.window, options.seed, self._annotations, label)
+        return PseudoLabelled(self.photo_set, self._kept_labels) if labelled else self.photo_set
+
+    def crops(self, options: Optimisation, *wanted: PseudoLabel) -> Crops:
+        """Crops for a stage, of ``photos``."""
+        photos = self.photos(options, *wanted)
+        templates = self.recipe.data.templates
+        return Crops(
+            photos, options.crop, options.batch, options.seed, templates=templates, shares=self.shares
         )
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device."""
-        return replace(self, pictures=self.pictures.to(device), masks=self.masks.to(device))
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """How often photos of a source count when they are drawn, 1 for those that are not named.
+
+        Raises ``SlimError`` for sources that are not there; those of a stream are not known beforehand.
+        """
+        data = self.recipe.data
+        shares = data.source_shares
+        if not shares or data.streaming:
+            return shares
+        known = self.photo_set.collections()
+        if unknown := sorted(set(shares) - known):
+            there = ", ".join(sorted(known - {""})) or "no column 'source'"
+            raise SlimError(f"data.shares: no photo is of {', '.join(unknown)}; there is {there}")
+        largest = max(shares.get(name, 1.0) for name in known)
+        if largest == 0:
+            raise SlimError("data.shares leaves no photo: give one source more than 0")
+        return {name: share / largest for name, share in shares.items()}
+
+    def pseudo_label(self, row: int, photo: Photo) -> Photo:
+        """A copy of a photo with pseudo-labels, computed on the spot."""
+        return self._labeller(row, photo).added_to(photo) if self._available else photo
+
+    @property
+    def _available(self) -> frozenset[PseudoLabel]:
+        """What the recipe's frozen networks can say of a photo."""
+        teachers, source = bool(self.recipe.teachers.models), self.recipe.roi.source
+        known: dict[PseudoLabel, bool] = {
+            "logits": teachers,
+            "mask": source == "segmentation" or (source == "activation" and teachers),
+            "caption": bool(self.recipe.data.captioner),
+        }
+        return frozenset(name for name, available in known.items() if available)
+
+    @cached_property
+    def _annotations(self) -> Mapping[str, Annotation]:
+        path = self.recipe.data.annotations
+        return read_annotations(path) if path else {}
+
+    @cached_property
+    def _labeller(self) -> Labeller:
+        recipe, device = self.recipe, self.accelerator.device
+        segmenter: Any = None
+        if recipe.roi.source == "segmentation":
+            from slimcodec.data.segmentation import Segmenter
+
+            segmenter = Segmenter(recipe.roi.segmenter, recipe.roi.classes, str(device))
+        captioner = RoiCaptioner(recipe.data.captioner, str(device)) if recipe.data.captioner else None
+        activation = recipe.roi.source == "activation"
+        return Labeller(self.teachers, segmenter, captioner, activation=activation, device=device)
+
+    @cached_property
+    def _kept_labels(self) -> KeptLabels:
+        def track(rows: range) -> Any:
+            from rich.progress import track
+
+            return track(rows, "asking frozen networks") if self.accelerator.is_main_process else rows
+
+        # the other processes read what the first one has written
+        with self.accelerator.main_process_first():
+            return KeptLabels(self.photo_set, self._labeller, self.folder / "targets.pt", track)
 
 
-def generator(seed: int, step: int, number: int) -> np.random.Generator:
-    """The random numbers of a picture of a step."""
-    return np.random.default_rng([seed, step, number])
+# ---- a look at the photos before any training ------------------------------------------------------------------
 
 
-def draw(
-    photos: Photos, step: int, rng: np.random.Generator, shares: Mapping[str, float] | None = None
-) -> Photo:
-    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded.
+def data_card(photos: Photos, seed: int = 0) -> dict[str, Any]:
+    """Counts, sizes, labels and mask coverage of photos, from a random ``SAMPLE`` of them (all, where they are fewer).
 
-    ``shares``: of the photos of these sources, only that share counts when they are drawn.
+    Coverage is the mean share of a photo's area that annotated masks take; ``small_objects`` is the share of annotated photos
+    in which they take less than 30 %.
     """
-    pool = photos.pool(step)
-    decoded = 0
-    for _ in range(MANY):
-        photo = pool[int(rng.integers(len(pool)))]
+    pool = photos.pool(0)
+    rows = np.random.default_rng(seed).permutation(len(pool))[:SAMPLE].tolist()
+    decoded = [photo for photo in (pool[row] for row in rows) if photo is not None]
+    covered = [float(photo.mask.mean()) for photo in decoded if photo.annotated and photo.mask is not None]
+    sides = sorted(min(photo.pixels.shape[:2]) for photo in decoded)
+    labels = Counter(photo.label for photo in decoded if photo.label)
+    short_side = {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]} if sides else {}
+    card: dict[str, Any] = {
+        "photos": "streamed" if isinstance(photos, PhotoStream) else len(pool),
+        "looked_at": len(rows),
+        "broken": len(rows) - len(decoded),
+        "short_side": short_side,
+        "with_label": sum(labels.values()),
+        "labels": len(labels),
+        "with_caption": sum(bool(photo.captions) for photo in decoded),
+        "with_annotated_mask": len(covered),
+        "with_mask_of_a_network": sum(photo.mask is not None and not photo.annotated for photo in decoded),
+    }
+    if covered:
+        card["mask_coverage"] = round(float(np.mean(covered)), 3)
+        card["small_objects"] = round(float(np.mean(np.array(covered) < 0.3)), 3)
+    return card
+
+
+def card_lines(card: dict[str, Any]) -> list[str]:
+    """The card as lines of text."""
+    sides = card["short_side"]
+    lines = [
+        f"photos          {card['photos']}, of which {card['looked_at']} were looked at: {card['broken']} broken"
+    ]
+    if sides:
+        lines.append(f"short side      {sides['least']} to {sides['most']} pixels, median {sides['median']}")
+    lines += [
+        f"labels          {card['with_label']} photos, {card['labels']} different",
+        f"captions        {card['with_caption']} photos",
+        f"masks           {card['with_annotated_mask']} annotated, {card['with_mask_of_a_network']} by a network",
+    ]
+    if "mask_coverage" in card:
+        lines.append(
+            f"coverage        {card['mask_coverage']:.0%} of an annotated photo; under 30 % in {card['small_objects']:.0%}"
+        )
+    return lines
+
+
+def preview(data: TrainingData, seed: int = 0) -> Path:
+    """Writes ``<out>/preview.png`` of some photos as the compressor stage will see them, and returns its path.
+
+    The region of interest is bright and outlined; under each photo stand its caption and where its mask comes from.
+    """
+    recipe = data.recipe
+    pool = data.photos(recipe.compressor.optimisation).pool(0)
+    rng = np.random.default_rng(seed)
+    tiles: list[Tile] = []
+    for row in rng.permutation(len(pool)).tolist():
+        photo = pool[row]
         if photo is None:
             continue
-        decoded += 1
-        if wanted(photo, shares or {}, rng):
-            return photo
-    if decoded:
-        raise SlimError(f"data.shares left none of {decoded} photos: give the sources that are there more")
-    raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
-
-
-def wanted(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator) -> bool:
-    """Whether a photo that was drawn counts: always without a share of its source, else as often as that says."""
-    share = shares.get(photo.source, 1.0)
-    return share >= 1.0 or bool(rng.random() < share)
-
-
-def crop(
-    photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S] from the same place.
-
-    The crop covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, resized to ``size``; a photo
-    that is too small is enlarged until the crop fits. A photo without mask has one of ones.
-    """
-    height, width = photo.pixels.shape[:2]
-    side = min(round(size / rng.uniform(*scale)), height, width)
-    x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
-    pixels = photo.pixels[y : y + side, x : x + side]
-    if side != size:
-        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
-    if photo.mask is None:
-        mask: NDArray[Any] = np.ones((size, size), np.float32)
-    else:
-        # the mask may be coarser than the photo (class-activation maps): crop it in its own pixels
-        rows, columns = photo.mask.shape
-        box = (
-            x * columns / width,
-            y * rows / height,
-            (x + side) * columns / width,
-            (y + side) * rows / height,
-        )
-        method = Image.Resampling.BOX if rows == height else Image.Resampling.BILINEAR
-        mask = np.asarray(Image.fromarray(photo.mask).resize((size, size), method, box=box))
-    if rng.random() < 0.5:
-        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(mask.copy())
-
-
-def words(photo: Photo, rng: np.random.Generator, templates: Sequence[str] = ()) -> str | None:
-    """A caption of a photo at random: one of its sentences, else a template with its label, else None."""
-    choices = photo.captions or (label_captions(photo.label, templates) if photo.label else [])
-    return choices[int(rng.integers(len(choices)))] if choices else None
-
-
-class Crops:
-    """Random crops by step and share, with masks and captions."""
-
-    def __init__(
-        self,
-        photos: Photos,
-        size: int,
-        batch: int,
-        seed: int,
-        scale: tuple[float, float] = (0.8, 1.2),
-        templates: Sequence[str] = (),
-        shares: Mapping[str, float] | None = None,
-    ) -> None:
-        """``scale``: see ``crop``; ``shares``: see ``draw``."""
-        self.photos, self.size, self.batch, self.seed = photos, size, batch, seed
-        self.scale, self.templates, self.shares = scale, tuple(templates), dict(shares or {})
-
-    def __call__(self, step: int, share: Share = WHOLE) -> Batch:
-        numbers = share.numbers(self.batch)
-        pictures, masks, captions = [], [], []
-        for number in numbers:
-            rng = generator(self.seed, step, number)
-            photo = draw(self.photos, step, rng, self.shares)
-            picture, mask = crop(photo, self.size, rng, self.scale)
-            pictures.append(picture)
-            masks.append(mask)
-            captions.append(words(photo, rng, self.templates))
-        scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Batch(scaled, torch.stack(masks)[:, None].float(), captions, numbers)
-
-
-def view(
-    photo: Photo, size: int, rng: np.random.Generator, smallest_area: float
-) -> tuple[Tensor, Tensor | None]:
-    """A random view for classification: a part of the photo, squeezed to a square, maybe flipped.
-
-    Picture [3, size, size] uint8, and the mask [size/16, size/16] in [0, 1] of the same place where the photo has one.
-    """
-    height, width = photo.pixels.shape[:2]
-    area = rng.uniform(smallest_area, 1.0)
-    stretch = np.exp(rng.uniform(-0.25, 0.25))
-    columns = min(width, round(width * np.sqrt(area) * stretch))
-    rows = min(height, round(height * np.sqrt(area) / stretch))
-    x, y = int(rng.integers(0, width - columns + 1)), int(rng.integers(0, height - rows + 1))
-    flip = rng.random() < 0.5
-
-    def part(image: Image.Image, side: int, across: float, down: float) -> NDArray[Any]:
-        box = (x * across, y * down, (x + columns) * across, (y + rows) * down)
-        seen = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
-        return seen[:, ::-1] if flip else seen
-
-    pixels = part(Image.fromarray(photo.pixels), size, 1.0, 1.0)
-    mask = None
-    if photo.mask is not None:
-        full = Image.fromarray(photo.mask)
-        mask = torch.from_numpy(part(full, size // 16, full.width / width, full.height / height).copy())
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), mask
-
-
-@dataclass
-class Views:
-    """Views for classification.
-
-    Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
-    and how far each is to be trusted [B]: 1 for a person's, less for a network's, 0 where there is none.
-    """
-
-    pictures: Tensor
-    targets: Tensor
-    known: Tensor
-    masks: Tensor
-    trust: Tensor
-    numbers: range
-
-    def to(self, device: torch.device) -> Views:
-        """The views with their tensors on a device."""
-        names = ("pictures", "targets", "known", "masks", "trust")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-
-class LabelledViews:
-    """Random views by step and share with what they show: the classifiers' opinion of the photo mixed with its label.
-
-    ``thumbnails`` have labels alone, and make up ``thumbnail_share`` of the pictures. A photo without label and opinion is
-    passed over.
-    """
-
-    def __init__(
-        self,
-        photos: Photos,
-        vocabulary: Sequence[str],
-        thumbnails: Photos | None = None,
-        *,
-        size: int,
-        batch: int,
-        seed: int,
-        thumbnail_share: float = 0.15,
-        smallest_area: float = 0.5,
-        watched: bool = False,
-    ) -> None:
-        """``watched``: classifiers will look at every view, so that what they said of the photo does not count."""
-        self.watched = watched
-        self.photos, self.thumbnails = photos, thumbnails
-        self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
-        self.thumbnail_share = thumbnail_share if thumbnails is not None else 0.0
-        # of equal tags the first one counts
-        self.tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
-        self.count = len(vocabulary)
-
-    def __call__(self, step: int, share: Share = WHOLE) -> Views:
-        numbers = share.numbers(self.batch)
-        parts = [self._one(step, generator(self.seed, step, number)) for number in numbers]
-        pictures, targets, known, masks, trust = zip(*parts, strict=True)
-        scaled = torch.stack(pictures).float() / 127.5 - 1
-        stacked = torch.stack(masks)[:, None]
-        return Views(scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust), numbers)
-
-    def _one(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor, float]:
-        for _ in range(MANY):
-            thumbnail = self.thumbnails is not None and rng.random() < self.thumbnail_share
-            source = self.thumbnails if thumbnail and self.thumbnails is not None else self.photos
-            photo = draw(source, step, rng)
-            tag = self.tags.get(photo.label or "", -1)
-            logits = None if self.watched else photo.logits
-            if logits is None and tag < 0 and not self.watched:
-                continue
-            target = torch.zeros(self.count)
-            if logits is not None:
-                probability = logits.softmax(0)
-                target[: len(probability)] = probability * (1 - LABEL_SHARE if tag >= 0 else 1.0)
-            if tag >= 0:
-                target[tag] += LABEL_SHARE if logits is not None else 1.0
-            picture, mask = view(photo, self.size, rng, self.smallest_area)
-            if mask is None:
-                return picture, target, tag >= 0, torch.zeros(self.size // 16, self.size // 16), 0.0
-            return picture, target, tag >= 0, mask, 1.0 if photo.annotated else NETWORK_TRUST
-        raise SlimError(
-            "the photos have neither labels from the vocabulary nor classifiers' opinions: give teachers.models, or labels"
-        )
+        photo = data.pseudo_label(row, photo)
+        thumbnail = Image.fromarray(photo.pixels)
+        thumbnail.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        pixels = np.asarray(thumbnail)
+        mask_source = "no mask"
+        if photo.mask is not None:
+            pixels = overlay(pixels, photo.mask)
+            mask_source = "annotated" if photo.annotated else recipe.roi.source
+        caption = random_caption(photo, rng, recipe.data.templates) or "no caption"
+        tiles.append(Tile(pixels, (f"{caption} ({mask_source})",)))
+        if len(tiles) == PREVIEW_PHOTOS:
+            break
+    path = data.folder / "preview.png"
+    rows = [tiles[n : n + PREVIEW_COLUMNS] for n in range(0, len(tiles), PREVIEW_COLUMNS)]
+    contact_sheet(rows).save(path)
+    return path

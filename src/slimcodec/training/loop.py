@@ -9,113 +9,103 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from typing_extensions import Self
 
+from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.errors import SlimError
-from slimcodec.training.draws import Draws, Share
-from slimcodec.training.journal import Journal, save_atomic
-from slimcodec.training.sheets import Tile, sheet
+from slimcodec.training.batches import WHOLE, Draws, Share
+from slimcodec.training.log import TrainingLog
+from slimcodec.training.pseudo_labels import PseudoLabel, save_tensors
+from slimcodec.training.recipe import Optimisation, Recipe, Reports
 
 logger = logging.getLogger(__name__)
 
-#: steps in a row without a finite loss after which a run stops
+#: steps in a row without a finite gradient after which a run stops
 PATIENCE = 10
+#: how much slower a linear path that already is a good transform learns
+SLOW = 0.02
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    """Steps and rates that every stage has.
-
-    ``batch`` is that of a step, over all processes; ``accumulate`` divides each process's part of it into that many pieces that
-    are worked on one after another. ``crop`` is in pixels. The averaged weights forget with ``ema_decay`` a step.
-    """
-
-    steps: int = 1000
-    batch: int = 16
-    crop: int = 128
-    learning_rate: float = 7e-4
-    warmup: int = 150
-    ema_decay: float = 0.998
-    clip: float = 1.0
-    accumulate: int = 1
-    seed: int = 0
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Reports:
-    """How often a run reports, in steps: a line of the log, a checkpoint, a sheet of sample pictures (0: none)."""
-
-    log_every: int = 25
-    checkpoint_every: int = 250
-    sample_every: int = 1000
-
-
-class Moving(Protocol):
+class StageBatch(Protocol):
     """A batch that can be moved to a device and knows its pictures' numbers in the step."""
 
-    numbers: Sequence[int]
+    @property
+    def numbers(self) -> Sequence[int]: ...
 
-    def to(self, device: torch.device) -> Any:
-        """The batch with its tensors on a device."""
-        ...
+    def to(self, device: torch.device) -> Self: ...
 
 
-class Batches(Protocol):
+B = TypeVar("B", bound=StageBatch)
+B_co = TypeVar("B_co", bound=StageBatch, covariant=True)
+
+
+class Batches(Protocol[B_co]):
     """Batches by step and share: a pure function."""
 
     batch: int
     seed: int
 
-    def __call__(self, step: int, share: Share = ...) -> Moving:
+    def __call__(self, step: int, share: Share = WHOLE) -> B_co:
         """The pictures of a share of a step."""
         ...
 
 
-class Stage(Protocol):
+class Stage(Generic[B]):
     """What a training stage tells the loop."""
 
     name: str
-    batches: Any
+    #: the modules that are trained, saved and averaged
+    model: nn.Module
+    #: modules that are used but not trained
+    frozen: Sequence[nn.Module] = ()
+    #: parameters that learn at a rate of ``SLOW``
+    slow: Sequence[nn.Parameter] = ()
+    batches: Batches[B]
+    #: what it reads beside photos: pseudo-labels of those that nobody annotated, and earlier stages' weights
+    reads_labels: tuple[PseudoLabel, ...] = ()
+    reads_weights: tuple[str, ...] = ()
 
-    @property
-    def model(self) -> nn.Module:
-        """The modules that are trained, saved and averaged, in one container."""
-        ...
-
-    @property
-    def frozen(self) -> Sequence[nn.Module]:
-        """Modules that are used but not trained."""
-        ...
+    @staticmethod
+    def replaced_by(recipe: Recipe) -> str:
+        """The pretrained model that makes the stage needless, "" for none."""
+        return ""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW, each with its own ``lr``."""
-        ...
+        """Parameter groups for AdamW: the slow parameters, and the rest of what is trained."""
+        slow = [parameter for parameter in self.slow if parameter.requires_grad]
+        ids = {id(parameter) for parameter in slow}
+        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ids]
+        return [{"params": rest, "lr": learning_rate}, {"params": slow, "lr": learning_rate * SLOW}]
 
-    def loss(self, batch: Any, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: B, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a share and its terms by name; ``progress`` runs from 0 to 1 over the stage."""
-        ...
+        raise NotImplementedError
 
-    def trouble(self, terms: dict[str, float]) -> str | None:
-        """Why the run should stop, seeing the mean terms of a log line; None while all is well."""
-        ...
+    def failure(self, terms: dict[str, float]) -> str | None:
+        """Why the run should stop, by the mean terms of a log line; None while all is well."""
+        return None
 
-    def samples(self, batch: Any, draws: Draws) -> list[list[Tile]]:
+    def samples(self, batch: B, draws: Draws) -> list[list[Tile]]:
         """Rows of pictures that show what the model does."""
-        ...
+        return []
 
 
 class Steps(torch.utils.data.Dataset[list[Any]]):
     """A process's pieces of the batch of every step."""
 
-    def __init__(self, batches: Batches, shares: Sequence[Share], steps: int) -> None:
+    def __init__(self, batches: Batches[Any], shares: Sequence[Share], steps: int) -> None:
         self.batches, self.shares, self.steps = batches, shares, steps
 
     def __len__(self) -> int:
@@ -160,26 +150,39 @@ def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def gradient_step(
-    stage: Stage, pieces: Sequence[Any], step: int, progress: float, accelerator: Accelerator
+    stage: Stage[B], pieces: Sequence[B], step: int, progress: float, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """Leaves the mean gradient of a step's batch in the parameters; returns this process's mean terms, ``loss`` among them."""
-    terms: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for piece in pieces:
         moved = piece.to(accelerator.device)
         draws = Draws(stage.batches.seed, step, piece.numbers, stage.batches.batch, accelerator.device)
         # what torch itself draws (dropout) is a function of the step as well
         torch.manual_seed(stage.batches.seed * 1_000_003 + step)
         with accelerator.autocast():
-            loss, found = stage.loss(moved, draws, progress)
+            loss, terms = stage.loss(moved, draws, progress)
         accelerator.backward(loss / len(pieces))
-        for name, value in (found | {"loss": loss}).items():
-            terms[name] = terms.get(name, 0.0) + value.detach().float() / len(pieces)
+        for name, value in (terms | {"loss": loss}).items():
+            means[name] = means.get(name, 0.0) + value.detach().float() / len(pieces)
     average_gradients(stage.model, accelerator)
-    return terms
+    return means
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of a model, beginning with its weights as they are; ``decay`` a step."""
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        if averages[0].is_floating_point():
+            # a short average at first, so that early weights are forgotten
+            get_ema_multi_avg_fn(min(decay, int(count) / (int(count) + 9)))(averages, values, count)
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average.update_parameters(model)
+    return average
 
 
 def train(
-    stage: Stage,
+    stage: Stage[Any],
     folder: Path,
     options: Optimisation,
     reports: Reports | None = None,
@@ -196,11 +199,12 @@ def train(
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
     TensorBoard and sheets of samples. ``workers``: processes that prepare batches, 0 = none beside the trainer.
 
-    Stops with ``SlimError`` at a loss that is not finite for ten steps in a row, and for what the stage calls trouble; single bad
-    steps are skipped.
+    Stops with ``SlimError`` at a gradient that is not finite for ten steps in a row, and for what the stage calls a failure; single
+    bad steps are skipped.
     """
     reports = reports or Reports()
     accelerator = accelerator or Accelerator(cpu=True)
+    about = {} if about is None else about
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
     for module in (stage.model, *stage.frozen):
@@ -209,42 +213,42 @@ def train(
         stage.parameter_groups(options.learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    average = {name: value.detach().clone() for name, value in stage.model.state_dict().items()}
+    average = average_weights(stage.model, options.ema_decay)
     first, bad = 0, 0
     totals: dict[str, Tensor] = {}
     if resume and checkpoint.exists():
         # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         restore(stage.model, state["model"], checkpoint)
-        average = {name: value.to(accelerator.device) for name, value in state["average"].items()}
-        if state["optimizer"] is not None:  # None: weights of another run to start from
-            try:
-                optimizer.load_state_dict(state["optimizer"])
-            except ValueError as error:
-                raise SlimError(
-                    f"{checkpoint} trained other parts of the model: give the settings that it was made with "
-                    f"({stage.name}.train_...), or train into another out folder"
-                ) from error
-        first, bad = state["step"], state.get("bad", 0)
+        restore(average, state["average"], checkpoint)
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise SlimError(
+                f"{checkpoint} trained other parts of the model: give the settings that it was made with "
+                f"({stage.name}.train_...), or train into another out folder"
+            ) from error
+        first, bad = state["step"], state["bad"]
         if accelerator.is_main_process:  # these are the sums over all processes
-            totals = {name: total.to(accelerator.device) for name, total in state.get("totals", {}).items()}
-        if about is not None:
-            about |= _history(state.get("about", {}), about.get("revision"), first)
+            totals = {name: total.to(accelerator.device) for name, total in state["totals"].items()}
+        about |= _earlier_revisions(state["about"], about.get("revision"), first)
         logger.info("%s goes on at step %d", stage.name, first)
+    weights: dict[str, Tensor] = average.module.state_dict()
     if first >= options.steps:
-        return average
+        return weights
 
-    shares = shares_of(accelerator, options)
     loader = torch.utils.data.DataLoader(
-        Steps(stage.batches, shares, options.steps),
+        Steps(stage.batches, shares_of(accelerator, options), options.steps),
         batch_size=None,
         sampler=range(first, options.steps),
         num_workers=workers,
-        persistent_workers=False,
     )
-    journal = Journal(folder, stage.name, options.steps, first, accelerator.is_main_process)
-    with journal:
-        for step, pieces, waited in _timed(loader, first):
+    batches = iter(loader)
+    with TrainingLog(folder, stage.name, options.steps, first, accelerator.is_main_process) as log:
+        for step in range(first, options.steps):
+            begun = time.monotonic()
+            pieces = next(batches)
+            waited = time.monotonic() - begun
             factor = schedule(step, options.steps, options.warmup)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
@@ -263,37 +267,34 @@ def train(
                         f"{stage.name}.optimisation.learning_rate"
                     )
             optimizer.zero_grad(set_to_none=True)
-            # a short average at first, so that early weights are forgotten
-            decay = min(options.ema_decay, (step + 1) / (step + 10))
-            for name, value in stage.model.state_dict().items():
-                if value.is_floating_point():
-                    average[name].lerp_(value.detach(), 1 - decay)
+            average.update_parameters(stage.model)
             for name, term in terms.items():
                 # the sum of a term and how often it was there
-                here = torch.stack([term, torch.ones_like(term)])
-                totals[name] = totals[name] + here if name in totals else here
-            journal.tick(step + 1, options.batch, waited)
+                entry = torch.stack([term, torch.ones_like(term)])
+                totals[name] = totals[name] + entry if name in totals else entry
+            log.tick(step + 1, options.batch, waited)
             if (step + 1) % reports.log_every == 0 or step + 1 == options.steps:
-                means, totals = _means(totals), {}
-                journal.write(step + 1, means)
-                if reason := stage.trouble(means):
+                means = {name: float(total / count) for name, (total, count) in _merged(totals).items()}
+                totals = {}
+                log.write(step + 1, means)
+                if reason := stage.failure(means):
                     raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
             if _due(step + 1, reports.sample_every, options.steps) and accelerator.is_main_process:
-                _show(stage, folder, step + 1, accelerator, journal)
+                _show_samples(stage, folder, step + 1, accelerator, log)
             if _due(step + 1, reports.checkpoint_every, options.steps):
                 state = {
                     "model": stage.model.state_dict(),
-                    "average": average,
+                    "average": average.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                     "totals": _merged(totals),
                     "bad": bad,
-                    "about": about or {},
+                    "about": about,
                 }
                 if accelerator.is_main_process:
-                    save_atomic(state, checkpoint)
+                    save_tensors(state, checkpoint)
     accelerator.wait_for_everyone()
-    return average
+    return weights
 
 
 def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -307,7 +308,7 @@ def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def _history(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
+def _earlier_revisions(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
     """What earlier revisions of the program did of a run, if there were any: "REVISION to step 2000, ..."."""
     earlier = [before["earlier"]] if "earlier" in before else []
     if before.get("revision", revision) != revision:
@@ -315,16 +316,11 @@ def _history(before: dict[str, str], revision: str | None, step: int) -> dict[st
     return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
-def _means(totals: dict[str, Tensor]) -> dict[str, float]:
-    """Mean terms over all processes."""
-    return {name: float(total[0] / total[1]) for name, total in _merged(totals).items()}
-
-
 def _merged(totals: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums over all processes, each of which may know other terms."""
     merged: dict[str, Tensor] = {}
-    for found in gather_object([{name: total.cpu() for name, total in totals.items()}]):
-        for name, total in found.items():
+    for part in gather_object([{name: total.cpu() for name, total in totals.items()}]):
+        for name, total in part.items():
             merged[name] = merged.get(name, torch.zeros(2)) + total
     return merged
 
@@ -333,22 +329,10 @@ def _due(step: int, every: int, steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == steps)
 
 
-def _timed(loader: Any, first: int) -> Iterator[tuple[int, list[Any], float]]:
-    """Steps with their batches and the seconds that were spent waiting for each."""
-    batches = iter(loader)
-    step = first
-    while True:
-        begun = time.monotonic()
-        try:
-            pieces = next(batches)
-        except StopIteration:
-            return
-        yield step, pieces, time.monotonic() - begun
-        step += 1
-
-
 @torch.no_grad()
-def _show(stage: Stage, folder: Path, step: int, accelerator: Accelerator, journal: Journal) -> None:
+def _show_samples(
+    stage: Stage[Any], folder: Path, step: int, accelerator: Accelerator, log: TrainingLog
+) -> None:
     # the pictures of the first step, so that sheets of a run can be compared
     batch = stage.batches(0, Share(0, max(1, stage.batches.batch // 4)))
     draws = Draws(stage.batches.seed, 0, batch.numbers, stage.batches.batch, accelerator.device)
@@ -359,6 +343,6 @@ def _show(stage: Stage, folder: Path, step: int, accelerator: Accelerator, journ
     stage.model.train(training)
     if rows:
         (folder / "samples").mkdir(exist_ok=True)
-        picture = sheet(rows)
+        picture = contact_sheet(rows)
         picture.save(folder / "samples" / f"{stage.name}-{step:06d}.png")
-        journal.picture(step, picture)
+        log.picture(step, picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
@@ -16,11 +17,15 @@ MATRICES = {f".lora_A.{ADAPTER}.weight": ".down.weight", f".lora_B.{ADAPTER}.wei
 
 
 class LowRank(nn.Module):
-    """The low-rank matrices of a UNet, the very parameters, apart from the UNet: what is trained, averaged and saved."""
+    """The low-rank matrices of a pretrained UNet, the very parameters, apart from it: what is trained, averaged and saved."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    strength: Tensor
+
+    def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
-        for name, parameter in unet.named_parameters():
+        # travels with the weights: the bundle starts denoising where training did
+        self.register_buffer("strength", torch.tensor(denoiser.config.strength))
+        for name, parameter in denoiser.unet.named_parameters():
             for theirs, ours in MATRICES.items():
                 if name.endswith(theirs):
                     # names of parameters hold no dots
@@ -30,7 +35,7 @@ class LowRank(nn.Module):
 
 def low_rank_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of ``LowRank`` as a bundle's part, which ``slimcodec.models.pretrained.pipeline.merge_lora`` reads."""
-    return {name.replace("/", "."): value for name, value in state.items()}
+    return {name.replace("/", "."): value for name, value in state.items() if name != "strength"}
 
 
 def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slimcodec.models.prior import scale_of_index
-from slimcodec.training.draws import Draws
+from slimcodec.training.batches import Batch, Draws
 
 LOG2 = math.log(2.0)
+#: evens out the size of the compressor's loss and that of other stages, so that one clipping of gradients suits all
+LOSS_SCALE = 0.1
 
 
 def symbol_bits(values: Tensor, index: Tensor) -> Tensor:
@@ -94,24 +96,22 @@ class FeatureLoss:
         side = max(32, int(decoded.shape[-1] * scale) // 32 * 32)
         shift = [draws.common(-self.shift, self.shift + 1) for _ in range(2)]
 
-        def seen_in(x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-            """Answers, where they are weighed, and feature maps."""
+        def classify(x: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
             x = torch.roll((x + 1) / 2, shift, (2, 3))
             if side != x.shape[-1]:
                 x = F.interpolate(x, side, mode="bilinear", antialias=True)
             return teacher.features(x, len(self.weights), bool(self.logits))
 
         with torch.no_grad():
-            answer, wanted = seen_in(pictures)
-        guess, seen = seen_in(decoded)
+            original_logits, original_maps = classify(pictures)
+        logits, maps = classify(decoded)
         total = decoded.new_zeros(len(decoded))
-        for weight, ours, theirs in zip(self.weights, seen, wanted, strict=False):
+        for weight, ours, theirs in zip(self.weights, maps, original_maps, strict=False):
             energy = theirs.square().mean((1, 2, 3)) + 1e-6
             total = total + weight * (ours - theirs).square().mean((1, 2, 3)) / energy
-        if answer is not None and guess is not None:
-            divergence = F.kl_div(
-                guess.log_softmax(1), answer.log_softmax(1), reduction="none", log_target=True
-            )
+        if logits is not None and original_logits is not None:
+            ours, theirs = logits.log_softmax(1), original_logits.log_softmax(1)
+            divergence = F.kl_div(ours, theirs, reduction="none", log_target=True)
             total = total + self.logits * divergence.sum(1)
         return total
 
@@ -139,6 +139,59 @@ class Fidelity:
                 mixed = mixed + self.options.weight * FEATURE_UNIT * feature
                 fidelity = fidelity.index_put((chosen,), mixed)
         return fidelity, terms
+
+
+class RateDistortion:
+    """Rate + lambda(q) x fidelity, the weights evened out over qualities.
+
+    ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. From ``mixed_start`` of a
+    stage on, the rate is that of rounded symbols (see ``rate_bits``).
+    """
+
+    def __init__(self, lambdas: tuple[float, float], fidelity: Fidelity, mixed_start: float = 0.0) -> None:
+        self.lambdas, self.fidelity, self.mixed_start = lambdas, fidelity, mixed_start
+
+    def weight(self, quality: Tensor) -> Tensor:
+        """lambda at qualities [B]."""
+        low, high = self.lambdas
+        return low * (high / low) ** ((quality.float() - 1) / 99)
+
+    def rate(self, progress: float) -> str:
+        """The rate model at a point of the stage."""
+        return "mixed" if progress >= self.mixed_start else "noise"
+
+    def __call__(
+        self, bits: Tensor, decoded: Tensor, batch: Batch, quality: Tensor, draws: Draws, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over a share, and its terms."""
+        weight = self.weight(quality)
+        bpp = bits / (batch.pictures.shape[2] * batch.pictures.shape[3])
+        fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress)
+        # dividing by lambda^(1/2) evens out the gradients of low and high qualities
+        loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * LOSS_SCALE
+        bpp = bpp.detach()
+        terms |= {"bpp": bpp.mean(), "fidelity": fidelity.detach().mean()}
+        for name, chosen in (("low", quality <= 33), ("high", quality > 67)):
+            if chosen.any():
+                terms[f"bpp_{name}"] = bpp[chosen].mean()
+        return loss, terms | region_errors(decoded, batch.pictures, batch.masks)
+
+
+def rate_failure(bpp: float) -> str | None:
+    """Why a mean rate, bits per pixel, says that training has failed."""
+    if bpp < 1e-3:
+        return (
+            f"the rate has collapsed to {bpp:.5f} bits per pixel, the compressor sends nothing; raise compressor.lambdas or "
+            "lower compressor.optimisation.learning_rate"
+        )
+    if bpp > 24:
+        return f"the rate has grown to {bpp:.0f} bits per pixel; lower compressor.optimisation.learning_rate"
+    return None
+
+
+def psnr(error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, dB, of a mean squared error in units of 0..255 squared."""
+    return 10 * (255.0**2 / error.clamp(min=1e-6)).log10()
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from slimcodec.models.autoencoder import PATCH, AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig
 from slimcodec.models.compressor import CompressorConfig
 from slimcodec.models.enhancer import UNetSize
-from slimcodec.training.loop import Optimisation, Reports
 from slimcodec.training.losses import Features
 
 if sys.version_info >= (3, 11):
@@ -33,6 +32,34 @@ LISTS = (
     "roi.classes",
     "captioner.also",
 )
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Steps and rates that every stage has.
+
+    ``batch`` is that of a step, over all processes; ``accumulate`` divides each process's part of it into that many pieces that
+    are worked on one after another. ``crop`` is in pixels. The averaged weights forget with ``ema_decay`` a step.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    crop: int = 128
+    learning_rate: float = 7e-4
+    warmup: int = 150
+    ema_decay: float = 0.998
+    clip: float = 1.0
+    accumulate: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reports:
+    """How often a run reports, in steps: a line of the log, a checkpoint, a sheet of sample pictures (0: none)."""
+
+    log_every: int = 25
+    checkpoint_every: int = 250
+    sample_every: int = 1000
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,41 @@
-"""The training stages: what each trains, on what, and its loss. Formulae are in docs/training.md."""
+"""The training stages by name: each builds itself from a run, and says what it reads. Formulae are in docs/training.md."""
 
-from slimcodec.training.stages.autoencoder import AutoencoderStage
+import logging
+
+import torch
+
+from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage
 from slimcodec.training.stages.compressor import CompressorStage
-from slimcodec.training.stages.diffusion import DiffusionStage
 from slimcodec.training.stages.enhance import EnhanceStage
-from slimcodec.training.stages.enhance_pretrained import PretrainedEnhanceStage
+from slimcodec.training.stages.latent_diffusion import AutoencoderStage, DiffusionStage
 
-__all__ = [
-    "AutoencoderStage",
-    "CaptionerStage",
-    "CompressorStage",
-    "DiffusionStage",
-    "EnhanceStage",
-    "PretrainedEnhanceStage",
-]
+logger = logging.getLogger(__name__)
+
+AnyStage = (
+    type[AutoencoderStage]
+    | type[DiffusionStage]
+    | type[CompressorStage]
+    | type[CaptionerStage]
+    | type[EnhanceStage]
+)
+#: in the order in which they build on each other
+STAGES: dict[str, AnyStage] = {
+    "autoencoder": AutoencoderStage,
+    "diffusion": DiffusionStage,
+    "compressor": CompressorStage,
+    "captioner": CaptionerStage,
+    "enhance": EnhanceStage,
+}
+
+
+def train_stage(run: Run, name: str) -> None:
+    """Trains a stage of a run, unless a pretrained model makes it needless."""
+    if source := STAGES[name].replaced_by(run.recipe):
+        logger.info("%s: skipped, that of %s is taken", name, source)
+        return
+    for earlier in STAGES[name].reads_weights:
+        if not STAGES[earlier].replaced_by(run.recipe):
+            run.require(earlier)
+    torch.manual_seed(run.options(name).seed)
+    run.train(STAGES[name].build(run))

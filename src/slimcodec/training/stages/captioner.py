@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.mobilenet import start_from_classifier
+from slimcodec.errors import SlimError
+from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
-from slimcodec.training.data import LABEL_SHARE, LabelledViews, Views
-from slimcodec.training.draws import Draws
-from slimcodec.training.sheets import Tile
-from slimcodec.training.stages.common import BaseStage
+from slimcodec.training.batches import LABEL_SHARE, Draws, LabelledViews, Views
+from slimcodec.training.loop import Stage
+from slimcodec.training.pseudo_labels import PseudoLabel
+from slimcodec.training.recipe import Recipe
+from slimcodec.training.run import Run
 
 #: weight of the region of interest beside the names
 ROI_WEIGHT = 1.0
 ROI_RATE = 20.0
 
 
-class CaptionerStage(BaseStage):
+class CaptionerStage(Stage[Views]):
     """Cross-entropy to the labels and to what frozen classifiers say.
 
     With ``teachers`` one of them looks at the very view that the tagger sees, at its own resolution (Beyer et al. 2022, "a good
@@ -27,6 +33,7 @@ class CaptionerStage(BaseStage):
     """
 
     name = "captioner"
+    reads_labels = ("logits", "mask")
 
     def __init__(
         self,
@@ -42,6 +49,40 @@ class CaptionerStage(BaseStage):
             model.body.requires_grad_(False)
         self.model: Tagger = model
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
+
+    @staticmethod
+    def replaced_by(recipe: Recipe) -> str:
+        """The bundle whose captioner is taken beside a pretrained model, or ""."""
+        return recipe.ldm.captioner if recipe.ldm.source else ""
+
+    @classmethod
+    def build(cls, run: Run) -> CaptionerStage:
+        """The stage of a run; teachers are asked about every view, or once about every photo, as the recipe says."""
+        recipe = run.recipe.captioner
+        tagger, teachers = build_tagger(run), run.data.teachers
+        if recipe.start_from_weights and teachers:
+            start_from_classifier(tagger, teachers[0])
+        elif recipe.start_from_weights:
+            start_from_embedded(tagger, run.data.vocabulary)
+        if not recipe.teachers_see_views:
+            teachers = []
+        # only what is learnt from is asked for: pseudo-labels are dear
+        unused: set[PseudoLabel] = {"logits"} if teachers else set()
+        if not tagger.config.roi:
+            unused.add("mask")
+        labels = [label for label in cls.reads_labels if label not in unused]
+        views = LabelledViews(
+            run.data.photos(recipe.optimisation, *labels),
+            run.data.vocabulary,
+            run.data.thumbnails,
+            size=teachers[0].side if teachers else tagger.config.side,
+            batch=recipe.optimisation.batch,
+            seed=recipe.optimisation.seed,
+            thumbnail_share=recipe.thumbnail_share,
+            smallest_area=recipe.smallest_area,
+            labelled_later=bool(teachers),
+        )
+        return cls(tagger, views, run.data.vocabulary, teachers, train_body=recipe.train_body)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """What tells the region of interest begins at nothing on features that are there already: it learns faster."""
@@ -59,10 +100,10 @@ class CaptionerStage(BaseStage):
         if self.teachers:
             teacher = self.teachers[draws.common(0, len(self.teachers))]
             with torch.no_grad():
-                said = teacher((batch.pictures + 1) / 2)[0].softmax(1)
+                soft_labels = teacher((batch.pictures + 1) / 2)[0].softmax(1)
             known = LABEL_SHARE * batch.known.float()[:, None]
             targets = known * targets
-            targets[:, : said.shape[1]] += (1 - known) * said
+            targets[:, : soft_labels.shape[1]] += (1 - known) * soft_labels
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         terms: dict[str, Tensor] = {}
         if batch.known.any():
@@ -70,13 +111,12 @@ class CaptionerStage(BaseStage):
             terms["top1_train"] = right[batch.known].float().mean()
         if roi is not None and batch.trust.any():
             masks = nn.functional.interpolate(batch.masks, roi.shape[2:], mode="bilinear")
-            missed = nn.functional.binary_cross_entropy_with_logits(roi, masks, reduction="none").mean(
-                (1, 2, 3)
-            )
+            entropy = nn.functional.binary_cross_entropy_with_logits(roi, masks, reduction="none")
+            entropy = entropy.mean((1, 2, 3))
             right = ((roi.detach() > 0) == (masks > 0.5)).float().mean((1, 2, 3))
-            terms["roi_entropy"] = (batch.trust * missed.detach()).sum() / batch.trust.sum()
+            terms["roi_entropy"] = (batch.trust * entropy.detach()).sum() / batch.trust.sum()
             terms["roi_right"] = (batch.trust * right).sum() / batch.trust.sum()
-            loss = loss + ROI_WEIGHT * (batch.trust * missed).mean()
+            loss = loss + ROI_WEIGHT * (batch.trust * entropy).mean()
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
@@ -86,10 +126,27 @@ class CaptionerStage(BaseStage):
         rows = []
         for n, (picture, target) in enumerate(zip(batch.pictures, batch.targets, strict=True)):
             p, tag = logits[n].softmax(0).max(0)
-            wanted = self.vocabulary[int(target.argmax())] if batch.known[n] else "nobody said"
-            row = [Tile.of(picture, f"{self.vocabulary[int(tag)]} {float(p):.0%} / {wanted}")]
+            label = self.vocabulary[int(target.argmax())] if batch.known[n] else "nobody said"
+            row = [Tile.of(picture, f"{self.vocabulary[int(tag)]} {float(p):.0%} / {label}")]
             if roi is not None:
                 row.append(Tile.heat(batch.masks[n, 0], size, "region of interest"))
                 row.append(Tile.heat(roi[n, 0].sigmoid(), size, "found"))
             rows.append(row)
         return rows
+
+
+def build_tagger(run: Run) -> Tagger:
+    """The recipe's tagger, untrained."""
+    return Tagger(replace(run.recipe.captioner.network, tags=len(run.data.vocabulary)))
+
+
+def start_from_embedded(tagger: Tagger, vocabulary: Sequence[str]) -> None:
+    """Copies the embedded bundle's tagger; ``SlimError`` where its vocabulary is another."""
+    embedded = Bundle.from_pretrained()
+    if embedded.vocabulary != tuple(vocabulary):
+        raise SlimError(
+            "the captioner cannot start from the embedded one, whose vocabulary is another: set teachers.models, or "
+            "captioner.start_from_weights=false"
+        )
+    # the head that tells the region of interest may still be to learn
+    tagger.load_state_dict(embedded.captioners[0].state_dict(), strict=False)

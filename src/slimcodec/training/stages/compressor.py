@@ -7,60 +7,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from slimcodec.data.contact_sheet import Tile
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
+from slimcodec.training.batches import Batch, Crops, Draws, part_mean
 from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
-from slimcodec.training.data import Batch, Crops
-from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.losses import Fidelity, region_errors, weighted_mse
-from slimcodec.training.sheets import Tile
-from slimcodec.training.stages.common import BaseStage, rate_trouble
+from slimcodec.training.loop import Stage
+from slimcodec.training.losses import RateDistortion, rate_failure, weighted_mse
+from slimcodec.training.run import Run, part_of
+from slimcodec.training.stages.latent_diffusion import load_autoencoder
 
-#: evens out the size of this loss and that of the other stages, so that one clipping of gradients suits all
-LOSS_SCALE = 0.1
 #: weight of the round trip of clean latents
 CLEAN_WEIGHT = 4e-3
 #: share of pictures that are all region of interest
-UNTOLD = 0.3
+ALL_ROI_SHARE = 0.3
 
 
-class RateFidelity:
-    """Rate + lambda(q) x fidelity, the weights evened out over qualities.
-
-    ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. From ``mixed_start`` of a
-    stage on, the rate is that of rounded symbols (see ``rate_bits``).
-    """
-
-    def __init__(self, lambdas: tuple[float, float], fidelity: Fidelity, mixed_start: float = 0.0) -> None:
-        self.lambdas, self.fidelity, self.mixed_start = lambdas, fidelity, mixed_start
-
-    def weight(self, quality: Tensor) -> Tensor:
-        """lambda at qualities [B]."""
-        low, high = self.lambdas
-        return low * (high / low) ** ((quality.float() - 1) / 99)
-
-    def rate(self, progress: float) -> str:
-        """The rate model at a point of the stage."""
-        return "mixed" if progress >= self.mixed_start else "noise"
-
-    def __call__(
-        self, bits: Tensor, decoded: Tensor, batch: Batch, quality: Tensor, draws: Draws, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over a share, and its terms."""
-        weight = self.weight(quality)
-        bpp = bits / (batch.pictures.shape[2] * batch.pictures.shape[3])
-        fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress)
-        # dividing by lambda^(1/2) evens out the gradients of low and high qualities
-        loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * LOSS_SCALE
-        seen = bpp.detach()
-        terms |= {"bpp": seen.mean(), "fidelity": fidelity.detach().mean()}
-        for name, chosen in (("low", quality <= 33), ("high", quality > 67)):
-            if chosen.any():
-                terms[f"bpp_{name}"] = seen[chosen].mean()
-        return loss, terms | region_errors(decoded, batch.pictures, batch.masks)
-
-
-class CompressorStage(BaseStage):
+class CompressorStage(Stage[Batch]):
     """Rate + lambda(q) x RoI-weighted fidelity.
 
     A pretrained latent space stays as it is. Of our own small autoencoder, ``train_decoder`` tunes the decoder on decompressed
@@ -68,13 +31,15 @@ class CompressorStage(BaseStage):
     """
 
     name = "compressor"
+    reads_labels = ("mask",)
+    reads_weights = ("autoencoder",)
 
     def __init__(
         self,
         autoencoder: Autoencoder,
         compressor: Compressor,
         crops: Crops,
-        objective: RateFidelity,
+        objective: RateDistortion,
         *,
         train_encoder: bool = False,
         train_decoder: bool = True,
@@ -85,26 +50,38 @@ class CompressorStage(BaseStage):
         own = self.model.autoencoder
         self.train_encoder = train_encoder and own is not None
         train_decoder = train_decoder and own is not None
-        self.model.tune_autoencoder(encoder=train_encoder, decoder=train_decoder)
+        self.model.tune_autoencoder(encoder=self.train_encoder, decoder=train_decoder)
         self.frozen = [autoencoder]
         self.slow = [] if own is None else [own.analysis, own.synthesis]
         self.batches, self.objective = crops, objective
         self.clean_share = clean_share if train_decoder or self.train_encoder else 0.0
-        qualities = torch.linspace(1, 100, compressor.config.prior.levels)
-        lambdas = objective.weight(qualities)
+        lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))
         if isinstance(autoencoder, PretrainedAutoencoder):
             start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
         else:
             self.model.init_gains(autoencoder.latent_scale().detach() * 127.5, lambdas)
+
+    @classmethod
+    def build(cls, run: Run) -> CompressorStage:
+        """The stage of a run."""
+        recipe = run.recipe.compressor
+        return cls(
+            latent_autoencoder(run),
+            Compressor(recipe.network),
+            run.data.crops(recipe.optimisation, *cls.reads_labels),
+            run.rate_distortion(),
+            train_encoder=recipe.train_encoder,
+            train_decoder=recipe.train_decoder,
+        )
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""
         quality = draws.integers(1, 101)
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.autoencoder.encode(batch.pictures)
-        # some pictures are to be equally good everywhere: for encoders that are told no region
-        told = (draws.uniform() >= UNTOLD)[:, None, None, None]
-        batch = replace(batch, masks=torch.where(told, batch.masks, 1.0))
+        # some pictures are to be equally good everywhere: for encoders that are has_roi no region
+        has_roi = (draws.uniform() >= ALL_ROI_SHARE)[:, None, None, None]
+        batch = replace(batch, masks=torch.where(has_roi, batch.masks, 1.0))
         roi = interest(batch.masks, latents)
         coded = code(self.model, latents, quality, self.objective.rate(progress), draws, roi)
         decoded = self.autoencoder.decode(coded.latents)
@@ -119,9 +96,9 @@ class CompressorStage(BaseStage):
             loss = loss + CLEAN_WEIGHT * part_mean(error, chosen, self.clean_share, draws.batch)
         return loss, terms
 
-    def trouble(self, terms: dict[str, float]) -> str | None:
+    def failure(self, terms: dict[str, float]) -> str | None:
         """A rate that has collapsed or burst."""
-        return rate_trouble(terms["bpp"])
+        return rate_failure(terms["bpp"])
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, mask, and the picture at three qualities with its bits per pixel."""
@@ -139,3 +116,18 @@ class CompressorStage(BaseStage):
             for row, picture, bits in zip(rows, decoded, coded.bits, strict=True):
                 row.append(Tile.of(picture, f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp"))
         return rows
+
+
+def latent_autoencoder(run: Run) -> Autoencoder:
+    """The autoencoder that the compressor works on: the pretrained one that the recipe names, or our own as trained."""
+    return load_autoencoder(run) if run.pretrained is None else run.pretrained.latent_model.autoencoder
+
+
+def load_compression_model(run: Run, autoencoder: Autoencoder, enhanced: bool = False) -> CompressionModel:
+    """The compression model as stage ``compressor`` left it, frozen; ``enhanced``: as stage ``enhance`` did, where it tuned it."""
+    # its state holds our own autoencoder too, as tuned by the compressor stage
+    model = CompressionModel(Compressor(run.recipe.compressor.network), autoencoder)
+    run.restore(model, "compressor")
+    if enhanced and part_of(run.load("enhance"), "codec"):
+        run.restore(model, "enhance", "codec")
+    return model.requires_grad_(False)

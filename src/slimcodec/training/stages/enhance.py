@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from slimcodec.data.contact_sheet import Tile
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.native import CaptionEncoder
-from slimcodec.models.pretrained.autoencoder import Autoencoder
-from slimcodec.models.pretrained.denoiser import Denoiser, PromptEncoder
-from slimcodec.training.compression_model import CompressionModel, code, interest
-from slimcodec.training.data import Batch, Crops
-from slimcodec.training.draws import Draws, part_mean
-from slimcodec.training.losses import Fidelity, region_errors, roi_weights, weighted_mse
-from slimcodec.training.sheets import Tile
-from slimcodec.training.stages.common import BaseStage, rate_trouble
-from slimcodec.training.stages.compressor import RateFidelity
-from slimcodec.training.stages.diffusion import by_energy, dropped
+from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
+from slimcodec.models.pretrained.denoiser import (
+    Denoiser,
+    PromptEncoder,
+    clean_latent,
+    fitting_strength,
+    prediction_target,
+)
+from slimcodec.models.pretrained.pipeline import PretrainedModel
+from slimcodec.training.batches import Batch, Draws, part_mean
+from slimcodec.training.compression_model import code, interest
+from slimcodec.training.loop import Stage
+from slimcodec.training.lora import LowRank, add_lora, merge_lora
+from slimcodec.training.losses import rate_failure, region_errors, roi_weights, weighted_mse
+from slimcodec.training.run import Run
+from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
+from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions, energy_weights
 
 #: part of the batch at the start of the path: one step must do well
 START_SHARE = 1 / 3
@@ -28,71 +37,65 @@ START_SHARE = 1 / 3
 
 @dataclass
 class Denoised:
-    """What the UNet made of a batch: weighted squared errors [B] of its estimate and of none, and the clean latents it means."""
+    """Weighted squared errors [B] of the UNet's estimate and of none, and the clean latents that it means."""
 
     squared: Tensor
     unchanged: Tensor
     clean: Tensor
 
 
-class EnhanceStage(BaseStage):
+class EnhanceStage(Stage[Batch]):
     """Denoising from the decompressed latent, weighted by the RoI, and the fidelity of the picture after one step.
 
-    With ``objective`` the compressor is tuned too, by its own loss and through what the UNet makes of its latents.
+    With ``enhance.rate`` the compressor is tuned too, by its own loss and through what the UNet makes of its latents.
     """
 
     name = "enhance"
+    reads_labels = ("mask", "caption")
+    #: and those of stage ``diffusion``, where it has run
+    reads_weights = ("autoencoder", "compressor")
+    autoencoder: Autoencoder
+    enhancer: Enhancer | Denoiser
+    text: CaptionEncoder | PromptEncoder
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        codec: CompressionModel,
-        enhancer: Enhancer | Denoiser,
-        text: CaptionEncoder | PromptEncoder,
-        crops: Crops,
-        fidelity: Fidelity,
-        *,
-        trained: dict[str, nn.Module] | None = None,
-        objective: RateFidelity | None = None,
-        caption_dropout: float = 0.15,
-        denoising_weight: float = 1.0,
-        fidelity_weight: float = 1.0,
-        rate_weight: float = 1.0,
-    ) -> None:
-        """``trained``: the modules that are trained and saved, by default enhancer and text encoder."""
-        self.autoencoder: Any = autoencoder.requires_grad_(False)
-        self.codec = codec.requires_grad_(False)
-        parts: dict[str, nn.Module] = dict(trained or {"enhancer": enhancer, "text": text})
-        if objective is not None:
-            # the autoencoder stays: it serves the picture without enhancement as well
-            codec.requires_grad_(True)
-            codec.tune_autoencoder()
-            parts["codec"] = codec
-        self.model = nn.ModuleDict(parts)
-        self.frozen = [autoencoder, codec]
-        self.enhancer: Any = enhancer
-        self.text: Any = text
-        self.batches = crops
-        self.fidelity, self.objective, self.caption_dropout = fidelity, objective, caption_dropout
-        self.denoising_weight, self.fidelity_weight = denoising_weight, fidelity_weight
-        self.rate_weight = rate_weight
+    @staticmethod
+    def build(run: Run) -> EnhanceStage:
+        """The stage of a run, on our own networks or on a pretrained model."""
+        if run.pretrained is None:
+            return OwnEnhanceStage(run)
+        return PretrainedEnhanceStage(run)
+
+    def __init__(self, run: Run) -> None:
+        recipe = self.recipe = run.recipe.enhance
+        self.autoencoder = latent_autoencoder(run).requires_grad_(False)
+        self.codec = load_compression_model(run, self.autoencoder)
+        self.objective = run.rate_distortion(warm=True) if recipe.rate else None
+        self.batches = run.data.crops(recipe.optimisation, *self.reads_labels)
+        self.fidelity = run.fidelity(recipe.background, recipe.features)
+
+    def trained_with(self, parts: dict[str, nn.Module]) -> nn.ModuleDict:
+        """The modules that are trained: ``parts``, and the compressor where the recipe says so."""
+        if self.objective is None:
+            return nn.ModuleDict(parts)
+        # the autoencoder stays: it serves the picture without enhancement as well
+        self.codec.requires_grad_(True)
+        self.codec.tune_autoencoder()
+        return nn.ModuleDict(parts | {"codec": self.codec})
 
     @torch.no_grad()
-    def measure_errors(self, batches: int = 8) -> None:
-        """Sets the enhancer's error scale to the standard deviation of what the compressor loses, by level and channel."""
-        levels = self.enhancer.config.levels
-        for row, quality in enumerate(torch.linspace(1, 100, levels)):
-            squares = []
-            for step in range(batches):
-                batch = self.batches(step)
-                latents = self.autoencoder.encode(batch.pictures)
-                roi = interest(batch.masks, latents)
-                decoded = code(self.codec, latents, quality.expand(len(latents)), "rounded", roi=roi).latents
-                squares.append((decoded - latents).square().mean((0, 2, 3)))
-            self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
+    def compression_errors(self, quality: float, batches: int) -> Iterator[Tensor]:
+        """Squared errors [B, C, h, w] of decompressed latents at a quality, for the first batches."""
+        device = next(self.codec.parameters()).device
+        for step in range(batches):
+            batch = self.batches(step).to(device)
+            latents = self.autoencoder.encode(batch.pictures)
+            level = torch.full((len(latents),), quality, device=device)
+            roi = interest(batch.masks, latents)
+            yield (code(self.codec, latents, level, "rounded", roi=roi).latents - latents).square()
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E [w c |u_hat - u|^2] + E_{t=1} [F(D(z^ - sigma u_hat)) / MSE(D(z^))], and the compressor's own loss if it is tuned."""
+        recipe = self.recipe
         # low qualities lose more, and are what enhancement is for: they are drawn more often
         quality = 1 + 99 * draws.uniform() ** 1.5
         with torch.no_grad():
@@ -105,34 +108,34 @@ class EnhanceStage(BaseStage):
             coded = code(self.codec, latents, quality, "mixed", draws, roi)
         rough = coded.latents
         at_start = draws.every(START_SHARE)
-        captions = dropped(batch.captions, self.caption_dropout, draws)
+        captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
         masks = nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride)
         regions = roi_weights(masks, self.fidelity.background)
-        found = self.denoise(latents, rough, quality, at_start, captions, regions, draws)
-        loss = self.denoising_weight * found.squared.mean()
-        terms = {"denoising": found.squared.detach().mean()}
+        denoised = self.denoise(latents, rough, quality, at_start, captions, regions, draws)
+        loss = recipe.denoising * denoised.squared.mean()
+        terms = {"denoising": denoised.squared.detach().mean()}
         if at_start.any():
             # the decoder is tuned to decompressed latents: nearer to the original latent is not yet nearer to the picture
             first = batch.of(at_start)
-            enhanced = self.autoencoder.decode(found.clean[at_start])
-            fidelity, seen = self.fidelity(
+            enhanced = self.autoencoder.decode(denoised.clean[at_start])
+            fidelity, logged = self.fidelity(
                 enhanced, first.pictures, first.masks, draws.of(at_start), progress
             )
             with torch.no_grad():
                 weights = roi_weights(first.masks, self.fidelity.background)
                 before = weighted_mse(self.autoencoder.decode(rough[at_start]), first.pictures, weights)
             ratio = fidelity / before
-            loss = loss + self.fidelity_weight * part_mean(ratio, at_start, START_SHARE, draws.batch)
-            terms |= seen | region_errors(enhanced, first.pictures, first.masks)
+            loss = loss + recipe.fidelity * part_mean(ratio, at_start, START_SHARE, draws.batch)
+            terms |= logged | region_errors(enhanced, first.pictures, first.masks)
             terms |= {
-                "denoising_start": found.squared.detach()[at_start].mean(),
-                "unchanged_start": found.unchanged[at_start].mean(),
+                "denoising_start": denoised.squared.detach()[at_start].mean(),
+                "unchanged_start": denoised.unchanged[at_start].mean(),
                 "fidelity_ratio": ratio.detach().mean(),
             }
         if self.objective is not None:
             decoded = self.autoencoder.decode(rough)
             rate, logged = self.objective(coded.bits, decoded, batch, quality, draws, progress)
-            loss = loss + self.rate_weight * rate
+            loss = loss + recipe.rate * rate
             terms |= {
                 f"rough_{name}" if name.startswith("mse") else name: value for name, value in logged.items()
             }
@@ -148,25 +151,15 @@ class EnhanceStage(BaseStage):
         regions: Tensor,
         draws: Draws,
     ) -> Denoised:
-        """Places on the path, the start for pictures that are ``at_start`` [B], and what the UNet makes of them.
+        """Draws places on the path, the start for pictures that are ``at_start`` [B], and asks the UNet there.
 
-        ``regions`` [B, 1, h, w] are the RoI weights of latent positions.
+        ``rough`` are the decompressed latents; ``regions`` [B, 1, h, w] are the RoI weights of latent positions.
         """
-        level = self.codec.compressor.level(quality)
-        scale = at_level(self.enhancer.error_scale, level)[..., None, None]
-        with torch.no_grad():
-            begin = self.enhancer.start(rough, level, draws.normal(*rough.shape[1:]))
-            time = torch.where(at_start, 1.0, 1 - draws.uniform() ** 2)
-            state = torch.lerp(latents, begin, time[:, None, None, None])
-            wanted = (rough - latents) / scale
-            weight = by_energy(self.autoencoder.latent_scale() * scale[..., 0, 0]) * regions
-        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
-        squared = (weight * (lost - wanted) ** 2).mean((1, 2, 3))
-        return Denoised(squared, (weight * wanted**2).mean((1, 2, 3)), rough - scale * lost)
+        raise NotImplementedError
 
-    def trouble(self, terms: dict[str, float]) -> str | None:
+    def failure(self, terms: dict[str, float]) -> str | None:
         """A rate that has collapsed or burst, where the compressor is tuned."""
-        return rate_trouble(terms["bpp"]) if "bpp" in terms else None
+        return rate_failure(terms["bpp"]) if "bpp" in terms else None
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, and before and after one step at two qualities."""
@@ -180,7 +173,130 @@ class EnhanceStage(BaseStage):
             rough = code(self.codec, latents, level, "rounded", roi=interest(batch.masks, latents)).latents
             text = self.text(batch.captions)
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
-            for words, made in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
-                for row, picture in zip(rows, self.autoencoder.decode(made), strict=True):
-                    row.append(Tile.of(picture, words))
+            for line, decoded in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
+                for row, picture in zip(rows, self.autoencoder.decode(decoded), strict=True):
+                    row.append(Tile.of(picture, line))
         return rows
+
+
+class OwnEnhanceStage(EnhanceStage):
+    """On our own networks: all of the UNet and its text encoder is trained, or low-rank matrices in it."""
+
+    autoencoder: PatchAutoencoder
+    enhancer: Enhancer
+
+    def __init__(self, run: Run, batches: int = 8) -> None:
+        """``batches``: how many set the enhancer's error scale, the deviation of what is lost, by level and channel."""
+        super().__init__(run)
+        self.enhancer, self.text = build_unet(run)
+        if run.has_weights("diffusion"):
+            run.restore(self.enhancer, "diffusion", "enhancer")
+            run.restore(self.text, "diffusion", "text")
+        if self.recipe.lora_rank:
+            add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
+            self.text.requires_grad_(False)
+        self.model = self.trained_with({"enhancer": self.enhancer, "text": self.text})
+        self.frozen = [self.autoencoder, self.codec]
+        for row, quality in enumerate(torch.linspace(1, 100, self.enhancer.config.levels).tolist()):
+            squares = [errors.mean((0, 2, 3)) for errors in self.compression_errors(quality, batches)]
+            self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
+
+    def denoise(
+        self,
+        latents: Tensor,
+        rough: Tensor,
+        quality: Tensor,
+        at_start: Tensor,
+        captions: list[str | None],
+        regions: Tensor,
+        draws: Draws,
+    ) -> Denoised:
+        """A straight path from the decompressed latent; the UNet predicts the loss of the compressor in units of its scale."""
+        level = self.codec.compressor.level(quality)
+        scale = at_level(self.enhancer.error_scale, level)[..., None, None]
+        with torch.no_grad():
+            start = self.enhancer.start(rough, level, draws.normal(*rough.shape[1:]))
+            time = torch.where(at_start, 1.0, 1 - draws.uniform() ** 2)
+            state = torch.lerp(latents, start, time[:, None, None, None])
+            target = (rough - latents) / scale
+            weight = energy_weights(self.autoencoder.latent_scale() * scale[..., 0, 0]) * regions
+        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
+        squared = (weight * (lost - target) ** 2).mean((1, 2, 3))
+        return Denoised(squared, (weight * target**2).mean((1, 2, 3)), rough - scale * lost)
+
+
+class PretrainedEnhanceStage(EnhanceStage):
+    """On a pretrained model: its own objective, with the error of compression in the place of noise.
+
+    Low-rank matrices in its UNet are trained. See ``slimcodec.models.pretrained.denoiser``.
+    """
+
+    autoencoder: PretrainedAutoencoder
+    enhancer: Denoiser
+
+    def __init__(self, run: Run, batches: int = 2) -> None:
+        """``batches``: how many set the channels' energies in the picture and, where the recipe does not, ``strength``."""
+        super().__init__(run)
+        assert run.pretrained is not None
+        model = run.pretrained.latent_model
+        assert isinstance(model, PretrainedModel)
+        self.enhancer, self.text = model.enhancer, model.text_encoder
+        add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
+        low_rank = LowRank(self.enhancer)
+        self.model = self.trained_with({"lora": low_rank})
+        self.frozen = [self.autoencoder, self.codec, self.enhancer, self.text]
+        self.codec.to(run.accelerator.device)
+        means = [
+            torch.stack([errors.mean() for errors in self.compression_errors(quality, batches)]).mean()
+            for quality in (1.0, 100.0)
+        ]
+        with torch.no_grad():
+            pictures = self.batches(batches - 1).pictures.to(run.accelerator.device)
+            self.energy = self.autoencoder.latent_scale(self.autoencoder.encode(pictures)[:2])
+        if max(self.enhancer.config.strength) <= 0:
+            low, high = (float(mean.sqrt()) for mean in means)
+            strength = fitting_strength((low, high), self.enhancer.scheduler)
+            self.enhancer.config = replace(self.enhancer.config, strength=strength)
+        low_rank.strength.copy_(torch.tensor(self.enhancer.config.strength))
+
+    def denoise(
+        self,
+        latents: Tensor,
+        rough: Tensor,
+        quality: Tensor,
+        at_start: Tensor,
+        captions: list[str | None],
+        regions: Tensor,
+        draws: Draws,
+    ) -> Denoised:
+        """States a z + s e at steps up to T, with e = a_T (z^ - z) / s_T + nu n, and the UNet's prediction there."""
+        denoiser = self.enhancer
+        kind = denoiser.scheduler.config.prediction_type
+        start = denoiser.start(quality)
+        a, s = denoiser.factors(start)
+        noise = denoiser.noise_share * draws.normal(*rough.shape[1:])
+        error = a / s * (rough - latents) + noise
+        earlier = (draws.uniform() * (start + 1)).long()
+        times = torch.where(at_start, start, earlier)
+        a, s = denoiser.factors(times)
+        state = a * latents + s * error
+        prediction = denoiser.predict(state, times, self.text(captions))
+        # the compressor is tuned by what comes of its latents, not by being an easy target
+        target = prediction_target(kind, latents, error.detach(), a, s)
+        weight = energy_weights(self.energy.to(rough.device)[None]) * regions
+        squared = (weight * (prediction - target) ** 2).mean((1, 2, 3))
+        unchanged = (weight * error.detach() ** 2).mean((1, 2, 3))
+        return Denoised(squared, unchanged, clean_latent(kind, prediction, state, a, s))
+
+
+def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
+    """Our own UNet and text encoder as stage ``enhance`` left them, low-rank matrices added to the weights."""
+    recipe = run.recipe.enhance
+    enhancer, text = build_unet(run)
+    if recipe.lora_rank:
+        add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
+    run.restore(enhancer, "enhance", "enhancer")
+    run.restore(text, "enhance", "text")
+    if recipe.lora_rank:
+        merge_lora(enhancer)
+    return enhancer, text

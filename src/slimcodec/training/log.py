@@ -1,17 +1,15 @@
-"""What a run writes while it trains: a JSON-lines log, curves for TensorBoard, a progress bar, checkpoints."""
+"""What a stage writes while it trains: a JSON-lines log, curves for TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from slimcodec.files import atomic_write
@@ -19,55 +17,35 @@ from slimcodec.files import atomic_write
 logger = logging.getLogger(__name__)
 
 
-def save_atomic(state: Any, path: Path) -> None:
-    """Writes a checkpoint under a temporary name and renames it, so that a kill leaves the old one whole."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-class Journal:
+class TrainingLog(ExitStack):
     """The log of a stage, in the main process alone; lines beyond the step at which a run goes on are dropped."""
 
     def __init__(self, folder: Path, stage: str, steps: int, first: int, writes: bool) -> None:
-        self._folder, self._stage, self._steps, self._first, self._writes = (
-            folder,
-            stage,
-            steps,
-            first,
-            writes,
-        )
-        self._path = folder / f"{stage}.jsonl"
+        super().__init__()
+        self._stage, self._steps, self._first, self._writes = stage, steps, first, writes
+        self._pictures, self._waited, self._before = 0, 0.0, 0.0
         self._bar: Any = None
         self._board: Any = None
-        self._pictures, self._waited = 0, 0.0
-
-    def __enter__(self) -> Journal:  # noqa: PYI034  typing.Self needs Python 3.11
-        if not self._writes:
-            return self
-        lines = self._path.read_text().splitlines() if self._first and self._path.exists() else []
-        kept = [line for line in map(_parsed, lines) if line is not None and line["step"] <= self._first]
+        self._begun = self._last = time.monotonic()
+        if not writes:
+            return
+        path = folder / f"{stage}.jsonl"
+        lines = path.read_text().splitlines() if first and path.exists() else []
+        kept = [line for line in map(_parsed, lines) if line is not None and line["step"] <= first]
         self._before = kept[-1]["seconds"] if kept else 0.0
-        atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._log = self._path.open("a")
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = self.enter_context(path.open("a"))
         self._bar = _progress_bar()
         if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._stage, total=self._steps, completed=self._first, shown="")
-        self._board = _tensorboard(self._folder / "tensorboard" / self._stage, self._first)
-        self._begun = self._last = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._writes:
-            return
-        if self._bar is not None:
-            self._bar.stop()
-        if self._board is not None:
-            self._board.close()
-        self._log.close()
+            self.enter_context(self._bar)
+            self._task = self._bar.add_task(stage, total=steps, completed=first, loss="")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("no curves for TensorBoard: it is not installed (pip install tensorboard)")
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
+            self.callback(self._board.close)
 
     def tick(self, step: int, pictures: int, waited: float) -> None:
         """Counts a step of ``pictures`` that waited so many seconds for its batch."""
@@ -91,13 +69,13 @@ class Journal:
             "step": step,
             "seconds": round(self._before + now - self._begun, 1),
         }
-        self._log.write(json.dumps(line) + "\n")
-        self._log.flush()
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
         if self._board is not None:
             for name, value in line.items():
                 self._board.add_scalar(name, value, step)
         if self._bar is not None:
-            self._bar.update(self._task, shown=f"loss {means.get('loss', float('nan')):.4g}")
+            self._bar.update(self._task, loss=f"loss {means.get('loss', float('nan')):.4g}")
         else:
             left = (now - self._begun) / (step - self._first) * (self._steps - step) / 60
             logger.info("%s %s, about %.0f min left", self._stage, json.dumps(line), left)
@@ -110,8 +88,8 @@ class Journal:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(line)
-        return found
+        values: dict[str, Any] = json.loads(line)
+        return values
     except ValueError:  # the last line of a killed run may be half a line
         return None
 
@@ -123,20 +101,5 @@ def _progress_bar() -> Any:
     console = Console(stderr=True)
     if not console.is_terminal:
         return None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-    )
-    return Progress(*columns, console=console)
-
-
-def _tensorboard(folder: Path, first: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        logger.info("no curves for TensorBoard: it is not installed (pip install tensorboard)")
-        return None
-    return SummaryWriter(str(folder), purge_step=first)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[loss]}"), console=console)

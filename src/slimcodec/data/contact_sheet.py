@@ -1,0 +1,81 @@
+"""Contact sheets: pictures in rows with lines of text under each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GAP, LINE = 6, 15
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture [H, W, 3] uint8 and the lines of text under it, black unless ``colours`` says otherwise."""
+
+    pixels: NDArray[np.uint8]
+    lines: tuple[str, ...] = ("",)
+    colours: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, picture: Tensor, line: str = "") -> Tile:
+        """A tile of a picture [3, H, W] in [-1, 1]."""
+        scaled = picture.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+        return cls(scaled.byte().permute(1, 2, 0).cpu().numpy(), (line,))
+
+    @classmethod
+    def heat(cls, values: Tensor, size: tuple[int, int], line: str = "") -> Tile:
+        """A tile of a map [h, w] in 0..1 as grey, at ``size`` (width, height)."""
+        grey = Image.fromarray(values.detach().float().clamp(0, 1).mul(255).byte().cpu().numpy())
+        return cls(np.asarray(grey.resize(size, Image.Resampling.NEAREST).convert("RGB")), (line,))
+
+
+def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A photo [H, W, 3] darkened outside its mask [h, w] in [0, 1], with the mask's 0.5 contour in yellow."""
+    height, width = pixels.shape[:2]
+    full = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+    shown = pixels * (0.35 + 0.65 * full[..., None])
+    inside = full >= 0.5
+    edge = np.zeros_like(inside)
+    edge[1:] |= inside[1:] != inside[:-1]
+    edge[:, 1:] |= inside[:, 1:] != inside[:, :-1]
+    shown[edge] = (255, 220, 0)
+    return shown.astype(np.uint8)
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """The tiles in rows on white; a column is as wide as its widest tile, and text is cut to fit."""
+    font = ImageFont.load_default(11)
+    columns = max(map(len, rows), default=0)
+    widths = [max(row[n].pixels.shape[1] for row in rows if n < len(row)) for n in range(columns)]
+    heights = [max(tile.pixels.shape[0] + LINE * len(tile.lines) for tile in row) for row in rows]
+    size = (sum(widths) + GAP * (columns + 1), sum(heights) + GAP * (len(rows) + 1))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    y = GAP
+    for row, height in zip(rows, heights, strict=True):
+        x = GAP
+        for tile, width in zip(row, widths, strict=False):
+            sheet.paste(Image.fromarray(tile.pixels), (x, y))
+            for number, line in enumerate(tile.lines):
+                colour = tile.colours[number] if tile.colours else "black"
+                place = (x, y + tile.pixels.shape[0] + 1 + number * LINE)
+                draw.text(place, _fitted(line, width, font), colour, font)
+            x += width + GAP
+        y += height + GAP
+    return sheet
+
+
+def _fitted(line: str, width: int, font: Any) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"

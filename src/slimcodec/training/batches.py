@@ -1,0 +1,334 @@
+"""Batches of crops and views of photos, and their random numbers.
+
+Both are pure functions of the seed, the step and the picture's number in the batch: they do not depend on how a batch is divided
+among processes, or on when a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from slimcodec.data.photos import Photo
+from slimcodec.errors import SlimError
+from slimcodec.training.pseudo_labels import Photos, label_captions
+
+#: tries before a set of photos counts as broken
+MANY = 1000
+#: weight of a known label beside a classifier's soft label
+LABEL_SHARE = 0.5
+#: weight of a mask that a network drew beside an annotated one
+NETWORK_TRUST = 0.1
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of ``count`` equal parts of a step's batch: a process works on one or, accumulating, on several."""
+
+    index: int = 0
+    count: int = 1
+
+    def numbers(self, batch: int) -> range:
+        """The numbers of this share's pictures in a batch of ``batch``."""
+        size = batch // self.count
+        return range(self.index * size, (self.index + 1) * size)
+
+
+WHOLE = Share()
+
+
+class Draws:
+    """The random numbers of a step for the pictures of a share.
+
+    Each picture has its own generator on the CPU, seeded by (seed, step, number of the picture). What is common to the batch
+    has one more.
+    """
+
+    def __init__(
+        self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | None = None
+    ) -> None:
+        self.numbers, self.batch = list(numbers), batch
+        self.device = device or torch.device("cpu")
+        self._generators = [_generator(seed, step, number + 1) for number in numbers]
+        self._common = _generator(seed, step, 0)
+
+    def of(self, chosen: Tensor) -> Draws:
+        """The draws of the pictures that are ``chosen`` (booleans [pictures]); what is common stays common."""
+        part = copy.copy(self)
+        places = chosen.nonzero()[:, 0].tolist()
+        part.numbers = [self.numbers[place] for place in places]
+        part._generators = [self._generators[place] for place in places]
+        return part
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1), [pictures, *shape]."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self._generators]).to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, [pictures, *shape]."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self._generators]).to(self.device)
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Whole numbers in low..high-1, [pictures]."""
+        drawn = [torch.randint(low, high, (1,), generator=g) for g in self._generators]
+        return torch.cat(drawn).to(self.device)
+
+    def common(self, low: int, high: int) -> int:
+        """One whole number in low..high-1, the same in all shares."""
+        return int(torch.randint(low, high, (), generator=self._common))
+
+    def every(self, share: float) -> Tensor:
+        """Which pictures belong to a fixed, evenly spread ``share`` of the whole batch: booleans [pictures]."""
+        count = max(1, round(share * self.batch))
+        chosen = [((n + 1) * count) // self.batch > (n * count) // self.batch for n in self.numbers]
+        return torch.tensor(chosen, device=self.device)
+
+
+def part_mean(values: Tensor, chosen: Tensor, share: float, batch: int) -> Tensor:
+    """Mean of ``values`` [chosen pictures] over ``Draws.every(share)`` of a batch of ``batch``, as a share's part of it.
+
+    Shares may hold unequal numbers of chosen pictures. Divided by what an average share holds, the mean over shares is the mean
+    over the batch.
+    """
+    expected = len(chosen) * max(1, round(share * batch)) / batch
+    return values.sum() / expected
+
+
+def _generator(seed: int, step: int, number: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+# ---- photos of a batch -----------------------------------------------------------------------------------------
+
+
+def draw_photo(
+    photos: Photos, step: int, rng: np.random.Generator, shares: Mapping[str, float] | None = None
+) -> Photo:
+    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded.
+
+    ``shares``: of the photos of these sources, only that share counts when they are drawn.
+    """
+    pool = photos.pool(step)
+    decoded = 0
+    for _ in range(MANY):
+        photo = pool[int(rng.integers(len(pool)))]
+        if photo is None:
+            continue
+        decoded += 1
+        if is_drawn(photo, shares or {}, rng):
+            return photo
+    if decoded:
+        raise SlimError(f"data.shares left none of {decoded} photos: give the sources that are there more")
+    raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
+
+
+def is_drawn(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator) -> bool:
+    """Whether a photo counts: always without a share of its source, else as often as that says."""
+    share = shares.get(photo.source, 1.0)
+    return share >= 1.0 or bool(rng.random() < share)
+
+
+@dataclass
+class Batch:
+    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1], captions, and the pictures' numbers in the step."""
+
+    pictures: Tensor
+    masks: Tensor
+    captions: list[str | None]
+    numbers: Sequence[int]
+
+    def of(self, chosen: Tensor) -> Batch:
+        """The pictures that are ``chosen`` (booleans [B])."""
+        places = chosen.nonzero()[:, 0].tolist()
+        captions, numbers = ([values[place] for place in places] for values in (self.captions, self.numbers))
+        return Batch(self.pictures[chosen], self.masks[chosen], captions, numbers)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        return replace(self, pictures=self.pictures.to(device), masks=self.masks.to(device))
+
+
+def crop(
+    photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S] from the same place.
+
+    The crop covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, resized to ``size``. A photo that is
+    too small is enlarged until the crop fits. A photo without mask has one of ones.
+    """
+    height, width = photo.pixels.shape[:2]
+    side = min(round(size / rng.uniform(*scale)), height, width)
+    x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
+    pixels = photo.pixels[y : y + side, x : x + side]
+    if side != size:
+        pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+    mask: NDArray[Any] = np.ones((size, size), np.float32)
+    if photo.mask is not None:
+        # the mask may be coarser than the photo (class-activation maps): it is cropped in its own pixels
+        rows, columns = photo.mask.shape
+        box = (
+            x * columns / width,
+            y * rows / height,
+            (x + side) * columns / width,
+            (y + side) * rows / height,
+        )
+        method = Image.Resampling.BOX if rows == height else Image.Resampling.BILINEAR
+        mask = np.asarray(Image.fromarray(photo.mask).resize((size, size), method, box=box))
+    if rng.random() < 0.5:
+        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), torch.from_numpy(mask.copy())
+
+
+def random_caption(photo: Photo, rng: np.random.Generator, templates: Sequence[str] = ()) -> str | None:
+    """A caption of a photo at random: one of its sentences, else a template with its label, else None."""
+    choices = photo.captions or (label_captions(photo.label, templates) if photo.label else [])
+    return choices[int(rng.integers(len(choices)))] if choices else None
+
+
+class Crops:
+    """Random crops by step and share, with masks and captions."""
+
+    def __init__(
+        self,
+        photos: Photos,
+        size: int,
+        batch: int,
+        seed: int,
+        scale: tuple[float, float] = (0.8, 1.2),
+        templates: Sequence[str] = (),
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        """``scale``: see ``crop``; ``shares``: see ``draw_photo``."""
+        self.photos, self.size, self.batch, self.seed = photos, size, batch, seed
+        self.scale, self.templates, self.shares = scale, tuple(templates), dict(shares or {})
+
+    def __call__(self, step: int, share: Share = WHOLE) -> Batch:
+        numbers = share.numbers(self.batch)
+        pictures, masks, captions = [], [], []
+        for number in numbers:
+            rng = np.random.default_rng([self.seed, step, number])
+            photo = draw_photo(self.photos, step, rng, self.shares)
+            picture, mask = crop(photo, self.size, rng, self.scale)
+            pictures.append(picture)
+            masks.append(mask)
+            captions.append(random_caption(photo, rng, self.templates))
+        scaled = torch.stack(pictures).float() / 127.5 - 1
+        return Batch(scaled, torch.stack(masks)[:, None].float(), captions, numbers)
+
+
+@dataclass
+class Views:
+    """Views for classification.
+
+    Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
+    and the trust in each [B]: 1 for an annotated one, less for a network's, 0 where there is none.
+    """
+
+    pictures: Tensor
+    targets: Tensor
+    known: Tensor
+    masks: Tensor
+    trust: Tensor
+    numbers: range
+
+    def to(self, device: torch.device) -> Views:
+        """The views with their tensors on a device."""
+        names = ("pictures", "targets", "known", "masks", "trust")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def view(
+    photo: Photo, size: int, rng: np.random.Generator, smallest_area: float
+) -> tuple[Tensor, Tensor | None]:
+    """A random view for classification: a part of the photo, squeezed to a square, maybe flipped.
+
+    Picture [3, size, size] uint8, and the mask [size/16, size/16] in [0, 1] of the same place where the photo has one.
+    """
+    height, width = photo.pixels.shape[:2]
+    area = rng.uniform(smallest_area, 1.0)
+    stretch = np.exp(rng.uniform(-0.25, 0.25))
+    columns = min(width, round(width * np.sqrt(area) * stretch))
+    rows = min(height, round(height * np.sqrt(area) / stretch))
+    x, y = int(rng.integers(0, width - columns + 1)), int(rng.integers(0, height - rows + 1))
+    flip = rng.random() < 0.5
+
+    def part(array: NDArray[Any], side: int) -> NDArray[Any]:
+        image = Image.fromarray(array)
+        across, down = image.width / width, image.height / height
+        box = (x * across, y * down, (x + columns) * across, (y + rows) * down)
+        resized = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
+        return resized[:, ::-1] if flip else resized
+
+    picture = torch.from_numpy(part(photo.pixels, size).transpose(2, 0, 1).copy())
+    return picture, None if photo.mask is None else torch.from_numpy(part(photo.mask, size // 16).copy())
+
+
+class LabelledViews:
+    """Random views by step and share with what they show: the classifiers' soft label of the photo mixed with its label.
+
+    ``thumbnails`` have labels alone, and make up ``thumbnail_share`` of the pictures. A photo with neither kind of label is
+    passed over.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        vocabulary: Sequence[str],
+        thumbnails: Photos | None = None,
+        *,
+        size: int,
+        batch: int,
+        seed: int,
+        thumbnail_share: float = 0.15,
+        smallest_area: float = 0.5,
+        labelled_later: bool = False,
+    ) -> None:
+        """``labelled_later``: classifiers will see every view, so that their soft label of the photo does not count."""
+        self.labelled_later = labelled_later
+        self.photos, self.thumbnails = photos, thumbnails
+        self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
+        self.thumbnail_share = thumbnail_share
+        # of equal tags the first one counts
+        self.tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
+        self.count = len(vocabulary)
+
+    def __call__(self, step: int, share: Share = WHOLE) -> Views:
+        numbers = share.numbers(self.batch)
+        views = [self._view(step, np.random.default_rng([self.seed, step, number])) for number in numbers]
+        pictures, targets, known, masks, trust = zip(*views, strict=True)
+        scaled = torch.stack(pictures).float() / 127.5 - 1
+        stacked = torch.stack(masks)[:, None]
+        return Views(scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust), numbers)
+
+    def _view(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor, float]:
+        for _ in range(MANY):
+            photos = self.photos
+            if self.thumbnails is not None and rng.random() < self.thumbnail_share:
+                photos = self.thumbnails
+            photo = draw_photo(photos, step, rng)
+            tag = self.tags.get(photo.label or "", -1)
+            logits = None if self.labelled_later else photo.logits
+            if logits is None and tag < 0 and not self.labelled_later:
+                continue
+            target = torch.zeros(self.count)
+            if logits is not None:
+                probability = logits.softmax(0)
+                target[: len(probability)] = probability * (1 - LABEL_SHARE if tag >= 0 else 1.0)
+            if tag >= 0:
+                target[tag] += LABEL_SHARE if logits is not None else 1.0
+            picture, mask = view(photo, self.size, rng, self.smallest_area)
+            if mask is None:
+                return picture, target, tag >= 0, torch.zeros(self.size // 16, self.size // 16), 0.0
+            return picture, target, tag >= 0, mask, 1.0 if photo.annotated else NETWORK_TRUST
+        raise SlimError(
+            "the photos have neither labels of the vocabulary nor classifiers' soft labels: give teachers.models, or labels"
+        )

@@ -1,0 +1,170 @@
+"""Stages ``autoencoder`` and ``diffusion``: our own latent diffusion model, which a pretrained one replaces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from slimcodec.data.contact_sheet import Tile
+from slimcodec.entropy.caption import tag_phrase
+from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
+from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
+from slimcodec.models.native import CaptionEncoder, small_text_encoder
+from slimcodec.training.batches import Batch, Crops, Draws
+from slimcodec.training.loop import Stage
+from slimcodec.training.losses import Fidelity, psnr
+from slimcodec.training.recipe import Recipe
+from slimcodec.training.run import Run
+
+SAMPLE_STEPS = 8
+
+
+class AutoencoderStage(Stage[Batch]):
+    """Reconstruction by squared error, then with features of frozen classifiers."""
+
+    name = "autoencoder"
+
+    def __init__(self, model: PatchAutoencoder, crops: Crops, fidelity: Fidelity) -> None:
+        self.model: PatchAutoencoder = model
+        self.batches, self.fidelity = crops, fidelity
+        self.slow = [model.analysis, model.synthesis, model.mean]
+
+    @staticmethod
+    def replaced_by(recipe: Recipe) -> str:
+        """The pretrained model whose autoencoder is taken, or ""."""
+        return recipe.ldm.source
+
+    @classmethod
+    def build(cls, run: Run) -> AutoencoderStage:
+        """The stage of a run, its linear path set to the KLT of patches."""
+        recipe = run.recipe.autoencoder
+        crops = run.data.crops(recipe.optimisation)
+        stage = cls(PatchAutoencoder(recipe.network), crops, run.fidelity(1.0, recipe.features))
+        stage.init_linear()
+        return stage
+
+    def init_linear(self, batches: int = 60) -> None:
+        """Sets the linear path to the KLT of patches from the first batches."""
+        patches = []
+        for step in range(batches):
+            pictures = self.batches(step).pictures
+            patches.append(nn.functional.pixel_unshuffle(pictures, PATCH).permute(0, 2, 3, 1).flatten(0, 2))
+        self.model.init_linear(torch.cat(patches))
+
+    def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """F(D(E(x))) / 30."""
+        decoded = self.model.decode(self.model.encode(batch.pictures))
+        # the latent space serves the whole picture: no region of interest here
+        everywhere = torch.ones_like(batch.masks)
+        fidelity, terms = self.fidelity(decoded, batch.pictures, everywhere, draws, progress)
+        error = ((decoded.detach() - batch.pictures) ** 2).mean() * 127.5**2
+        return fidelity.mean() / 30, terms | {"mse": error, "psnr": psnr(error)}
+
+    def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
+        """Original and round trip."""
+        decoded = self.model.decode(self.model.encode(batch.pictures))
+        errors = ((decoded - batch.pictures) ** 2).mean((1, 2, 3)) * 127.5**2
+        return [
+            [Tile.of(original, "original"), Tile.of(picture, f"round trip {float(psnr(error)):.1f} dB")]
+            for original, picture, error in zip(batch.pictures, decoded, errors, strict=True)
+        ]
+
+
+def load_autoencoder(run: Run) -> PatchAutoencoder:
+    """Our own autoencoder as stage ``autoencoder`` left it, frozen."""
+    autoencoder = PatchAutoencoder(run.recipe.autoencoder.network)
+    run.restore(autoencoder, "autoencoder")
+    return autoencoder.requires_grad_(False)
+
+
+class DiffusionStage(Stage[Batch]):
+    """The enhancer's path from a decompressed latent of which nothing is left: from noise to latents, given captions.
+
+    With z^ = 0 and an error scale of 1 the path is flow matching from noise to data (Lipman et al. 2023), so stage ``enhance`` goes
+    on with the same network.
+    """
+
+    name = "diffusion"
+    reads_labels = ("caption",)
+    reads_weights = ("autoencoder",)
+
+    def __init__(
+        self,
+        autoencoder: PatchAutoencoder,
+        enhancer: Enhancer,
+        text: CaptionEncoder,
+        crops: Crops,
+        *,
+        caption_dropout: float = 0.15,
+    ) -> None:
+        self.autoencoder = autoencoder.requires_grad_(False)
+        self.model = nn.ModuleDict({"enhancer": enhancer, "text": text})
+        self.enhancer, self.text, self.batches = enhancer, text, crops
+        self.caption_dropout, self.frozen = caption_dropout, [autoencoder]
+        enhancer.error_scale.fill_(1.0)
+
+    @staticmethod
+    def replaced_by(recipe: Recipe) -> str:
+        """The pretrained model whose UNet is taken, or ""."""
+        return recipe.ldm.source
+
+    @classmethod
+    def build(cls, run: Run) -> DiffusionStage:
+        """The stage of a run."""
+        recipe = run.recipe.diffusion
+        autoencoder = load_autoencoder(run)
+        enhancer, text = build_unet(run)
+        crops = run.data.crops(recipe.optimisation, *cls.reads_labels)
+        return cls(autoencoder, enhancer, text, crops, caption_dropout=recipe.caption_dropout)
+
+    def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """E [c |u_hat - u|^2] with u = -z, c the channels' energy in the picture."""
+        with torch.no_grad():
+            latents = self.autoencoder.encode(batch.pictures)
+        nothing = torch.zeros_like(latents)
+        level = torch.zeros(len(latents), device=latents.device)
+        start = self.enhancer.start(nothing, level, draws.normal(*latents.shape[1:]))
+        time = 1 - draws.uniform()
+        state = torch.lerp(latents, start, time[:, None, None, None])
+        captions = drop_captions(batch.captions, self.caption_dropout, draws)
+        lost = self.enhancer.lost(state, nothing, time, level, self.text(captions))
+        weight = energy_weights(self.autoencoder.latent_scale()[None])
+        errors = (weight * (lost + latents) ** 2).mean((1, 2, 3))
+        return errors.mean(), {"denoising": errors.detach().mean()}
+
+    def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
+        """Pictures made of captions alone."""
+        latents = self.autoencoder.encode(batch.pictures)
+        noise = draws.normal(*latents.shape[1:])
+        text = self.text(batch.captions)
+        sampled = self.enhancer(torch.zeros_like(latents), 1, SAMPLE_STEPS, noise, text, text)
+        decoded = self.autoencoder.decode(sampled)
+        return [
+            [Tile.of(original, "original"), Tile.of(picture, caption or "no caption")]
+            for original, picture, caption in zip(batch.pictures, decoded, batch.captions, strict=True)
+        ]
+
+
+def build_unet(run: Run) -> tuple[Enhancer, CaptionEncoder]:
+    """Our own UNet and text encoder, untrained."""
+    recipe = run.recipe
+    channels = recipe.autoencoder.network.latent_channels
+    config = EnhancerConfig(
+        latent_channels=channels,
+        levels=recipe.compressor.network.prior.levels,
+        unet=small_unet_config(channels, recipe.diffusion.unet),
+        scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    )
+    phrases = [tag_phrase(tag) for tag in run.data.vocabulary]
+    return Enhancer.build(config), small_text_encoder(phrases, width=recipe.diffusion.unet.text_width)
+
+
+def drop_captions(captions: list[str | None], share: float, draws: Draws) -> list[str | None]:
+    """The captions with a random ``share`` of them left out, which classifier-free guidance needs."""
+    dropped = (draws.uniform() < share).tolist()
+    return [None if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
+
+
+def energy_weights(energy: Tensor) -> Tensor:
+    """Weights [B, C, 1, 1] in proportion to what a channel's error costs in the picture, of mean one; ``energy`` [B, C]."""
+    return (energy / energy.mean(1, keepdim=True))[..., None, None]
