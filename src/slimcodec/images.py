@@ -1,4 +1,4 @@
-"""Any picture in, one kind of array out: what the codec sees of the many ways to store an image."""
+"""Any picture in, one kind of array out: RGB, 8 bits, sRGB, upright, opaque."""
 
 import io
 import os
@@ -17,10 +17,9 @@ from slimcodec.errors import ImageError, SlimError
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes
 
-MAX_SIDE = 2**24  # what the header of a .slim file can say
+MAX_SIDE = 2**24  # the most that the header of a .slim file can hold
 SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
-_PICTURES = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
 _pillow_limit_lock = threading.RLock()
 
 
@@ -31,11 +30,11 @@ class ImageWarning(UserWarning):
 def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
     """Return ``image`` as an ``H x W x 3`` uint8 array of sRGB values, upright and opaque.
 
-    ``image`` is a PIL image, an array, a path, or the bytes of an image file. Of a file or a PIL image:
+    ``image`` is a PIL image, an array, a path, or the bytes of an image file. For a file or a PIL image:
 
-    - its EXIF rotation is applied, and its ICC profile converted to sRGB (a broken or unfitting profile is
+    - the EXIF rotation is applied, and the ICC profile converted to sRGB (a broken or unfitting profile is
       ignored with an ``ImageWarning``);
-    - of an animation the first frame is taken, of a PIL image the current one;
+    - the first frame of an animation is taken, of a PIL image the current one;
     - grey, 1-bit, palette, CMYK, YCbCr, LAB and HSV become RGB; transparency is laid on white;
     - deep grey becomes 8 bits: ``I;16`` by its 16-bit range, ``I`` and ``F`` by the smallest of the usual
       ranges that holds every value: 0..1 (``F`` only), 0..255, 0..65535.
@@ -43,9 +42,9 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
     Arrays are uint8, ``H x W`` (grey), ``H x W x 3`` (RGB) or ``H x W x 4`` (RGBA, straight alpha), taken as
     sRGB; the result may share the array's memory.
 
-    ``max_pixels`` bounds the pixels of a file or bytes, so that a small file can't fill the memory; ``None``
-    means ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). Threads read files one at a time, since Pillow has one
-    limit for the process.
+    ``max_pixels``: most pixels of a file or bytes, so that a small file can't fill the memory; ``None`` is
+    ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). Threads read files one at a time: Pillow has one limit for
+    the process.
 
     Raises ``ImageError`` for what is no picture, is truncated, empty, too large, or an array of another kind.
     """
@@ -65,7 +64,8 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
-    raise ImageError(f"{type(image).__name__} is not a picture; pass {_PICTURES}")
+    kinds = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
+    raise ImageError(f"{type(image).__name__} is not a picture; pass {kinds}")
 
 
 def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
@@ -140,11 +140,8 @@ def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
             "(x * 255).round().clip(0, 255).astype(np.uint8) where x is 0..1"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        hint = (
-            "; channels come last: x.transpose(1, 2, 0)"
-            if array.ndim == 3 and array.shape[0] in (1, 3, 4)
-            else ""
-        )
+        channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = "; channels come last: x.transpose(1, 2, 0)" if channels_first else ""
         raise ImageError(
             f"an array of shape {array.shape} is not a picture; pass H x W, H x W x 3 or H x W x 4{hint}"
         )
@@ -164,9 +161,7 @@ def _from_pil(image: Image.Image) -> Pixels:
         image.load()
     except (SlimError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
-    except (
-        Exception
-    ) as error:  # as above: damaged data raises OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:  # as above: OSError, SyntaxError, struct.error, IndexError, ...
         raise ImageError(f"the picture is truncated or damaged: {_reason(error)}") from error
     image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -187,17 +182,14 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # noqa: BLE001  a damaged EXIF block is no reason to lose the picture
-        warnings.warn(f"damaged EXIF data ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        _ignored("damaged EXIF data", error)
         return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16"):
-        ranges: tuple[int, ...] = (65535,)
-    else:
-        ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
     # Written so that NaN fails too.
     if not (low >= 0 and high <= ranges[-1]):
         raise ImageError(
@@ -246,7 +238,7 @@ def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(data))
     except Exception as error:  # noqa: BLE001  OSError, TypeError and others, with no common base
-        warnings.warn(f"broken ICC profile ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        _ignored("broken ICC profile", error)
         return None
 
 
@@ -262,7 +254,7 @@ def _apply(profile: ImageCms.ImageCmsProfile, image: Image.Image) -> Image.Image
             raise ValueError(f"it is for {space}, the picture is {image.mode}")
         return _convert(image, profile)
     except (ImageCms.PyCMSError, ValueError) as error:
-        warnings.warn(f"broken ICC profile ignored: {_reason(error)}", ImageWarning, stacklevel=2)
+        _ignored("broken ICC profile", error)
         return image
 
 
@@ -270,6 +262,10 @@ def _convert(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Ima
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     transform = ImageCms.buildTransform(profile, srgb, image.mode, "RGB")
     return ImageCms.applyTransform(image, transform) or image
+
+
+def _ignored(what: str, error: Exception) -> None:
+    warnings.warn(f"{what} ignored: {_reason(error)}", ImageWarning, stacklevel=3)
 
 
 def _reason(error: Exception) -> str:
