@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
-from slimcodec.version import __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from slimcodec.codec import Codec, decode, encode, load

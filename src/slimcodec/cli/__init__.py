@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from slimcodec import __version__
 from slimcodec.cli.bench import bench
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
@@ -18,7 +19,6 @@ from slimcodec.cli.report import report
 from slimcodec.cli.train import train
 from slimcodec.cli.verify import verify
 from slimcodec.errors import describe
-from slimcodec.version import __version__
 
 app = typer.Typer(
     name="slim",

@@ -14,51 +14,53 @@ if TYPE_CHECKING:
 bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Bundle: a folder or a hub id.")]
-Base = Annotated[
-    str | None,
-    typer.Option("--base", metavar="FOLDER", help="Where pretrained parts are looked for first."),
-]
 
 
 @bundle.command()
 def create(
-    ldm: Annotated[str, typer.Option("--ldm", metavar="ID|FOLDER", help="Pretrained pipeline.")],
+    ldm: Annotated[
+        str, typer.Option("--ldm", metavar="ID|FOLDER", help="Pretrained pipeline, a folder or a hub id.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
     autoencoder: Annotated[
-        str, typer.Option(metavar="ID|FOLDER", help="In place of its VAE, as a tiny autoencoder.")
+        str,
+        typer.Option(
+            metavar="ID|FOLDER", help="Autoencoder to use instead of the pipeline's, such as a tiny one."
+        ),
     ] = "",
     text_encoder: Annotated[
-        str, typer.Option(metavar="ID|FOLDER", help="In place of its (first) text encoder.")
+        str, typer.Option(metavar="ID|FOLDER", help="Text encoder to use instead of the pipeline's first.")
     ] = "",
     captioner: Annotated[
         str,
         typer.Option(
             metavar="ID|FOLDER|none",
-            help="Image-to-text or zero-shot model, or a bundle (default: slim-tiny).",
+            help="Captioner: image-to-text or zero-shot model, bundle, or none (default: slim-tiny).",
         ),
     ] = "slim-tiny",
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What an image-to-text model is asked.")] = "",
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Prompt of an image-to-text captioner.")] = "",
     tags: Annotated[
-        str, typer.Option(metavar="FILE", help="Tags, a line each, for a zero-shot captioner.")
+        str, typer.Option(metavar="FILE", help="Tags of a zero-shot captioner, one per line.")
     ] = "",
     compressor: Annotated[
         str, typer.Option(metavar="RUN|DIR", help="Trained compressor (default: a transform code).")
     ] = "",
     alternative: Annotated[
-        list[str] | None, typer.Option(metavar="ID|FOLDER", help="Another home of the pipeline; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="ID|FOLDER", help="Another source of the pipeline; repeatable."),
     ] = None,
     photos: Annotated[
         str, typer.Option(metavar="FOLDER", help="Pictures for the transform of an untrained compressor.")
     ] = "",
-    name: Annotated[str, typer.Option(metavar="NAME", help="What the bundle is called.")] = "",
-    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Denoising steps by default.")] = 1,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the bundle.")] = "",
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Default number of denoising steps.")] = 1,
     text_scale: Annotated[
-        float, typer.Option(min=0, metavar="G", help="Classifier-free guidance, 1 = off.")
+        float, typer.Option(min=0, metavar="G", help="Classifier-free guidance scale; 1 is off.")
     ] = 1.0,
     strength: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            metavar="LOW HIGH", help="Share of the schedule at quality 1 and 100 (default: measured)."
+            metavar="LOW HIGH", help="Shares of the noise schedule at quality 1 and 100 (default: measured)."
         ),
     ] = None,
     device: options.Device = "cpu",
@@ -66,8 +68,9 @@ def create(
 ) -> None:
     """Make a bundle on a pretrained latent diffusion model.
 
-    The bundle names the model's parts by id, revision and hash, and holds our own (compressor, prior, LoRA).
-    Known are Stable Diffusion 1.x and 2.x, Turbo, LCM and SDXL.
+    The bundle names the model's parts by id, revision and hash, and holds our
+    own parts: compressor, prior, LoRA.
+    Supported models: Stable Diffusion 1.x and 2.x, Turbo, LCM, SDXL.
 
     Examples:
       slim bundle create --ldm stable-diffusion-v1-5/stable-diffusion-v1-5 -o sd15
@@ -98,7 +101,7 @@ def create(
 
 
 @bundle.command()
-def show(source: Folder, base: Base = None, as_json: options.Json = False) -> None:
+def show(source: Folder, base: options.Base = None, as_json: options.Json = False) -> None:
     """Show what a bundle is and which pretrained parts it names; nothing is loaded or hashed."""
     with failing(source):
         described = _describe(_load(source, base))
@@ -115,7 +118,7 @@ def show(source: Folder, base: Base = None, as_json: options.Json = False) -> No
 
 
 @bundle.command()
-def verify(source: Folder, base: Base = None) -> None:
+def verify(source: Folder, base: options.Base = None) -> None:
     """Look for every pretrained part that a bundle names and check its hash.
 
     Exit status: 0 all there, 1 something is missing or altered.
@@ -136,7 +139,7 @@ def verify(source: Folder, base: Base = None) -> None:
 def pack(
     source: Folder,
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
-    base: Base = None,
+    base: options.Base = None,
 ) -> None:
     """Copy a bundle with all pretrained parts that it names, for use without a network."""
     with failing(source):

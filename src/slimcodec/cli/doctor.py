@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -21,10 +21,7 @@ LIBRARIES = {
 
 def doctor(
     model: options.Model = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="FOLDER", help="Folder that is searched first for pretrained parts."),
-    ] = None,
+    base: options.Base = None,
     as_json: options.Json = False,
 ) -> None:
     """List the libraries, devices and parts of a bundle that are there, and how to get what is missing.

@@ -22,6 +22,10 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="M", help="Bundle: a folder or a hub id (default: slim-tiny)."),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", metavar="FOLDER", help="Folder that is searched first for pretrained parts."),
+]
 Device = Annotated[
     str, typer.Option("--device", metavar="D", help="Device of the networks: cpu, cuda, cuda:1, mps.")
 ]

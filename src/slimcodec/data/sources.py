@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from slimcodec.data.photos import Record, read_record
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained.hub import is_hub_id
+from slimcodec.files import is_hub_id
 
 #: columns that may hold the class index, the first one found is taken
 LABEL_COLUMNS = ("imagenet_index", "label", "labels")

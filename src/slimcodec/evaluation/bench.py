@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from slimcodec import __version__
 from slimcodec.data.photos import Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
@@ -25,7 +26,6 @@ from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES
 from slimcodec.evaluation.worker import Setup, Worker
 from slimcodec.files import atomic_write
 from slimcodec.processes import end_with_parent
-from slimcodec.version import __version__
 
 #: photos judged uncompressed before anything is coded, to find wrong labels
 TRIAL_PHOTOS = 64

@@ -24,7 +24,7 @@ from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
-from slimcodec.files import atomic_write, inside, load_json
+from slimcodec.files import atomic_write, inside, is_hub_id, load_json
 from slimcodec.models.autoencoder import AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import Compressor, CompressorConfig
@@ -33,7 +33,7 @@ from slimcodec.models.fused import fuse
 from slimcodec.models.latent_codec import LatentCodec
 from slimcodec.models.native import NativeModel
 from slimcodec.models.pretrained.captioner import CaptionModelConfig
-from slimcodec.models.pretrained.hub import hub_folder, is_hub_id
+from slimcodec.models.pretrained.hub import hub_folder
 from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
 from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part
 from slimcodec.models.prior import SCALES, ExactPrior, float_prior

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained.hub import is_hub_id
+from slimcodec.files import is_hub_id
 from slimcodec.models.pretrained.references import (
     OTHER_FILES,
     PACKED,

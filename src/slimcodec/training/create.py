@@ -19,6 +19,7 @@ from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.sources import generated_rows
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
+from slimcodec.files import is_hub_id
 from slimcodec.images import load_image
 from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
@@ -26,7 +27,7 @@ from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
 from slimcodec.models.pretrained.captioner import CaptionModelConfig
 from slimcodec.models.pretrained.denoiser import fitting_strength
-from slimcodec.models.pretrained.hub import is_hub_id, pretrained_folder
+from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.pipeline import LdmFacts, load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer, revision_of
 from slimcodec.models.prior import PriorConfig

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slimcodec import __version__
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.errors import SlimError
@@ -26,7 +27,6 @@ from slimcodec.training.run import Run, part_of, revision
 from slimcodec.training.stages.captioner import build_tagger
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
-from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
 

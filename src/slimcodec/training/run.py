@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from slimcodec import __version__
 from slimcodec.config import to_plain
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
@@ -26,7 +27,6 @@ from slimcodec.training.data import TrainingData
 from slimcodec.training.loop import Stage, restore, train
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity, RateDistortion
 from slimcodec.training.recipe import Optimisation, Recipe
-from slimcodec.version import __version__
 
 logger = logging.getLogger(__name__)
 

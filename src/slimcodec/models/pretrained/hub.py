@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from slimcodec.errors import SlimError
-from slimcodec.files import load_json
+from slimcodec.files import file_sha256, is_hub_id, load_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
@@ -52,11 +51,6 @@ def pretrained_folder(source: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise SlimError(f"{source}: has no config.json; give a folder that save_pretrained wrote")
     return folder
-
-
-def is_hub_id(source: str | Path) -> bool:
-    """Whether a source reads like ``owner/name`` and not like a path."""
-    return str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
 
 
 def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
@@ -174,9 +168,4 @@ def class_names(model: Any) -> tuple[str, ...]:
 
 def weights_sha256(path: Path) -> str:
     """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from slimcodec.errors import SlimError
+from slimcodec.files import is_hub_id
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_model import CaptionEmbedding
 from slimcodec.models.pretrained.autoencoder import KNOWN, PretrainedAutoencoder, stride_of
 from slimcodec.models.pretrained.denoiser import Denoiser, PromptEncoder
-from slimcodec.models.pretrained.hub import hub_folder, is_hub_id, read_json
+from slimcodec.models.pretrained.hub import hub_folder, read_json
 from slimcodec.models.pretrained.references import FoundPart, PartReference, part_from_hub, refer, revision_of
 from slimcodec.models.storage import Parts, from_storage
 

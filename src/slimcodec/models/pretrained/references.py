@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from slimcodec.errors import ModelMismatchError, SlimError
-from slimcodec.files import JSON_BYTES, hub_snapshot, inside, read_bounded
-from slimcodec.models.pretrained.hub import hub_folder, is_hub_id, read_json
+from slimcodec.files import JSON_BYTES, hub_snapshot, inside, is_hub_id, read_bounded
+from slimcodec.models.pretrained.hub import hub_folder, read_json
 from slimcodec.models.storage import read_header
 
 #: folders, separated as in PATH, in which pretrained parts are looked for first
