@@ -18,6 +18,8 @@ GOLDEN = Path(__file__).parent / "golden"
 SMALL = GOLDEN / "small"
 #: the command in a process of its own
 SLIM = (sys.executable, "-m", "slimcodec.cli")
+#: one process, and several, whose start takes seconds
+JOBS = (1, pytest.param(2, marks=pytest.mark.slow))
 #: options that choose the small bundle
 SMALL_OPTIONS = ("--model", str(SMALL), "--dtype", "float32")
 

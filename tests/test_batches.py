@@ -201,6 +201,7 @@ def test_the_commands_work_on_batches(
     assert slim("encode", tmp_path / "photos", "--batch-size", 0) == 2
 
 
+@pytest.mark.slow
 def test_delete_source_works_on_batches(tmp_path: Path) -> None:
     for name in NAMES:
         photo(name, 40, 30).save(tmp_path / f"{name}.png")

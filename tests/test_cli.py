@@ -14,7 +14,7 @@ import typer
 from conftest import Slim
 from PIL import Image
 from skimage import data
-from support import SLIM
+from support import JOBS, SLIM
 
 import slimcodec
 from slimcodec.bit_map import draw_bits
@@ -238,7 +238,7 @@ def test_decode_writes_the_format_of_its_suffix(slim: Slim, photos: Path, tmp_pa
     assert result.status == 1 and ".xyz" in result.err and not (tmp_path / "a.xyz").exists()
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_folder_is_mirrored_and_one_bad_file_does_not_stop_the_rest(
     slim: Slim, photos: Path, tmp_path: Path, jobs: int
 ) -> None:
@@ -318,14 +318,14 @@ def test_a_file_of_another_bundle_is_named(slim: Slim, tmp_path: Path) -> None:
     assert tree(tmp_path) == ["foreign.slim"]
 
 
+@pytest.mark.parametrize("jobs", JOBS)
 def test_a_model_that_cannot_be_loaded_stops_the_command_once(
-    slim: Slim, photos: Path, tmp_path: Path
+    slim: Slim, photos: Path, tmp_path: Path, jobs: int
 ) -> None:
-    for jobs in (1, 2):
-        result = slim("encode", photos, "-m", tmp_path / "no_bundle", "-o", tmp_path / "out", "-j", jobs)
-        assert result.status == 1
-        assert len(result.err.splitlines()) == 1 and "no_bundle" in result.err
-        assert not (tmp_path / "out").exists()
+    result = slim("encode", photos, "-m", tmp_path / "no_bundle", "-o", tmp_path / "out", "-j", jobs)
+    assert result.status == 1
+    assert len(result.err.splitlines()) == 1 and "no_bundle" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_max_pixels(slim: Slim, photos: Path, tmp_path: Path) -> None:
@@ -345,6 +345,7 @@ def test_an_ignored_profile_is_a_warning_not_a_failure(slim: Slim, photos: Path)
     assert result.err.startswith(f"slim: {photo}: warning: broken ICC profile ignored")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_interrupt_ends_with_130_and_whole_files(tmp_path: Path, jobs: int) -> None:
@@ -383,6 +384,7 @@ def dying_work() -> Steps:
     return Steps(read, list, lambda job, read, data: Output(data, slimcodec.inspect(data), 1))
 
 
+@pytest.mark.slow
 def test_a_dying_process_fails_its_files_and_ends_the_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

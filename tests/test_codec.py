@@ -259,6 +259,7 @@ for path in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 def test_another_process_with_other_threads_and_types_reads_the_same_symbols(
     codec: Codec, tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ def test_files_of_every_type_decode_with_every_other(codec: Codec) -> None:
         assert psnr(writer.decode(data, steps=0), reader.decode(data, steps=0)) > 35
 
 
+@pytest.mark.slow
 def test_one_codec_serves_many_threads(codec: Codec) -> None:
     images = [photo(name, 96 + 16 * number, 80) for number in range(3) for name in NAMES]
     alone = [codec.encode(image, 30) for image in images]
@@ -345,6 +347,7 @@ def test_pictures_come_as_image_array_path_or_bytes(codec: Codec, tmp_path: Path
     assert len({codec.encode(kind, 40) for kind in kinds}) == 1
 
 
+@pytest.mark.slow
 def test_tiles_leave_no_trace() -> None:
     exact = slimcodec.load(dtype="float32")
     pieces = Codec(exact.bundle, tile=6)

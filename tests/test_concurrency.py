@@ -71,6 +71,7 @@ def test_a_limit_in_one_thread_is_none_in_another(codec: Codec) -> None:
     assert limit == Image.MAX_IMAGE_PIXELS and warnings.filters == filters
 
 
+@pytest.mark.slow
 def test_eight_processes_on_one_folder_make_the_bytes_of_one(codec: Codec, tmp_path: Path) -> None:
     photos, slims = tmp_path / "photos", tmp_path / "slims"
     expected = {}

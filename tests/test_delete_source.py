@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 from conftest import Slim
 from photos import photo
-from support import SMALL_OPTIONS
+from support import JOBS, SMALL_OPTIONS
 
 import slimcodec
 from slimcodec.cli import batch
@@ -34,7 +34,7 @@ def encode(slim: Slim) -> Slim:
     return partial(slim, "encode", "--delete-source", *SMALL_OPTIONS)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_only_what_was_encoded_is_removed(encode: Slim, picture: Path, jobs: int) -> None:
     folder = picture.parent
     photo("coffee", 33, 21).save(folder / "cup.jpg")

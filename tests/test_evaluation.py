@@ -176,6 +176,7 @@ def small_setup(desk: Path) -> Setup:
     )
 
 
+@pytest.mark.slow
 def test_order_and_deletion_change_nothing_but_n(smoke: Body, desk: Path, tmp_path: Path) -> None:
     stored = parquet.read_table(desk / "photos.parquet")
     shuffled = [int(n) for n in np.random.default_rng(1).permutation(COUNT)]
@@ -198,6 +199,7 @@ def test_order_and_deletion_change_nothing_but_n(smoke: Body, desk: Path, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(desk: Path, tmp_path: Path) -> None:
     worker = Worker(small_setup(desk))
     samples = open_labelled(str(desk / "photos.parquet"), limit=6)

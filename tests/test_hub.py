@@ -74,6 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_family_is_decoded_in_another_process_without_a_network(home: Path, tmp_path: Path) -> None:
     pictures: dict[str, Any] = {}
     values: dict[str, str] = {}
@@ -338,6 +339,7 @@ def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp
     assert Codec(fresh(said)).encode(picture, 30, "a cup")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["blip2", "florence2"])
 def test_larger_captioners_answer_by_their_own_processors(
     home: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

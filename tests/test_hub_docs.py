@@ -34,6 +34,7 @@ def keep(cache: Path, name: str, folder: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_documentation_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

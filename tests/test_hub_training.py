@@ -63,6 +63,7 @@ def mean_loss(stage: Any, batches: int = 6) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rate"), [("sd2", 1.0), ("sdxl", 0.0)])
 def test_the_loss_falls_and_only_ours_changes(
     family: str,

@@ -155,6 +155,7 @@ def test_folders_that_cannot_be_a_data_set(folder: Path, tmp_path: Path) -> None
         SlimFolder(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_decode_alike(folder: Path, start: str) -> None:
     if start == "fork" and sys.platform != "linux":

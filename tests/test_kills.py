@@ -12,6 +12,7 @@ import pytest
 KILLS = Path(__file__).parent.parent / "benchmarks" / "kills.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes as Linux tells them")
 def test_killed_runs_leave_whole_files_and_are_taken_up(tmp_path: Path) -> None:
     out = tmp_path / "kills.json"

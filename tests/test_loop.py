@@ -142,6 +142,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_average_the_gradients_of_the_whole_batch_and_resume(tmp_path: Path) -> None:
     script, folder = tmp_path / "two.py", tmp_path / "two"
     script.write_text(LAUNCHED.format(tests=str(Path(__file__).parent), folder=str(folder)))

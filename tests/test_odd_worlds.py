@@ -22,7 +22,10 @@ import slimcodec
 
 FILE = GOLDEN / "small-files" / "chelsea-97x41-q20.slim"
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, links and limits of POSIX")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="signals, links and limits of POSIX"),
+]
 
 
 def names(folder: Path) -> list[str]:

@@ -73,6 +73,7 @@ def test_a_killed_worker_is_noticed() -> None:
     assert not isinstance(results[0], SlimError) and isinstance(results[1], WorkerDiedError)
 
 
+@pytest.mark.slow
 def test_items_are_read_a_few_ahead_and_closing_ends_the_workers() -> None:
     read = []
 
@@ -88,6 +89,7 @@ def test_items_are_read_a_few_ahead_and_closing_ends_the_workers() -> None:
     assert len(read) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 def test_workers_end_with_a_parent_that_was_killed() -> None:
     program = (

@@ -28,6 +28,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_python_blocks_run(desk: Path) -> None:
     # one after the other in one fresh process, as in a notebook
     script = "\n".join(blocks("python"))
@@ -40,6 +41,7 @@ def test_python_blocks_run(desk: Path) -> None:
     assert (desk / "photo.slim").stat().st_size < 20_000
 
 
+@pytest.mark.slow
 def test_commands_run(desk: Path) -> None:
     commands = [
         line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")

@@ -41,6 +41,7 @@ def test_a_picture_there_and_back(picture: bytes, tmp_path: Path, small: Codec) 
     assert os.listdir(tmp_path) == ["-"] and (tmp_path / "-").read_bytes() == b"a file"
 
 
+@pytest.mark.slow
 def test_a_stream_at_one_end_only(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "cat.webp"
     arguments = ("decode", "-", "-o", out, "--steps", 0, *SMALL_OPTIONS)
@@ -54,6 +55,7 @@ def test_a_stream_at_one_end_only(tmp_path: Path) -> None:
     assert (status, err) == (0, "") and png.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["encode", "decode"])
 @pytest.mark.parametrize("stdin", [b"", b"neither a picture nor a .slim file"])
 def test_bad_input_is_one_line_and_no_output(command: str, stdin: bytes) -> None:
@@ -103,6 +105,7 @@ def test_terminals_are_refused() -> None:
     assert reads.returncode == 2 and b"terminal" in reads.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_an_output_that_takes_no_bytes_is_one_line() -> None:
     with open("/dev/full", "wb") as full:

@@ -275,6 +275,7 @@ def mobilenet(file: Path, clip: float = 100.0) -> nn.Module:
     return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [64, 96])
 def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     side: int, tmp_path: Path
@@ -314,6 +315,7 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None:
     wrapped = mobilenet(tmp_path / "clipped.pt", clip=0.1)
     teacher = load_teacher(tmp_path / "clipped.pt")
@@ -322,6 +324,7 @@ def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     mobilenet(tmp_path / "a.pt")
     teacher = load_teacher(tmp_path / "a.pt")

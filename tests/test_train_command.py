@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 import slimcodec
 from slimcodec.training.recipe import STAGES, load_recipe
 
+pytestmark = pytest.mark.slow
+
 #: one thread: sums of several threads may differ in their last bits
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
