@@ -18,9 +18,9 @@ import torch
 import slimcodec
 from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.sources import open_labelled
-from slimcodec.evaluation.bootstrap import ENDS, interval, means, resamples
 from slimcodec.evaluation.measures import psnr
-from slimcodec.evaluation.protocol import PROTOCOLS, prepare
+from slimcodec.evaluation.summary import ENDS, interval, means, resamples
+from slimcodec.evaluation.worker import PROTOCOLS, prepare
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(1)
-    codec, protocol = slimcodec.load(given.bundle), PROTOCOLS[given.protocol]
+    codec, protocol = slimcodec.load(given.bundle), given.protocol
     samples, classifier = (
         open_labelled(given.dataset, limit=given.limit),
         load_classifier(given.classifier, given.protocol),

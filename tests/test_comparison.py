@@ -8,29 +8,28 @@ from typing import Any
 import pytest
 
 from slimcodec.evaluation.bd_rate import bd_rate
-from slimcodec.evaluation.bootstrap import resamples
-from slimcodec.evaluation.comparison import compare, relative_at
-from slimcodec.evaluation.results import Curve, Point, Result
+from slimcodec.evaluation.results import Result, from_json
+from slimcodec.evaluation.summary import compare, relative_at, resamples
 
 PIXELS = 6400
 COUNT = 40
 
 
-def point(quality: int, size: int, right: int, grey: int | None = None) -> Point:
+def point(quality: int, size: int, right: int, grey: int | None = None) -> dict[str, Any]:
     """All photos cost ``size`` bytes; the first ``right`` are named rightly."""
     columns: dict[str, Any] = {"bytes": [size] * COUNT, "rank": [[0] * right + [9] * (COUNT - right)]}
     columns["guess"] = [[1] * COUNT]
     if grey is not None:
         columns["grey"] = [grey] * COUNT
-    return Point(quality, columns, {})
+    return {"quality": quality, "photos": columns, "milliseconds": {}}
 
 
-def result(*curves: Sequence[Point]) -> Result:
+def result(*curves: Sequence[dict[str, Any]]) -> Result:
     """32 of 40 photos are named rightly uncompressed."""
     photos = {"id": list(map(str, range(COUNT))), "label": [1] * COUNT, "pixels": [PIXELS] * COUNT}
     photos |= {"rank": [[0] * 32 + [9] * 8], "guess": [[1] * COUNT]}
-    named = tuple(Curve(str(number), tuple(points), None, {}) for number, points in enumerate(curves))
-    return Result({"classifiers": [{"name": "judge"}]}, photos, named)
+    named = [{"name": str(number), "slim": None, "points": points} for number, points in enumerate(curves)]
+    return from_json({"classifiers": [{"name": "judge"}], "photos": photos, "curves": named})
 
 
 def test_accuracy_at_a_rate_is_read_off_between_points() -> None:
@@ -49,14 +48,14 @@ def test_an_anchor_may_be_given_its_container() -> None:
     anchor = [point(1, 140, 8, 60), point(2, 220, 16, 60), point(3, 380, 24, 60)]
     test = [point(1, 40, 8), point(2, 80, 16), point(3, 160, 24)]
     pair, draws = result(anchor, test), resamples(COUNT, 20)
-    whole = compare(bd_rate, pair, pair.curves[0], pair.curves[1], "top1 judge", draws)
-    bare = compare(bd_rate, pair, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
+    whole = compare(bd_rate, pair.curves[0], pair.curves[1], "top1 judge", draws)
+    bare = compare(bd_rate, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
     # less grey, the anchor's files have twice the bytes of the other's
     assert bare.comparison.value == pytest.approx(-50.0)
     # log2 of the ratios: 3.5, 2.75, 2.375 at the points
     assert whole.comparison.value is not None and -71.5 < whole.comparison.value < -57.9
     unmeasured = result(test, test)
     missing = compare(
-        bd_rate, unmeasured, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
+        bd_rate, unmeasured.curves[0], unmeasured.curves[1], "top1 judge", draws, "bpp_less_grey"
     )
     assert missing.comparison.value is None

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos, open_labelled
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check, run
-from slimcodec.evaluation.comparison import load_all
 from slimcodec.evaluation.curves import chosen_curves
-from slimcodec.evaluation.protocol import PROTOCOLS, prepare
-from slimcodec.evaluation.results import bpp, from_json, load_result
-from slimcodec.evaluation.worker import Setup, Worker, build_codec
+from slimcodec.evaluation.results import from_json, load_result
+from slimcodec.evaluation.summary import load_all
+from slimcodec.evaluation.worker import Setup, Worker, prepare
 
 COUNT = 20
 QUALITIES = ("--qualities", "slim=10,60", "--qualities", "jpeg=5,40", "--qualities", "webp=5,40")
@@ -67,7 +66,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("desk")
     classifier = load_classifier(str(colour_classifier(root / "judge.onnx")), "full")
     images = crops(COUNT)
-    labels = [classifier.judge(prepare(Record(image), PROTOCOLS["full"]).pixels, 0)[0] for image in images]
+    labels = [classifier.judge(prepare(Record(image), "full").pixels, 0)[0] for image in images]
     boxes = [[[20.0, 10.0, 60.0, 50.0]]] * COUNT
     write(root / "photos.parquet", images, labels, boxes)
     square_detector(root / "detector.onnx")
@@ -144,24 +143,26 @@ def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) ->
     result = from_json(smoke)
     for sample in list(samples)[:3]:
         place = smoke["photos"]["id"].index(sample.id)
-        made = prepare(sample, PROTOCOLS["full"])
+        made = prepare(sample, "full")
         for curve in chosen_curves(["slim", "jpeg", "webp"], guidance="0"):
             measured = next(c for c in result.curves if c.name == curve.name)
-            codec = build_codec(curve, None, "cpu")
+            codec = curve.codec()
             for point in measured.points:
                 file = tmp_path / "file"
                 file.write_bytes(codec.encode(made, point.quality))
-                assert file.stat().st_size == point.columns["bytes"][place]
+                assert file.stat().st_size == point.values["bytes"][place]
                 if curve.slim is None:
                     with Image.open(file) as picture:
                         assert picture.size == (88, 64) == made.pixels.shape[1::-1]
                     flat = Photo(np.full_like(made.pixels, 128))
-                    assert point.columns["grey"][place] == len(codec.encode(flat, point.quality))
+                    assert point.values["bpp_less_grey"][place] == pytest.approx(
+                        8 * (file.stat().st_size - len(codec.encode(flat, point.quality))) / (88 * 64)
+                    )
                 else:
                     info = slimcodec.inspect(file)
-                    assert info.bpp == 8 * point.columns["bytes"][place] / (88 * 64)
-                    assert info.header_bytes == point.columns["header"][place]
-                    assert info.caption_bytes == point.columns["caption"][place]
+                    assert info.bpp == 8 * point.values["bytes"][place] / (88 * 64)
+                    assert info.header_bytes == point.values["header"][place]
+                    assert info.caption_bytes == point.values["caption"][place]
                     # where the captioner is not sure it names nothing
                     assert info.caption is None or curve.slim.caption != "none"
     for curve_body in smoke["curves"]:
@@ -213,24 +214,23 @@ def test_a_stopped_run_goes_on(desk: Path, tmp_path: Path) -> None:
     samples = open_labelled(str(desk / "photos.parquet"), limit=8)
     out = tmp_path / "result.json"
 
-    def after(photos: int) -> Callable[[], None]:
-        counted = itertools.count(1)
+    reads = itertools.count(1)
 
-        def advance() -> None:
-            if next(counted) == photos:
-                raise KeyboardInterrupt
-
-        return advance
+    def interrupted(row: int) -> Record:
+        # labels are checked first, which reads every photo once
+        if next(reads) == len(samples) + 6:
+            raise KeyboardInterrupt
+        return samples.read(row)
 
     with pytest.raises(KeyboardInterrupt):
-        run(worker, samples, out, advance=after(5))
+        run(worker, replace(samples, read=interrupted), out)
     partial = tmp_path / "result.json.partial"
     assert not out.exists() and len(partial.read_text().splitlines()) == 1 + 5
     # the machine went down in the middle of a line
     partial.write_bytes(partial.read_bytes()[:-20])
-    started = []
-    resumed = run(worker, samples, out, started=lambda done, total: started.append((done, total)))
-    assert started == [(4, 8)] and not partial.exists()
+    lines: list[str] = []
+    resumed = run(worker, samples, out, report=lines.append)
+    assert lines[0].startswith("4 of 8 ") and not partial.exists()
     assert same_but_for_time(resumed, run(worker, samples, tmp_path / "whole.json"))
 
 
@@ -384,7 +384,7 @@ def test_results_in_the_repository() -> None:
         stored = json.loads(path.read_text())
         for curve, described in zip(result.curves, stored["curves"], strict=True):
             for point, summarised in zip(curve.points, described["points"], strict=True):
-                assert summarised["summary"]["bpp"][0] == pytest.approx(bpp(result, point).mean(), rel=1e-5)
+                assert summarised["summary"]["bpp"][0] == pytest.approx(point.values["bpp"].mean(), rel=1e-5)
 
 
 def test_results_apart_and_together(

@@ -17,17 +17,20 @@ from skimage.metrics import structural_similarity
 
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bd_rate import bd_rate, bd_score, improving
-from slimcodec.evaluation.bootstrap import interval, means, resamples
-from slimcodec.evaluation.detection import (
+from slimcodec.evaluation.measures import (
+    MS_SSIM_WEIGHTS,
     TRUTH_SCORE,
     Boxes,
     Detector,
     iou,
+    load_lpips,
     matched,
     mean_average_precision,
+    ms_ssim,
+    ssim_and_contrast,
 )
-from slimcodec.evaluation.measures import MS_SSIM_WEIGHTS, load_lpips, ms_ssim, ssim_and_contrast
 from slimcodec.evaluation.measures import psnr as measured_psnr
+from slimcodec.evaluation.summary import interval, means, resamples
 from slimcodec.images import Pixels
 
 

@@ -23,8 +23,8 @@ from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check_labels
 from slimcodec.evaluation.curves import chosen_curves
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
-from slimcodec.evaluation.protocol import PROTOCOLS, prepare
-from slimcodec.evaluation.slim_curves import SlimSettings, slim_settings, wrong_class
+from slimcodec.evaluation.slim import SlimSettings, slim_settings, wrong_class
+from slimcodec.evaluation.worker import prepare
 
 
 def png(picture: Image.Image) -> bytes:
@@ -124,11 +124,11 @@ def test_the_square_of_torchvision() -> None:
 
 def test_boxes_follow_the_crop() -> None:
     sample = Record(png(photo("coffee", 512, 256)), 1, boxes=((128.0, 64.0, 256.0, 128.0),))
-    made = prepare(sample, PROTOCOLS["icm-256"])
+    made = prepare(sample, "icm-256")
     assert made.pixels.shape == (256, 256, 3) and made.mask is not None
     rows, columns = np.nonzero(made.mask >= 0.5)
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (0, 127, 64, 127)
-    whole = prepare(sample, PROTOCOLS["full"])
+    whole = prepare(sample, "full")
     assert whole.pixels.shape == (256, 512, 3) and whole.mask is not None and whole.mask.sum() == 128 * 64
 
 

@@ -13,34 +13,40 @@ from slimcodec.cli.messages import USAGE, failing, say, stop
 
 def report(
     results: Annotated[
-        list[str], typer.Argument(metavar="RESULTS", help="JSON files of slim bench; published points too.")
+        list[str],
+        typer.Argument(metavar="RESULTS", help="Result files of slim bench, and files of published points."),
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder for the report.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to write the report to.")],
     anchor: Annotated[
         str | None,
-        typer.Option(metavar="CURVE", help="What BD-rates refer to (default: avif, or the first codec)."),
+        typer.Option(metavar="CURVE", help="Anchor of BD-rates (default: avif, or the first codec)."),
     ] = None,
     photos: Annotated[
         str | None,
-        typer.Option(metavar="DATASET", help="The data set of the results: adds a sheet of examples."),
+        typer.Option(metavar="DATASET", help="Data set of the results: add a sheet of examples."),
     ] = None,
     classifier: Annotated[
         str | None,
-        typer.Option("--classifier", "-c", metavar="FILE|ID", help="One of the results', to judge examples."),
+        typer.Option(
+            "--classifier",
+            "-c",
+            metavar="FILE|ID",
+            help="Judge of the examples: one of the results' classifiers.",
+        ),
     ] = None,
     target_bytes: Annotated[
-        int, typer.Option("--bytes", min=1, metavar="N", help="Size of the examples' files.")
+        int, typer.Option("--bytes", min=1, metavar="N", help="Largest file of an example, in bytes.")
     ] = 1000,
-    examples: Annotated[int, typer.Option(min=1, metavar="N", help="Photos on the sheet.")] = 4,
+    examples: Annotated[int, typer.Option(min=1, metavar="N", help="Number of example photos.")] = 4,
     split: Annotated[str, typer.Option(metavar="S", help="Split of a hub data set.")] = "validation",
     model: options.Model = None,
     device: options.Device = "cpu",
 ) -> None:
-    """Draw what slim bench measured: report.html (all in one file), report.md and PNG files.
+    """Draw the results of slim bench: report.html (one file with everything), report.md and PNG files.
 
     Curves of SLIM that a caption enhances are refused without their controls.
-    A sheet of examples needs the photos and a classifier, and shows photos of
-    the data set: mind its terms before you publish it. Needs the eval extra.
+    A sheet of examples shows photos of the data set: check its licence before you
+    publish the sheet. Needs the eval extra.
 
     Examples:
       slim report result.json -o report/
@@ -52,8 +58,8 @@ def report(
     try:
         from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation import report as pages
-        from slimcodec.evaluation.comparison import load_all
         from slimcodec.evaluation.sheet import example_sheet
+        from slimcodec.evaluation.summary import load_all, summarise
     except ModuleNotFoundError as error:
         stop(f"the report needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
     with failing():
@@ -62,5 +68,6 @@ def report(
         if photos is not None and classifier is not None:
             samples = open_labelled(photos, split=split, labelled=False)
             sheet = example_sheet(result, samples, classifier, target_bytes, examples, model, device)
-        written = pages.write_report(Path(out), pages.report(result, published, anchor, sheet))
-    say(f"{written[0]}: {len(result)} photos, {len(result.curves)} curves, {len(written)} files in {out}")
+        blocks = pages.report(summarise(result), published, anchor, sheet)
+        files = pages.write_report(Path(out), blocks)
+    say(f"{files[0]}: {len(result)} photos, {len(result.curves)} curves, {len(files)} files in {out}")

@@ -1,17 +1,12 @@
-"""A run of the benchmark: checks first, then photo by photo in one process or several, taken up again where it stopped."""
+"""A run of the benchmark: checks first, then photo by photo in one process or several, resumed where it stopped."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import platform
-import signal
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,12 @@ from slimcodec import __version__
 from slimcodec.data.photos import Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.results import FORMAT, assemble, to_text
-from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES
+from slimcodec.evaluation.results import FORMAT, assemble, from_json, to_text
+from slimcodec.evaluation.slim import IMAGENET_CLASSES
+from slimcodec.evaluation.summary import ENDS, RESAMPLES, SEED, Interval, summarise
 from slimcodec.evaluation.worker import Setup, Worker
 from slimcodec.files import atomic_write
-from slimcodec.processes import end_with_parent
+from slimcodec.processes import progress, run_pool
 
 #: photos judged uncompressed before anything is coded, to find wrong labels
 TRIAL_PHOTOS = 64
@@ -39,56 +35,82 @@ def run(
     *,
     jobs: int = 1,
     command: str = "",
-    started: Callable[[int, int], None] = lambda done, total: None,
-    advance: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measures every photo and writes the result to ``out``; returns it.
 
     Each process works with one thread, so that the result does not depend on ``jobs``, times apart. Finished photos are kept
-    in ``<out>.partial`` until the end: the same run started again goes on from there. ``started`` is told how many photos
-    were found there and how many there are in all, ``advance`` is called after each other one.
+    in ``<out>.partial`` until the end: the same run started again goes on from there. ``report`` takes lines about progress.
 
     Raises ``SlimError`` for labels that cannot be right, for a photo that cannot be coded, and where ``<out>.partial`` is from
     another run.
     """
     check(worker, samples)
     described = worker.describe()
-    partial = Partial(out, described)
-    kept = {id_: row for id_, row in partial.read().items() if row["label"] == _labels(samples).get(id_)}
-    todo = [row for row, id_ in enumerate(samples.ids) if id_ not in kept]
-    started(len(samples) - len(todo), len(samples))
-    rows = [kept[id_] for id_ in samples.ids if id_ in kept]
-    with closing(_rows(worker, samples, todo, jobs)) as measured:
+    partial_file = Partial(out, described)
+    labels = dict(zip(samples.ids, samples.labels, strict=True))
+    done = {id_: row for id_, row in partial_file.read().items() if row["label"] == labels.get(id_)}
+    todo = [number for number, id_ in enumerate(samples.ids) if id_ not in done]
+    if done and report is not None:
+        report(f"{len(done)} of {len(samples)} photos are done already")
+    rows = [done[id_] for id_ in samples.ids if id_ in done]
+    setup = partial(_row_function, worker.setup) if jobs > 1 else lambda: worker.row
+    records = (samples.read(number) for number in todo)
+    with (
+        progress(len(samples), "photos", len(rows), report) as bar,
+        closing(run_pool(setup, records, jobs, one_thread=True)) as measured,
+    ):
         for row in measured:
-            partial.add(row)
+            if isinstance(row, SlimError):
+                raise row
+            partial_file.add(row)
             rows.append(row)
-            advance()
-    body = assemble(
-        {
-            "format": FORMAT,
-            "made": {
-                "command": command,
-                "slimcodec": __version__,
-                "torch": torch.__version__,
-                "machine": platform.machine(),
-                "threads": 1,
-            },
-            "dataset": {"name": samples.name, "sha256": samples.fingerprint, "photos": len(samples)},
-            **described,
-        },
-        rows,
-    )
-    atomic_write(out, to_text(body).encode())
-    partial.path.unlink()
+            bar.advance()
+    made = {
+        "command": command,
+        "slimcodec": __version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": 1,
+    }
+    dataset = {"name": samples.name, "sha256": samples.fingerprint, "photos": len(samples)}
+    body = assemble({"format": FORMAT, "made": made, "dataset": dataset, **described}, rows)
+    _add_summaries(body)
+    atomic_write(out, (to_text(body) + "\n").encode())
+    partial_file.path.unlink()
     return body
+
+
+def _row_function(setup: Setup) -> Callable[[Record], Row]:
+    return Worker(setup).row
+
+
+def _add_summaries(body: dict[str, Any]) -> None:
+    """Writes the mean and interval of every measure into a result."""
+    summary = summarise(from_json(body))
+    body["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "interval_percent": list(ENDS)}
+    body["uncompressed"] = _stored(summary.uncompressed)
+    for curve in body["curves"]:
+        for point in curve["points"]:
+            point["summary"] = _stored(summary.points[curve["name"], point["quality"]])
+
+
+def _stored(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Intervals to six digits; mAP, a number of all photos together, is stored without one."""
+    stored: dict[str, Any] = {
+        name: found and [float(f"{value:.6g}") for value in found] for name, found in intervals.items()
+    }
+    if stored.get("map50"):
+        stored["map50"] = stored["map50"][0]
+    return stored
 
 
 def check(worker: Worker, samples: LabelledPhotos) -> None:
     """Raises ``SlimError`` where labels do not fit the classifiers, before hours are spent."""
     for classifier in worker.classifiers:
         check_labels(samples, classifier.classes, classifier.name)
-        wrong = any(curve.slim and curve.slim.caption == "wrong" for curve in worker.setup.curves)
-        if wrong and classifier.classes != IMAGENET_CLASSES:
+        wrong_captions = any(curve.control for curve in worker.setup.curves)
+        if wrong_captions and classifier.classes != IMAGENET_CLASSES:
             raise SlimError(
                 f"{classifier.name} has {classifier.classes} classes: the controls of SLIM's captions need the "
                 f"{IMAGENET_CLASSES} of ImageNet-1k; run SLIM with --steps 0"
@@ -96,11 +118,10 @@ def check(worker: Worker, samples: LabelledPhotos) -> None:
     trial = min(TRIAL_PHOTOS, len(samples))
     photos = [worker.photo(samples.read(row)) for row in range(trial)]
     for classifier in worker.classifiers:
-        guesses = [classifier.judge(photo.pixels, photo.class_index)[0] for photo in photos]
-        right, below, above = (
-            sum(guess == photo.class_index + shift for guess, photo in zip(guesses, photos, strict=True))
-            for shift in (0, -1, 1)
-        )
+        shifts = [
+            classifier.judge(photo.pixels, photo.class_index)[0] - photo.class_index for photo in photos
+        ]
+        right, below, above = (shifts.count(shift) for shift in (0, -1, 1))
         shifted = max(below, above)
         if shifted >= 5 and shifted > 3 * right:
             raise SlimError(
@@ -151,60 +172,3 @@ class Partial:
         """Keeps a photo, on the disk at once."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
-
-
-def _labels(samples: LabelledPhotos) -> dict[str, int]:
-    return dict(zip(samples.ids, samples.labels, strict=True))
-
-
-def _rows(
-    worker: Worker, samples: LabelledPhotos, todo: Sequence[int], jobs: int
-) -> Generator[Row, None, None]:
-    processes = min(jobs, len(todo))
-    if processes <= 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from (worker.row(samples.read(row)) for row in todo)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    # Spawned and not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(worker.setup,)) as pool:
-        waiting: deque[Future[Row]] = deque()
-        remaining = iter(todo)
-        try:
-            while True:
-                # A few photos ahead and not all: the encoded bytes of a large data set need not fit in memory.
-                while len(waiting) < 3 * processes and (row := next(remaining, None)) is not None:
-                    waiting.append(pool.submit(_measure, samples.read(row)))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise SlimError(
-                "a worker process died, perhaps out of memory; start the same command again with fewer --jobs"
-            ) from error
-        except BaseException:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-_worker: Worker | None = None
-
-
-def _start(setup: Setup) -> None:
-    global _worker
-    end_with_parent()
-    # Ctrl-C reaches all processes; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    _worker = Worker(setup)
-
-
-def _measure(sample: Record) -> Row:
-    assert _worker is not None
-    return _worker.row(sample)

@@ -1,17 +1,54 @@
-"""From what a user asks for to the curves that are run."""
+"""The curves of a run: a codec under fixed settings and the qualities at which it is run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
-from slimcodec.evaluation.slim_curves import QUALITIES, class_names, shared_codec, slim_settings
-from slimcodec.evaluation.worker import Curve
+from slimcodec.evaluation.peers import PEERS, CommandCodec, PictureCodec, load_peer
+from slimcodec.evaluation.slim import (
+    QUALITIES,
+    SlimCodec,
+    SlimSettings,
+    class_names,
+    shared_codec,
+    slim_settings,
+)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A codec under fixed settings, and the qualities at which it is run.
+
+    ``template``: of a command codec; ``slim``: how SLIM is run; neither: a name of ``peers.PEERS``.
+    """
+
+    name: str
+    qualities: tuple[int, ...]
+    template: str | None = None
+    slim: SlimSettings | None = None
+
+    def codec(self, model: str | None = None, device: str = "cpu") -> PictureCodec:
+        """The codec, SLIM with a ``model`` on a ``device``; ``SlimError`` where it is not installed."""
+        if self.slim is not None:
+            return SlimCodec(self.slim, shared_codec(model, device))
+        return CommandCodec.parse(self.template) if self.template is not None else load_peer(self.name)
+
+    @property
+    def control(self) -> bool:
+        """Whether the curve is only there to judge another: its caption is wrong."""
+        return self.slim is not None and self.slim.caption == "wrong"
+
+    @property
+    def headline(self) -> bool:
+        """Whether the curve is shown where there is little room: SLIM without steps or caption, and as a caption enhances it."""
+        slim = self.slim
+        return slim is None or slim.enhanced or (not slim.steps and slim.caption == "none")
 
 
 def chosen_curves(

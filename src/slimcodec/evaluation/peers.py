@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,12 +60,9 @@ class PillowCodec:
 
     def describe(self) -> dict[str, Any]:
         """Library's version and the arguments of ``Image.save``, q standing for the quality."""
-        settings = {key: value for key, value in self.options(0).items()}
-        varied = {key for key, value in self.options(1).items() if value != settings[key]}
-        return {
-            "version": self.version,
-            "settings": {k: "q" if k in varied else v for k, v in settings.items()},
-        }
+        other = self.options(1)
+        settings = {key: value if value == other[key] else "q" for key, value in self.options(0).items()}
+        return {"version": self.version, "settings": settings}
 
 
 @dataclass(frozen=True)
@@ -205,22 +203,16 @@ def load_peer(name: str) -> PillowCodec:
             raise SlimError(
                 f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI"
             )
-        return PillowCodec(
-            peer.format, peer.options, f"Pillow, {peer.library} {features.version(peer.library)}"
-        )
+        library = f"Pillow, {peer.library} {features.version(peer.library)}"
+        return PillowCodec(peer.format, peer.options, library)
     module, package = peer.plugin
     try:
         plugin = importlib.import_module(module)
     except ImportError as error:
         raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
-    from importlib.metadata import version
-
+    described = f"{package} {version(package)}"
     if module == "pillow_heif":
         plugin.register_heif_opener()
         libraries = plugin.libheif_info()
-        return PillowCodec(
-            peer.format,
-            peer.options,
-            f"{package} {version(package)}, libheif {libraries['libheif']}, {libraries['HEIF']}",
-        )
-    return PillowCodec(peer.format, peer.options, f"{package} {version(package)}")
+        described += f", libheif {libraries['libheif']}, {libraries['HEIF']}"
+    return PillowCodec(peer.format, peer.options, described)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slimcodec.evaluation.bootstrap import Values
-from slimcodec.evaluation.comparison import Published, control_points
-from slimcodec.evaluation.results import Curve, Result, point_values, summary, uncompressed_values
+from slimcodec.evaluation.curves import Curve
+from slimcodec.evaluation.results import MeasuredCurve, Result
+from slimcodec.evaluation.summary import Published, Summary, control_curves
 
 #: Okabe & Ito's palette, which eyes of every kind of colour vision tell apart; black is for guidance
 BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
@@ -30,6 +30,7 @@ PEER_STYLES = {
 OTHER_COLOURS = (SKY, GREEN, PURPLE, ORANGE, GREY, YELLOW)
 BYTE_TICKS = (100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.5))
 Draw = Callable[[Any], None]
 
 
@@ -37,6 +38,7 @@ Draw = Callable[[Any], None]
 class Plot:
     """A plot as PNG bytes: ``wide``, 1920 pixels for 1280 on a page, and ``narrow``, 800 for 400."""
 
+    kind: ClassVar[str] = "plot"
     name: str
     caption: str
     wide: bytes
@@ -49,33 +51,27 @@ def style(curve: Curve, number: int) -> dict[str, Any]:
     if slim is None:
         colour, marker = PEER_STYLES.get(curve.name, (OTHER_COLOURS[number % len(OTHER_COLOURS)], "*"))
         return {"color": colour, "marker": marker, "linewidth": 1.4, "markersize": 5, "zorder": 2}
-    colour = BLUE if not slim.steps else BLACK if slim.guidance else VERMILLION
-    line = "-" if curve.headline else (0, (4, 2))
-    marker = "o" if slim.caption == "auto" else "h"
     return {
-        "color": colour,
-        "marker": marker,
-        "linestyle": line,
+        "color": BLUE if not slim.steps else BLACK if slim.guidance else VERMILLION,
+        "marker": "o" if slim.caption == "auto" else "h",
+        "linestyle": "-" if curve.headline else DASHED,
         "linewidth": 2.4,
         "markersize": 6,
         "zorder": 3,
     }
 
 
-def rate_accuracy(result: Result, judge: str, draws: Values) -> Plot:
+def rate_accuracy(summary: Summary, judge: str) -> Plot:
     """Top-1 of a classifier against bits per pixel, every curve but those with wrong captions."""
-    measure = f"top1 {judge}"
+    result, measure = summary.result, f"top1 {judge}"
     shown = [curve for curve in result.curves if not curve.control]
-    reference = summary(uncompressed_values(result), draws)
+    level, alone = _mean(summary, measure), _mean(summary, "caption alone")
 
     def draw(axes: Any) -> None:
-        level = reference[measure][0]
         _level(axes, level, f"uncompressed {level:.1f}", GREY)
-        if reference.get("caption alone") and any(curve.slim and curve.slim.enhanced for curve in shown):
-            alone = reference["caption alone"][0]
+        if any(curve.slim and curve.slim.enhanced for curve in shown):
             _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION, below=alone < level)
-        for number, curve in enumerate(shown):
-            _curve(axes, result, curve, measure, draws, curve.name, **style(curve, number))
+        _curves(axes, summary, shown, measure)
         axes.set_ylabel(f"top-1, %  ({judge})")
         axes.set_ylim(0, max(level, 1) * 1.12)
         _bytes_axis(axes, result)
@@ -87,73 +83,54 @@ def rate_accuracy(result: Result, judge: str, draws: Values) -> Plot:
     return _plot(_name(result, judge, "rate-accuracy"), text, draw)
 
 
-def rate_distortion(result: Result, measure: str, label: str, draws: Values) -> Plot:
+def rate_distortion(summary: Summary, measure: str, label: str) -> Plot:
     """A fidelity measure against bits per pixel."""
 
     def draw(axes: Any) -> None:
-        for number, curve in enumerate(curve for curve in result.curves if not curve.control):
-            _curve(axes, result, curve, measure, draws, curve.name, **style(curve, number))
+        _curves(axes, summary, (curve for curve in summary.result.curves if not curve.control), measure)
         axes.set_ylabel(label)
-        _bytes_axis(axes, result)
+        _bytes_axis(axes, summary.result)
 
-    return _plot(f"rate-{_slug(measure)}", f"{label} against bits per pixel, {len(result)} photos.", draw)
+    text = f"{label} against bits per pixel, {len(summary.result)} photos."
+    return _plot(f"rate-{_slug(measure)}", text, draw)
 
 
-def controls(result: Result, curve: Curve, judge: str, draws: Values) -> Plot:
+def controls(summary: Summary, curve: MeasuredCurve, judge: str) -> Plot:
     """An enhanced curve of SLIM with what its caption does without a picture, what no caption gives, and what a wrong one does."""
-    triples = control_points(result, curve)
-    alone = summary(uncompressed_values(result), draws)["caption alone"][0]
+    none, wrong = control_curves(summary.result, curve)
+    alone = _mean(summary, "caption alone")
 
     def draw(axes: Any) -> None:
         _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION)
         lines = (
             # from thick to thin: where a caption does nothing the first three lie upon each other
-            ("with its caption", 0, f"top1 {judge}", VERMILLION, "o", "-", 6),
-            ("no caption", 1, f"top1 {judge}", BLUE, "h", "-", 3),
-            ("wrong caption: true class kept", 2, f"kept {judge}", ORANGE, "^", (0, (4, 2)), 1.5),
-            ("wrong caption: drawn in", 2, f"drawn_in {judge}", BLACK, "X", (0, (1, 1.5)), 1.5),
+            ("with its caption", curve, f"top1 {judge}", VERMILLION, "o", "-", 6),
+            ("no caption", none, f"top1 {judge}", BLUE, "h", "-", 3),
+            ("wrong caption: true class kept", wrong, f"kept {judge}", ORANGE, "^", DASHED, 1.5),
+            ("wrong caption: drawn in", wrong, f"drawn_in {judge}", BLACK, "X", DOTTED, 1.5),
         )
-        for label, place, measure, colour, marker, line, width in lines:
-            points = [triple[place] for triple in triples]
-            _points(
-                axes,
-                result,
-                points,
-                measure,
-                draws,
-                label,
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                linewidth=width,
-            )
+        for label, drawn, measure, colour, marker, line, width in lines:
+            how = {"color": colour, "marker": marker, "linestyle": line, "linewidth": width}
+            _curve(axes, summary, drawn, measure, label, **how)
         axes.set_ylabel(f"photos, %  ({judge})")
         axes.set_ylim(0, 100)
-        _bytes_axis(axes, result)
+        _bytes_axis(axes, summary.result)
 
     text = f"{curve.name} and its controls, judged by {judge}."
-    return _plot(_name(result, judge, f"controls {curve.name}"), text, draw)
+    return _plot(_name(summary.result, judge, f"controls {curve.name}"), text, draw)
 
 
-def beside_published(result: Result, judge: str, published: Published, draws: Values) -> Plot:
+def beside_published(summary: Summary, judge: str, published: Published) -> Plot:
     """SLIM's measured curves (solid) and published ones (dashed), whose bpp is estimated and whose photos differ."""
-    measure = f"top1 {judge}"
+    result = summary.result
 
     def draw(axes: Any) -> None:
-        for number, curve in enumerate(curve for curve in result.curves if curve.slim and curve.headline):
-            _curve(axes, result, curve, measure, draws, curve.name, **style(curve, number))
+        slim = (curve for curve in result.curves if curve.slim and curve.headline)
+        _curves(axes, summary, slim, f"top1 {judge}")
         for number, (name, points) in enumerate(published.curves):
             colour = OTHER_COLOURS[number % len(OTHER_COLOURS)]
-            x, y = zip(*points, strict=True)
-            axes.plot(
-                x,
-                y,
-                label=f"{name} (published)",
-                color=colour,
-                linestyle=(0, (3, 3)),
-                marker=".",
-                linewidth=1.2,
-            )
+            how: dict[str, Any] = {"color": colour, "linestyle": (0, (3, 3)), "marker": ".", "linewidth": 1.2}
+            axes.plot(*zip(*points, strict=True), label=f"{name} (published)", **how)
         _level(axes, published.uncompressed, f"uncompressed there {published.uncompressed:.1f}", GREY)
         axes.set_ylabel("top-1, %")
         axes.set_ylim(bottom=0)
@@ -164,28 +141,27 @@ def beside_published(result: Result, judge: str, published: Published, draws: Va
     return _plot(_name(result, judge, f"published {published.title[:40]}"), text, draw)
 
 
-def _curve(
-    axes: Any, result: Result, curve: Curve, measure: str, draws: Values, label: str, **how: Any
-) -> None:
-    _points(axes, result, curve.points, measure, draws, label, **how)
+def _mean(summary: Summary, measure: str) -> float:
+    """The mean of a measure of the uncompressed photos, NaN without one."""
+    return (summary.uncompressed.get(measure) or (np.nan,))[0]
 
 
-def _points(
-    axes: Any, result: Result, points: Sequence[Any], measure: str, draws: Values, label: str, **how: Any
-) -> None:
-    found = [summary(_chosen(point_values(result, point), measure), draws) for point in points]
-    found = sorted((s for s in found if s.get(measure)), key=lambda s: float(s["bpp"][0]))
-    if not found:
+def _curves(axes: Any, summary: Summary, curves: Iterable[MeasuredCurve], measure: str) -> None:
+    for number, curve in enumerate(curves):
+        _curve(axes, summary, curve, measure, curve.name, **style(curve, number))
+
+
+def _curve(axes: Any, summary: Summary, curve: MeasuredCurve, measure: str, label: str, **how: Any) -> None:
+    points = [summary.points[curve.name, quality] for quality in curve.qualities]
+    pairs = [(rate[0], score) for point in points if (rate := point["bpp"]) and (score := point.get(measure))]
+    if not pairs:
         return
-    x = [s["bpp"][0] for s in found]
-    y = [s[measure][0] for s in found]
-    spread = np.abs(np.array([[s[measure][1], s[measure][2]] for s in found]).T - np.array(y))
+    x, scores = zip(*sorted(pairs), strict=True)
+    y, low, high = np.array(scores).T
     axes.plot(x, y, label=label, **how)
-    axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=how["color"], alpha=0.35, linewidth=1)
-
-
-def _chosen(values: dict[str, Values], measure: str) -> dict[str, Values]:
-    return {name: column for name, column in values.items() if name in ("bpp", measure)}
+    axes.errorbar(
+        x, y, yerr=np.abs([low - y, high - y]), fmt="none", ecolor=how["color"], alpha=0.35, linewidth=1
+    )
 
 
 def _level(axes: Any, y: float, label: str, colour: str, below: bool = False) -> None:

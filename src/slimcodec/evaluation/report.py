@@ -2,115 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+import jinja2
 import numpy as np
 
 from slimcodec.evaluation import plots
 from slimcodec.evaluation.bd_rate import bd_rate, bd_score
-from slimcodec.evaluation.bootstrap import Values, interval, resamples
-from slimcodec.evaluation.comparison import (
+from slimcodec.evaluation.plots import Plot
+from slimcodec.evaluation.results import FIDELITY, MeasuredCurve
+from slimcodec.evaluation.sheet import Sheet
+from slimcodec.evaluation.summary import (
     BD_RESAMPLES,
     Difference,
+    Interval,
     Published,
+    Summary,
     anchor_curve,
     compare,
-    control_points,
+    control_curves,
+    interval,
     relative_at,
-)
-from slimcodec.evaluation.document import Block, Heading, Sheet, Table, Text, pictures, to_html, to_markdown
-from slimcodec.evaluation.results import (
-    FIDELITY,
-    Curve,
-    Result,
-    point_summary,
-    summary,
-    top,
-    uncompressed_values,
+    resamples,
 )
 from slimcodec.files import atomic_write
 
 TITLE = "Accuracy against bits"
+#: label and digits of each fidelity measure
 LABELS = {
-    "psnr": "PSNR, dB",
-    "psnr_roi": "PSNR of the RoI, dB",
-    "psnr_background": "PSNR of the background, dB",
-    "ms_ssim": "MS-SSIM",
-    "lpips": "LPIPS",
+    "psnr": ("PSNR, dB", 2),
+    "psnr_roi": ("PSNR of the RoI, dB", 2),
+    "psnr_background": ("PSNR of the background, dB", 2),
+    "ms_ssim": ("MS-SSIM", 4),
+    "lpips": ("LPIPS", 4),
 }
-UNDEFINED = "undefined"
 #: bits per pixel at which curves are read off
 RATES = (0.05, 0.1, 0.2, 0.35)
 
 
+@dataclass(frozen=True)
+class Heading:
+    """A heading of level 1 or 2."""
+
+    kind: ClassVar[str] = "heading"
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph of plain text."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headers; the first column names the row."""
+
+    kind: ClassVar[str] = "table"
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Block = Heading | Text | Table | Plot | Sheet
+
+
 def report(
-    result: Result, published: Sequence[Published], anchor: str | None = None, sheet: Sheet | None = None
+    summary: Summary, published: Sequence[Published], anchor: str | None = None, sheet: Sheet | None = None
 ) -> list[Block]:
-    """The blocks of a report on a result whose controls are there (``comparison.load_all`` sees to that).
+    """The blocks of a report on a result whose controls are there (``summary.load_all`` sees to that).
 
     ``anchor``: the curve that BD-rates refer to, by default AVIF. ``sheet``: example photos, or None for a report without.
     """
-    draws = resamples(len(result))
-    compared = anchor_curve(result, anchor)
-    blocks: list[Block] = [Heading(TITLE, 1), *_setting(result, draws)]
-    blocks.append(Heading("Accuracy"))
-    blocks += [plots.rate_accuracy(result, judge, draws) for judge in result.judges]
-    blocks += _at_rates(result)
-    blocks += _bd_tables(result, compared)
-    blocks += _controls(result, draws)
+    result = summary.result
+    anchor_of_all = anchor_curve(result, anchor)
+    blocks: list[Block] = [Heading(TITLE, 1), *_setting(summary), Heading("Accuracy")]
+    blocks += [plots.rate_accuracy(summary, judge) for judge in result.judges]
+    blocks += _at_rates(summary)
+    blocks += _bd_tables(summary, anchor_of_all)
+    blocks += _controls(summary)
     if published:
         blocks.append(Heading("Beside published points"))
         blocks += [
-            plots.beside_published(result, judge, one, draws) for one in published for judge in result.judges
+            plots.beside_published(summary, judge, one) for one in published for judge in result.judges
         ]
     blocks.append(Heading("Fidelity"))
     blocks += [
-        plots.rate_distortion(result, measure, LABELS[measure], draws)
-        for measure in FIDELITY
-        if any(measure in point.columns for curve in result.curves for point in curve.points)
+        plots.rate_distortion(summary, name, LABELS[name][0]) for name in FIDELITY if summary.has(name)
     ]
     if sheet is not None:
-        blocks.append(Heading("Examples"))
-        blocks.append(
-            Text(
-                "The first photos by a hash of their bytes, chosen by nobody. Every codec shows its best quality that fits in "
-                "the same bytes, or its smallest file where none does. The bit map shows where the bits of SLIM's file went."
-            )
+        text = (
+            "The first photos by a hash of their bytes, chosen by nobody. Every codec shows its best quality that fits in "
+            "the same bytes, or its smallest file where none does. The bit map shows where the bits of SLIM's file went."
         )
-        blocks.append(sheet)
-    blocks += [Heading("Every point"), _points_table(result, draws)]
-    return blocks
+        blocks += [Heading("Examples"), Text(text), sheet]
+    return [*blocks, Heading("Every point"), _points_table(summary)]
 
 
 def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
     """Writes ``report.html``, ``report.md`` and the PNG files into a folder, which is made if needed; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"report.html": to_html(TITLE, blocks).encode(), "report.md": to_markdown(blocks).encode()}
-    files |= pictures(blocks)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(
+        loader=loader, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
+    )
+    pages.filters["inline"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    files = {
+        f"report.{kind}": pages.get_template(f"report.{kind}").render(title=TITLE, blocks=blocks).encode()
+        for kind in ("html", "md")
+    }
+    for block in blocks:
+        if isinstance(block, Plot):
+            files |= {f"{block.name}.png": block.wide, f"{block.name}-narrow.png": block.narrow}
+        elif isinstance(block, Sheet):
+            files["examples.png"] = block.picture
     for name, data in files.items():
         atomic_write(folder / name, data)
     return [folder / name for name in files]
 
 
-def _setting(result: Result, draws: Values) -> list[Block]:
-    described = result.described
-    dataset, preset = described["dataset"], described["protocol"]
-    reference = summary(uncompressed_values(result), draws)
+def _setting(summary: Summary) -> list[Block]:
+    result = summary.result
+    dataset, protocol = result.described["dataset"], result.described["protocol"]
     judges = "; ".join(
         f"{c['name']} (SHA-256 {c['sha256'][:12]}…, input {c['preprocessing']['side'] or 'as coded'})"
-        for c in described["classifiers"]
+        for c in result.described["classifiers"]
     )
     bundles = {
         f"{b['name']} ({b['id']}, weights {b['weights_sha256'][:12]}…)"
         for curve in result.curves
-        if (b := curve.described.get("bundle"))
+        if (b := curve.bundle)
     }
     lines = [
         (
-            f"{len(result)} photos of {dataset['name']} (SHA-256 {dataset['sha256'][:12]}…), protocol {preset['name']}: "
-            f"{preset['description']}."
+            f"{len(result)} photos of {dataset['name']} (SHA-256 {dataset['sha256'][:12]}…), protocol {protocol['name']}: "
+            f"{protocol['description']}."
         ),
         f"Classifiers: {judges}." + (f" SLIM's bundle: {', '.join(sorted(bundles))}." if bundles else ""),
         (
@@ -119,119 +151,106 @@ def _setting(result: Result, draws: Values) -> list[Block]:
         ),
     ]
     rows = [
-        [f"uncompressed, {judge}", _with_interval(reference[f"top1 {judge}"]), _with_interval(reference[f"top5 {judge}"])]
+        [f"uncompressed, {judge}", *(_with_interval(summary.uncompressed[f"{top} {judge}"]) for top in ("top1", "top5"))]
         for judge in result.judges
     ]  # fmt: skip
     return [*map(Text, lines), Table(["", "top-1, %", "top-5, %"], rows)]
 
 
-def _at_rates(result: Result) -> list[Block]:
+def _at_rates(summary: Summary) -> list[Block]:
+    result = summary.result
     draws = resamples(len(result), BD_RESAMPLES)
     blocks: list[Block] = [Heading("At equal bits")]
     for judge in result.judges:
         rows = [
-            [
-                curve.name,
-                *(_with_interval(relative_at(result, curve, judge, bpp, draws)) or "–" for bpp in RATES),
-            ]
+            [curve.name, *(_with_interval(relative_at(result, curve, judge, bpp, draws)) or "–" for bpp in RATES)]
             for curve in result.curves
             if not curve.control
-        ]
-        blocks.append(
-            Table([f"top-1 to uncompressed, %, by {judge}", *(f"{bpp:.2f} bpp" for bpp in RATES)], rows)
-        )
-    blocks.append(
-        Text(
-            "Between measured points, linear in the logarithm of the rate; – where a codec's files do not reach the rate."
-        )
-    )
-    return blocks
+        ]  # fmt: skip
+        headers = [f"top-1 to uncompressed, %, by {judge}", *(f"{bpp:.2f} bpp" for bpp in RATES)]
+        blocks.append(Table(headers, rows))
+    text = "Between measured points, linear in the logarithm of the rate; – where a codec's files do not reach the rate."
+    return [*blocks, Text(text)]
 
 
-def _bd_tables(result: Result, anchor: Curve) -> list[Block]:
-    draws = resamples(len(result), BD_RESAMPLES)
+def _bd_tables(summary: Summary, anchor: MeasuredCurve) -> list[Block]:
+    draws = resamples(len(summary.result), BD_RESAMPLES)
+    with_grey = any("bpp_less_grey" in point.values for point in anchor.points)
     blocks: list[Block] = []
-    for judge in result.judges:
-        blocks.append(Heading(f"Against {anchor.name}, judged by {judge}"))
+    for judge in summary.result.judges:
         rows = []
-        for curve in result.curves:
+        for curve in summary.result.curves:
             if curve is anchor or curve.control:
                 continue
-            rate = compare(bd_rate, result, anchor, curve, f"top1 {judge}", draws)
-            points = compare(bd_score, result, anchor, curve, f"top1 {judge}", draws)
-            psnr = compare(bd_rate, result, anchor, curve, "psnr", draws)
-            less_grey = _bare(result, anchor, curve, judge, draws)
+            top1 = f"top1 {judge}"
+            rate, points, psnr, less_grey = (
+                compare(method, anchor, curve, measure, draws, anchor_rate)
+                for method, measure, anchor_rate in (
+                    (bd_rate, top1, "bpp"),
+                    (bd_score, top1, "bpp"),
+                    (bd_rate, "psnr", "bpp"),
+                    (bd_rate, top1, "bpp_less_grey"),
+                )
+            )
             rows.append(
                 [
                     curve.name,
-                    _difference(rate, "%"),
+                    _difference(rate, " %"),
                     _overlap(rate, "{:.1f}..{:.1f} %"),
-                    "" if less_grey is None else _difference(less_grey, "%"),
+                    _difference(less_grey, " %") if with_grey else "",
                     _difference(points, ""),
                     _overlap(points, "{:.3f}..{:.3f} bpp"),
-                    _difference(psnr, "%"),
+                    _difference(psnr, " %"),
                     _overlap(psnr, "{:.1f}..{:.1f} dB"),
                 ]
             )
         headers = [
             "curve", "BD-rate at equal top-1", "over", f"with {anchor.name} less grey", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
         ]  # fmt: skip
-        blocks.append(Table(headers, rows))
-    blocks.append(
-        Text(
-            "Negative BD-rate: fewer bits for the same. PCHIP on the logarithm of the rate, over the part of the axis that both "
-            "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
-            "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
-            "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined. "
-            f"\u201cWith {anchor.name} less grey\u201d: its files are counted less the bytes that it spends on a flat grey picture of the same size and "
-            "quality, those of the other codec in full, so that the other does not win by the anchor's container."
-        )
+        blocks += [Heading(f"Against {anchor.name}, judged by {judge}"), Table(headers, rows)]
+    text = (
+        "Negative BD-rate: fewer bits for the same. PCHIP on the logarithm of the rate, over the part of the axis that both "
+        "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
+        "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
+        "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined. "
+        f"\u201cWith {anchor.name} less grey\u201d: its files are counted less the bytes that it spends on a flat grey picture of the same size and "
+        "quality, those of the other codec in full, so that the other does not win by the anchor's container."
     )
-    return blocks
+    return [*blocks, Text(text)]
 
 
-def _bare(result: Result, anchor: Curve, test: Curve, judge: str, draws: Values) -> Difference | None:
-    """BD-rate in top-1 against an anchor that is given its container, None where that was not measured."""
-    if not any("grey" in point.columns for point in anchor.points):
-        return None
-    return compare(bd_rate, result, anchor, test, f"top1 {judge}", draws, "bpp_less_grey")
-
-
-def _controls(result: Result, draws: Values) -> list[Block]:
+def _controls(summary: Summary) -> list[Block]:
+    result = summary.result
     enhanced = [curve for curve in result.curves if curve.slim and curve.slim.enhanced]
     if not enhanced:
         return []
-    blocks: list[Block] = [Heading("What the caption does: controls")]
-    alone = summary(uncompressed_values(result), draws)
+    bits = 8 * result.uncompressed["caption bytes"]
     pixels = np.array(result.photos["pixels"], np.float64)
-    bits = 8 * np.array(result.photos["caption"]["bytes"], np.float64)
-    blocks.append(
-        Text(
-            f"The caption alone, without any picture, names the class of {_with_interval(alone['caption alone'])} % of the "
-            f"photos, in {bits.mean():.1f} bits ({(bits / pixels).mean():.5f} bpp, the file's header not counted). Accuracy "
-            "near that line may come from the caption and not from the picture. A wrong caption names a class drawn at random: the more "
-            "often it is seen in the picture, the more the caption paints."
-        )
+    text = (
+        f"The caption alone, without any picture, names the class of {_with_interval(summary.uncompressed['caption alone'])} % of the "
+        f"photos, in {bits.mean():.1f} bits ({(bits / pixels).mean():.5f} bpp, the file's header not counted). Accuracy "
+        "near that line may come from the caption and not from the picture. A wrong caption names a class drawn at random: the more "
+        "often it is seen in the picture, the more the caption paints."
     )
+    blocks: list[Block] = [Heading("What the caption does: controls"), Text(text)]
     for curve in enhanced:
-        blocks += [plots.controls(result, curve, judge, draws) for judge in result.judges]
-        blocks += [
-            _controls_table(result, curve, judge, number, draws) for number, judge in enumerate(result.judges)
-        ]
+        blocks += [plots.controls(summary, curve, judge) for judge in result.judges]
+        blocks += [_controls_table(summary, curve, judge) for judge in result.judges]
     return blocks
 
 
-def _controls_table(result: Result, curve: Curve, judge: str, number: int, draws: Values) -> Table:
-    rows = []
-    for point, none, wrong in control_points(result, curve):
-        own, bare, misled = (point_summary(result, p, draws) for p in (point, none, wrong))
-        gain = interval(top(point.columns, number, 1) - top(none.columns, number, 1), draws)
+def _controls_table(summary: Summary, curve: MeasuredCurve, judge: str) -> Table:
+    none, wrong = control_curves(summary.result, curve)
+    top1, rows = f"top1 {judge}", []
+    for point, other in zip(curve.points, none.points, strict=True):
+        captioned, bare, misled = (summary.points[c.name, point.quality] for c in (curve, none, wrong))
+        gain = interval(point.values[top1] - other.values[top1], summary.draws)
         rows.append(
             [
                 f"{curve.name}, quality {point.quality}",
-                f"{own['bpp'][0]:.3f}",
-                _with_interval(own[f"top1 {judge}"]),
-                _with_interval(bare[f"top1 {judge}"]),
+                _mean(captioned["bpp"], 3),
+                _with_interval(captioned[top1]),
+                _with_interval(bare[top1]),
                 _signed(gain),
                 _with_interval(misled[f"kept {judge}"]),
                 _with_interval(misled[f"drawn_in {judge}"]),
@@ -243,65 +262,65 @@ def _controls_table(result: Result, curve: Curve, judge: str, number: int, draws
     return Table(headers, rows)
 
 
-def _points_table(result: Result, draws: Values) -> Table:
-    extra = [
-        (name, LABELS[name], digits)
-        for name, digits in zip(FIDELITY, (2, 2, 2, 4, 4), strict=True)
-        if any(name in point.columns for curve in result.curves for point in curve.points)
-    ]
-    detected = "detector" in result.described and result.described["detector"]
+def _points_table(summary: Summary) -> Table:
+    result = summary.result
+    fidelity = [name for name in FIDELITY if summary.has(name)]
+    detected = bool(result.described.get("detector"))
     headers = ["curve, quality", "bpp", "bytes", "of these header + caption"]
     for judge in result.judges:
         headers += [f"top-1, % ({judge})", "top-5, %", "top-1 to uncompressed"]
-    headers += [label for _, label, _ in extra] + (["mAP@0.5"] if detected else [])
+    headers += [LABELS[name][0] for name in fidelity] + (["mAP@0.5"] if detected else [])
     rows = []
     for curve in result.curves:
-        for point in sorted(curve.points, key=lambda p: float(np.mean(p.columns["bytes"]))):
-            found = point_summary(result, point, draws)
-            parts = f"{found['header'][0]:.0f} + {found['caption'][0]:.1f}" if "header" in found else ""
+        for point in sorted(curve.points, key=lambda p: float(np.mean(p.values["bytes"]))):
+            found = summary.points[curve.name, point.quality]
+            parts = f"{_mean(found['header'], 0)} + {_mean(found['caption'], 1)}" if "header" in found else ""
             row = [
-                f"{curve.name}, {point.quality}", f"{found['bpp'][0]:.4f}", f"{found['bytes'][0]:,.0f}", parts,
-            ]  # fmt: skip
+                f"{curve.name}, {point.quality}",
+                _mean(found["bpp"], 4),
+                _mean(found["bytes"], 0, ","),
+                parts,
+            ]
             for judge in result.judges:
                 row += [
                     _with_interval(found[f"top1 {judge}"]),
-                    f"{found[f'top5 {judge}'][0]:.1f}",
+                    _mean(found[f"top5 {judge}"], 1),
                     _signed(found[f"change {judge}"]),
                 ]
-            row += [f"{found[name][0]:.{digits}f}" if found.get(name) else "" for name, _, digits in extra]
+            row += [_mean(found.get(name), LABELS[name][1]) for name in fidelity]
             if detected:
-                row.append("" if found.get("map50") is None else f"{100 * found['map50']:.1f}")
-            rows.append([*row, *_times(point.milliseconds)])
+                precision = found.get("map50")
+                row.append(f"{100 * precision[0]:.1f}" if precision else "")
+            rows.append([*row, *(f"{point.milliseconds[name]:.0f}" for name in ("encode", "decode"))])
     return Table([*headers, "encode, ms", "decode, ms"], rows)
 
 
-def _times(milliseconds: Mapping[str, Any]) -> list[str]:
-    return [f"{milliseconds[name]:.0f}" for name in ("encode", "decode")]
+def _mean(found: Interval | None, digits: int, group: str = "") -> str:
+    return f"{found[0]:{group}.{digits}f}" if found else ""
 
 
-def _with_interval(found: Sequence[float] | None) -> str:
+def _with_interval(found: Interval | None) -> str:
     if found is None:
         return ""
     return f"{found[0]:.1f}" if np.isnan(found[1]) else f"{found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}]"
 
 
-def _signed(found: Sequence[float] | None) -> str:
+def _signed(found: Interval | None) -> str:
     return "" if found is None else f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
 
 
 def _difference(difference: Difference, unit: str) -> str:
     value = difference.comparison.value
     if value is None:
-        return UNDEFINED
-    text = f"{value:+.1f}{unit and ' '}{unit}"
-    if difference.interval is None:
-        return text
-    return f"{text} [{difference.interval[0]:+.1f}, {difference.interval[1]:+.1f}]"
+        return "undefined"
+    ends = difference.interval
+    return f"{value:+.1f}{unit}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
 
 
 def _overlap(difference: Difference, form: str) -> str:
-    found = difference.comparison
-    dropped = f" ({found.dropped} left out)" if found.dropped else ""
-    if found.low is None or found.high is None:
+    comparison = difference.comparison
+    dropped = f" ({comparison.dropped} left out)" if comparison.dropped else ""
+    if comparison.low is None or comparison.high is None:
         return f"no overlap{dropped}"
-    return f"{form.format(found.low, found.high)}, {100 * found.share:.0f} % of both{dropped}"
+    overlap = form.format(comparison.low, comparison.high)
+    return f"{overlap}, {100 * comparison.share:.0f} % of both{dropped}"

@@ -4,26 +4,61 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
 from slimcodec.bit_map import draw_bits
 from slimcodec.data.classifiers import Classifier, load_classifier
+from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
+from slimcodec.encoder import largest_that_fits
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.document import Cell, Sheet
 from slimcodec.evaluation.peers import PictureCodec
-from slimcodec.evaluation.protocol import prepare, protocol
-from slimcodec.evaluation.results import Curve, Result
-from slimcodec.evaluation.slim_curves import IMAGENET_CLASSES, class_names, shared_codec
-from slimcodec.evaluation.worker import Curve as CurveToRun
-from slimcodec.evaluation.worker import build_codec
+from slimcodec.evaluation.results import MeasuredCurve, Result
+from slimcodec.evaluation.slim import IMAGENET_CLASSES, class_names, shared_codec
+from slimcodec.evaluation.worker import prepare
 from slimcodec.images import Pixels
 
 #: how far above the target a smallest file may be and still count as equal
 TOLERANCE = 1.02
-_MARGIN, _LINE = 8, 15
+#: side of a picture on the contact sheet
+SIDE = 256
+INK = {True: "#00604a", False: "#9c3d00", None: "black"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture with what made it, its size, and a verdict: right, wrong, or None where none is due."""
+
+    pixels: Pixels
+    title: str
+    detail: str
+    verdict: str = ""
+    right: bool | None = None
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        return _png(Image.fromarray(self.pixels))
+
+    def tile(self) -> Tile:
+        """The picture and its words on a contact sheet."""
+        picture = Image.fromarray(self.pixels)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        lines = (self.title, self.detail, self.verdict)
+        return Tile(np.asarray(picture), lines, ("black", "#444444", INK[self.right]))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Example photos, a row of cells each; ``picture``: the whole sheet as one PNG."""
+
+    kind: ClassVar[str] = "sheet"
+    rows: Sequence[Sequence[Cell]]
+    picture: bytes
 
 
 def example_sheet(
@@ -42,9 +77,9 @@ def example_sheet(
 
     Raises ``SlimError`` where the data set lacks a photo of the result, or the classifier is not one of the result's.
     """
-    chosen = protocol(result.described["protocol"]["name"])
-    judging = load_classifier(classifier, chosen.name)
-    if judging.sha256 not in {known["sha256"] for known in result.described["classifiers"]}:
+    protocol = result.described["protocol"]["name"]
+    judge = load_classifier(classifier, protocol)
+    if judge.sha256 not in {known["sha256"] for known in result.described["classifiers"]}:
         raise SlimError(
             f"{classifier}: not a classifier of this result, which has {', '.join(result.judges)}"
         )
@@ -54,107 +89,65 @@ def example_sheet(
     for id_, label in list(zip(result.photos["id"], result.photos["label"], strict=True))[:count]:
         if id_ not in places:
             raise SlimError(f"{samples.name}: photo {id_} of the result is not in this data set")
-        sample = samples.read(places[id_])
-        photo = prepare(sample, chosen)
-        photo = Photo(photo.pixels, id=photo.id, class_index=int(label))
-        rows.append(_row(photo, curves, judging, target, model, device))
-    return Sheet(rows, _contact_sheet(rows))
+        photo = replace(prepare(samples.read(places[id_]), protocol), class_index=int(label))
+        rows.append(_row(photo, curves, judge, target, model, device))
+    return Sheet(rows, _png(contact_sheet([[cell.tile() for cell in row] for row in rows])))
 
 
-def largest_that_fits(
+def best_that_fits(
     codec: PictureCodec, photo: Photo, qualities: Sequence[int], target: int
-) -> tuple[bytes, int]:
-    """The file of the best quality with at most ``target`` bytes, or the smallest file, and its quality.
+) -> tuple[int, bytes]:
+    """The best quality whose file has at most ``target`` bytes, else that of the smallest file, and the file.
 
-    ``qualities``: those of a curve; all whole numbers between the least and the greatest are tried by bisection, best
-    being the end with the larger file.
+    ``qualities``: those of a curve; all whole numbers between the least and the greatest count, best being the end with the
+    larger file.
     """
     low, high = min(qualities), max(qualities)
-    files = {quality: codec.encode(photo, quality) for quality in (low, high)}
-    worst, best = sorted((low, high), key=lambda quality: len(files[quality]))
-    if len(files[best]) <= target:
-        return files[best], best
-    while abs(best - worst) > 1:
-        middle = (best + worst) // 2
-        files[middle] = codec.encode(photo, middle)
-        if len(files[middle]) <= target:
-            worst = middle
-        else:
-            best = middle
-    return files[worst], worst
+    smallest, largest = sorted((low, high), key=lambda quality: len(codec.encode(photo, quality)))
+    if len(data := codec.encode(photo, smallest)) > target:
+        return smallest, data
+    # JPEG 2000's qualities are ratios: its files shrink as they grow
+    sign = 1 if smallest <= largest else -1
+    quality, data = largest_that_fits(
+        lambda number: codec.encode(photo, sign * number), target, (sign * smallest, sign * largest)
+    )
+    return sign * quality, data
 
 
 def _row(
     photo: Photo,
-    curves: Sequence[Curve],
+    curves: Sequence[MeasuredCurve],
     classifier: Classifier,
     target: int,
     model: str | None,
     device: str,
 ) -> list[Cell]:
-    names = _names(classifier, curves, model, device)
-    raw = photo.pixels.nbytes
-    cells = [_cell(photo, photo.pixels, "original", f"{raw:,} bytes raw", classifier, names)]
-    mapped = False
+    names: tuple[str, ...] = ()
+    if classifier.classes == IMAGENET_CLASSES and any(curve.slim for curve in curves):
+        names = class_names(shared_codec(model, device).bundle.vocabulary)
+
+    def cell(pixels: Pixels, title: str, detail: str) -> Cell:
+        guess, rank = classifier.judge(pixels, photo.class_index)
+        verdict = f"{'right' if rank == 0 else 'wrong'}: {names[guess] if names else f'class {guess}'}"
+        return Cell(pixels, title, detail, verdict, rank == 0)
+
+    cells = [cell(photo.pixels, "original", f"{photo.pixels.nbytes:,} bytes raw")]
+    bit_map: Cell | None = None
     for curve in curves:
-        template = curve.described.get("template")
-        codec = build_codec(CurveToRun(curve.name, (), template, curve.slim), model, device)
-        qualities = [point.quality for point in curve.points]
-        data, quality = largest_that_fits(codec, photo, qualities, target)
+        codec = curve.codec(model, device)
+        quality, data = best_that_fits(codec, photo, curve.qualities, target)
         detail = f"{len(data):,} bytes, quality {quality}"
         if len(data) > target * TOLERANCE:
             detail = f"{len(data):,} bytes: its smallest"
-        cells.append(_cell(photo, codec.decode(data), curve.name, detail, classifier, names))
-        if curve.slim is not None and not mapped:
-            mapped = True
+        cells.append(cell(codec.decode(data), curve.name, detail))
+        if curve.slim is not None and bit_map is None:
             slim = shared_codec(model, device)
             drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell)
-            cells.insert(1, Cell(_png(drawn), "bit map", f"of {curve.name}", "", None))
-    return cells
-
-
-def _cell(
-    photo: Photo, pixels: Pixels, title: str, detail: str, classifier: Classifier, names: Sequence[str]
-) -> Cell:
-    guess, rank = classifier.judge(pixels, photo.class_index)
-    verdict = f"{'right' if rank == 0 else 'wrong'}: {names[guess] if names else f'class {guess}'}"
-    return Cell(_png(Image.fromarray(pixels)), title, detail, verdict, rank == 0)
-
-
-def _names(
-    classifier: Classifier, curves: Sequence[Curve], model: str | None, device: str
-) -> tuple[str, ...]:
-    if classifier.classes != IMAGENET_CLASSES or not any(curve.slim for curve in curves):
-        return ()
-    return class_names(shared_codec(model, device).bundle.vocabulary)
+            bit_map = Cell(np.asarray(drawn.convert("RGB")), "bit map", f"of {curve.name}")
+    return [cells[0], *([bit_map] if bit_map else []), *cells[1:]]
 
 
 def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
-
-
-def _contact_sheet(rows: Sequence[Sequence[Cell]]) -> bytes:
-    """All cells as one picture, a row for each photo, 256 pixels a cell."""
-    side, text = 256, 3 * _LINE + _MARGIN
-    font = ImageFont.load_default(13)
-    columns = max(map(len, rows), default=0)
-    sheet = Image.new(
-        "RGB",
-        (columns * (side + _MARGIN) + _MARGIN, len(rows) * (side + text + _MARGIN) + _MARGIN),
-        "white",
-    )
-    draw = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, cell in enumerate(row):
-            left, top = _MARGIN + x * (side + _MARGIN), _MARGIN + y * (side + text + _MARGIN)
-            picture = Image.open(io.BytesIO(cell.picture)).convert("RGB")
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left, top))
-            colour = {True: "#00604a", False: "#9c3d00", None: "black"}[cell.right]
-            for line, (words, ink) in enumerate(
-                ((cell.title, "black"), (cell.detail, "#444444"), (cell.verdict, colour))
-            ):
-                draw.text((left, top + side + 2 + line * _LINE), words[:38], fill=ink, font=font)
-    return _png(sheet)

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from slimcodec.data.classifiers import load_classifier
+from slimcodec.data.classifiers import centre_square, load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.detection import TRUTH_SCORE, Boxes, Detector, matched
-from slimcodec.evaluation.measures import load_lpips, ms_ssim, psnr
-from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
-from slimcodec.evaluation.protocol import prepare, protocol
-from slimcodec.evaluation.slim_curves import (
-    SlimCodec,
-    SlimSettings,
-    caption_alone,
-    class_names,
-    shared_codec,
-)
+from slimcodec.evaluation.curves import Curve
+from slimcodec.evaluation.measures import TRUTH_SCORE, Boxes, Detector, load_lpips, matched, ms_ssim, psnr
+from slimcodec.evaluation.peers import PictureCodec
+from slimcodec.evaluation.slim import SlimCodec, caption_alone, class_names, shared_codec
 from slimcodec.images import Pixels
 
+#: what a codec is given and what a classifier sees, as docs/protocol.md describes it
+PROTOCOLS = {
+    "icm-256": "short side to 256 (antialiased bilinear), centre crop 256, codec, classifier on the whole 256x256 picture",
+    "full": "codec on the photo in its original size; each classifier prepares its own centre square",
+}
 
-@dataclass(frozen=True)
-class Curve:
-    """A codec under fixed settings, and the qualities at which it is run.
 
-    ``template``: of a command codec; ``slim``: how SLIM is run; neither: a name of ``peers.PEERS``.
+def prepare(record: Record, protocol: str) -> Photo:
+    """The photo of a record under a protocol: upright sRGB, resized and cropped, its mask with it.
+
+    Raises ``ImageError`` for a photo that cannot be read.
     """
-
-    name: str
-    qualities: tuple[int, ...]
-    template: str | None = None
-    slim: SlimSettings | None = None
+    photo = record.decode()
+    if protocol == "full":
+        return photo
+    pixels = np.asarray(centre_square(Image.fromarray(photo.pixels), 256))
+    mask = None if photo.mask is None else np.asarray(centre_square(Image.fromarray(photo.mask), 256))
+    return replace(photo, pixels=pixels, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -52,34 +52,26 @@ class Setup:
     device: str = "cpu"
 
 
-def build_codec(curve: Curve, model: str | None, device: str) -> PictureCodec:
-    """The codec of a curve; ``SlimError`` where it is not installed."""
-    if curve.slim is not None:
-        return SlimCodec(curve.slim, shared_codec(model, device))
-    if curve.template is not None:
-        return CommandCodec.parse(curve.template)
-    return load_peer(curve.name)
-
-
 class Worker:
     """Codecs and judges of a ``Setup``, loaded once in a process."""
 
     def __init__(self, setup: Setup) -> None:
+        if setup.protocol not in PROTOCOLS:
+            raise SlimError(f"{setup.protocol!r} is no protocol; take one of {', '.join(PROTOCOLS)}")
         self.setup = setup
-        self.protocol = protocol(setup.protocol)
         self.classifiers = [load_classifier(source, setup.protocol) for source in setup.classifiers]
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names):
             raise SlimError(f"two classifiers are called {max(names, key=names.count)}; rename one's file")
         self.detector = Detector(setup.detector) if setup.detector else None
         self.lpips = load_lpips(setup.lpips) if setup.lpips else None
-        self.codecs = [build_codec(curve, setup.model, setup.device) for curve in setup.curves]
+        self.codecs = [curve.codec(setup.model, setup.device) for curve in setup.curves]
         self._grey: dict[tuple[str, int, tuple[int, ...]], int | None] = {}
 
     def describe(self) -> dict[str, Any]:
         """Protocol, judges and curves, as a result states them."""
         return {
-            "protocol": {"name": self.protocol.name, "description": self.protocol.description},
+            "protocol": {"name": self.setup.protocol, "description": PROTOCOLS[self.setup.protocol]},
             "classifiers": [classifier.describe() for classifier in self.classifiers],
             "detector": self.detector.describe() if self.detector else None,
             "lpips": self.setup.lpips is not None,
@@ -104,29 +96,28 @@ class Worker:
             for quality in {min(curve.qualities), max(curve.qualities)}:
                 _coded(curve, codec, photo, quality)
 
-    def photo(self, sample: Record) -> Photo:
-        """The photo of a sample under this setup's protocol."""
-        return prepare(sample, self.protocol)
+    def photo(self, record: Record) -> Photo:
+        """The photo of a record under this setup's protocol."""
+        return prepare(record, self.setup.protocol)
 
-    def row(self, sample: Record) -> dict[str, Any]:
-        """All that is measured of a photo, JSON-ready; a pure function of setup and sample but for milliseconds.
+    def row(self, record: Record) -> dict[str, Any]:
+        """All that is measured of a photo, JSON-ready; a pure function of setup and record but for milliseconds.
 
         ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
         bytes, judgements, fidelity and times; ``caption``: the control without a picture, where SLIM is among the codecs.
         """
-        photo = self.photo(sample)
+        photo = self.photo(record)
         height, width = photo.pixels.shape[:2]
         truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
         row: dict[str, Any] = {
-            "id": sample.id,
-            "label": sample.class_index,
+            "id": record.id,
+            "label": record.class_index,
             "pixels": width * height,
             "reference": [list(c.judge(photo.pixels, photo.class_index)) for c in self.classifiers],
         }
         if truth is not None:
             row["objects"] = truth.classes.tolist()
-        slim = next((codec for codec in self.codecs if isinstance(codec, SlimCodec)), None)
-        if slim is not None:
+        if any(curve.slim for curve in self.setup.curves):
             codec = shared_codec(self.setup.model, self.setup.device)
             if class_names(codec.bundle.vocabulary):
                 row["caption"] = caption_alone(codec, photo)
@@ -148,12 +139,12 @@ class Worker:
             "encode_ms": round(encode_ms, 2),
             "decode_ms": round(decode_ms, 2),
         }
-        if curve.slim is None:
-            point["grey"] = self._grey_bytes(curve, codec, photo, quality)
         if isinstance(codec, SlimCodec):
             point |= codec.parts(data)
             drawn = codec.drawn(photo)
             point |= {} if drawn is None else {"drawn": drawn}
+        else:
+            point["grey"] = self._grey_bytes(curve, codec, photo, quality)
         if photo.mask is not None:
             roi = photo.mask >= 0.5
             point["psnr_roi"] = _rounded(psnr(photo.pixels, decoded, roi), 3)
@@ -168,9 +159,8 @@ class Worker:
         """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
         key = (curve.name, quality, photo.pixels.shape)
         if key not in self._grey:
-            flat = Photo(np.full_like(photo.pixels, 128))
             try:
-                self._grey[key] = len(codec.encode(flat, quality))
+                self._grey[key] = len(codec.encode(Photo(np.full_like(photo.pixels, 128)), quality))
             except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost
                 self._grey[key] = None
         return self._grey[key]

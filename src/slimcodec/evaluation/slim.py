@@ -1,10 +1,10 @@
-"""SLIM as the benchmark runs it: curves with and without steps, caption and guidance, and the controls that belong to them."""
+"""SLIM as the benchmark runs it: settings of its curves, and the controls that belong to them."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 import slimcodec
 from slimcodec.codec import Codec
+from slimcodec.container import unpack
 from slimcodec.data.photos import Photo
 from slimcodec.entropy.caption import decode_caption, tag_phrase
 from slimcodec.images import Pixels
@@ -48,15 +49,13 @@ class SlimSettings:
 
 def slim_settings(steps: Sequence[int], guidances: Sequence[float]) -> list[SlimSettings]:
     """All curves for these steps and strengths of guidance, each enhanced one followed by its controls, none twice."""
-    found: dict[SlimSettings, None] = {}
+    settings: list[SlimSettings] = []
     for count in steps:
-        found[SlimSettings(count, "none")] = None
+        settings.append(SlimSettings(count, "none"))
         for guidance in guidances if count else (0.0,):
-            enhanced = SlimSettings(count, "auto", guidance)
-            found[enhanced] = None
-            if enhanced.enhanced:
-                found.update(dict.fromkeys(enhanced.controls()))
-    return list(found)
+            captioned = SlimSettings(count, "auto", guidance)
+            settings += [captioned, *(captioned.controls() if captioned.enhanced else ())]
+    return list(dict.fromkeys(settings))
 
 
 def class_names(vocabulary: Sequence[str]) -> tuple[str, ...]:
@@ -101,11 +100,7 @@ class SlimCodec:
         bundle = self._codec.bundle
         return {
             "version": slimcodec.__version__,
-            "settings": {
-                "steps": self.settings.steps,
-                "caption": self.settings.caption,
-                "guidance": self.settings.guidance,
-            },
+            "settings": asdict(self.settings),
             "bundle": {
                 "name": bundle.config.name,
                 "id": bundle.bundle_id,
@@ -138,8 +133,6 @@ def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
 
     A name that stands for two classes is right for both: the control is not made weaker than it is.
     """
-    from slimcodec.container import unpack
-
     section = unpack(codec.encode(photo.pixels, 1, "auto")).caption
     names = class_names(codec.bundle.vocabulary)
     tag = decode_caption(section, codec.bundle.vocabulary).index if section else None

@@ -1,4 +1,7 @@
-"""Results side by side: what may be compared, what must be shown beside it, and by how much curves differ."""
+"""Results summarised: means with bootstrap intervals, curves compared, and what must be shown beside each other.
+
+Photos are resampled, the same for every curve, so that differences are paired.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,77 @@ import numpy as np
 
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bd_rate import Comparison, CurvePoints
-from slimcodec.evaluation.bootstrap import ENDS, Values, means
-from slimcodec.evaluation.results import (
-    Curve,
-    Point,
-    Result,
-    load_result,
-    point_values,
-    uncompressed_values,
-)
+from slimcodec.evaluation.measures import mean_average_precision
+from slimcodec.evaluation.results import MeasuredCurve, Point, Result, Values, load_result
 
 PUBLISHED = "slimcodec-published-1"
+RESAMPLES, SEED = 1000, 20251218
 #: resamples for the intervals of BD-rate: each needs both curves drawn anew
 BD_RESAMPLES = 200
-#: a value with the ends of its 95 % interval
-Interval = tuple[float, float, float]
+#: ends of the interval, in percent
+ENDS = (2.5, 97.5)
 #: share of resamples that may be undefined before no interval is given
 UNDEFINED_SHARE = 0.05
+#: a mean with the ends of its 95 % interval, which are NaN where there is none
+Interval = tuple[float, float, float]
+
+
+def resamples(photos: int, count: int = RESAMPLES, seed: int = SEED) -> Values:
+    """How often each photo is drawn in each resample: [count, photos], rows summing to ``photos`` (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(photos, np.full(photos, 1 / photos), size=count).astype(np.float64)
+
+
+def means(values: Values, draws: Values) -> Values:
+    """The mean of ``values`` [photos] in each resample, [count]; NaN values are left out."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Values = draws @ np.where(known, values, 0.0) / (draws @ known.astype(np.float64))
+    return result
+
+
+def interval(values: Values, draws: Values) -> Interval | None:
+    """Mean and 95 % percentile interval of ``values`` [photos] over photos; None where all are NaN."""
+    if np.isnan(values).all():
+        return None
+    low, high = np.nanpercentile(means(values, draws), ENDS)
+    return float(np.nanmean(values)), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A result with the mean and interval of every measure, computed once; None where no photo has the measure.
+
+    ``points``: by curve name and quality, measures as in ``results.Point`` and map50, which has no interval; ``draws``: the
+    resamples.
+    """
+
+    result: Result
+    uncompressed: Mapping[str, Interval | None]
+    points: Mapping[tuple[str, int], Mapping[str, Interval | None]]
+    draws: Values
+
+    def has(self, measure: str) -> bool:
+        """Whether any point has a measure."""
+        return any(point.get(measure) for point in self.points.values())
+
+
+def summarise(result: Result) -> Summary:
+    """The summary of a result."""
+    draws = resamples(len(result))
+
+    def of(values: Mapping[str, Values]) -> dict[str, Interval | None]:
+        return {name: interval(column, draws) for name, column in values.items()}
+
+    points = {}
+    for curve in result.curves:
+        for point in curve.points:
+            points[curve.name, point.quality] = of(point.values)
+            if point.detections is not None:
+                precision = mean_average_precision(point.detections, result.photos["objects"])
+                found = None if precision is None else (precision, np.nan, np.nan)
+                points[curve.name, point.quality]["map50"] = found
+    return Summary(result, of(result.uncompressed), points, draws)
 
 
 @dataclass(frozen=True)
@@ -43,14 +100,6 @@ class Published:
     curves: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A comparison of two curves with its 95 % interval over resampled photos, None where it is undefined too often."""
-
-    comparison: Comparison
-    interval: tuple[float, float] | None
-
-
 def load_all(paths: Sequence[str | Path]) -> tuple[Result, list[Published]]:
     """The curves of several result files as one result, and the published ones among the files.
 
@@ -59,9 +108,9 @@ def load_all(paths: Sequence[str | Path]) -> tuple[Result, list[Published]]:
     """
     results, published = [], []
     for path in map(Path, paths):
-        found = _published(path)
-        if found is not None:
-            published.append(found)
+        curves = _published(path)
+        if curves is not None:
+            published.append(curves)
         else:
             results.append((path, load_result(path)))
     if not results:
@@ -73,16 +122,14 @@ def load_all(paths: Sequence[str | Path]) -> tuple[Result, list[Published]]:
 
 def require_controls(result: Result) -> None:
     """Raises ``SlimError`` where a curve of SLIM that a caption enhances lacks its controls at the same qualities."""
-    ladders = {
-        (curve.slim, _bundle(curve)): [point.quality for point in curve.points] for curve in result.curves
-    }
+    qualities = {(curve.slim, _weights(curve)): curve.qualities for curve in result.curves}
     for curve in result.curves:
         if curve.slim is None or not curve.slim.enhanced:
             continue
         missing = [
             control.name
             for control in curve.slim.controls()
-            if ladders.get((control, _bundle(curve))) != [point.quality for point in curve.points]
+            if qualities.get((control, _weights(curve))) != curve.qualities
         ]
         missing += [] if "caption" in result.photos else ["caption alone"]
         if missing:
@@ -92,15 +139,15 @@ def require_controls(result: Result) -> None:
             )
 
 
-def control_points(result: Result, curve: Curve) -> list[tuple[Point, Point, Point]]:
-    """For each quality of an enhanced curve its point, that without caption, and that with a wrong one."""
+def control_curves(result: Result, curve: MeasuredCurve) -> tuple[MeasuredCurve, MeasuredCurve]:
+    """The controls of an enhanced curve: without caption, and with a wrong one."""
     assert curve.slim is not None
-    by_settings = {(other.slim, _bundle(other)): other for other in result.curves}
-    none, wrong = (by_settings[control, _bundle(curve)] for control in curve.slim.controls())
-    return list(zip(curve.points, none.points, wrong.points, strict=True))
+    by_settings = {(other.slim, _weights(other)): other for other in result.curves}
+    none, wrong = (by_settings[control, _weights(curve)] for control in curve.slim.controls())
+    return none, wrong
 
 
-def anchor_curve(result: Result, name: str | None) -> Curve:
+def anchor_curve(result: Result, name: str | None) -> MeasuredCurve:
     """The curve that others are compared with: of that name, else AVIF, else the first codec that is not SLIM, else the first."""
     by_name = {curve.name: curve for curve in result.curves}
     if name is not None:
@@ -111,34 +158,30 @@ def anchor_curve(result: Result, name: str | None) -> Curve:
     return by_name.get("avif") or (peers[0] if peers else result.curves[0])
 
 
-def points_of(
-    result: Result, curve: Curve, measure: str, rate: str = "bpp"
-) -> tuple[list[float], list[float]]:
-    """Mean ``rate`` and mean of a measure at each quality; points where no photo has the measure are left out."""
-    known = _known(result, curve, measure, rate)
-    return (
-        [float(values[rate].mean()) for values in known],
-        [float(np.nanmean(values[measure])) for values in known],
-    )
+@dataclass(frozen=True)
+class Difference:
+    """A comparison of two curves with its 95 % interval over resampled photos, None where it is undefined too often."""
+
+    comparison: Comparison
+    interval: tuple[float, float] | None
 
 
 def compare(
     method: Callable[[CurvePoints, CurvePoints], Comparison],
-    result: Result,
-    anchor: Curve,
-    test: Curve,
+    anchor: MeasuredCurve,
+    test: MeasuredCurve,
     measure: str,
     draws: Values,
     anchor_rate: str = "bpp",
 ) -> Difference:
     """``method``, ``bd_rate`` or ``bd_score``, of ``test`` against ``anchor`` in a measure, with a paired interval.
 
-    ``draws`` [B, photos] as of ``bootstrap.resamples``: both curves are drawn anew from the same photos each time.
+    ``draws`` [B, photos] as of ``resamples``: both curves are drawn anew from the same photos each time.
     ``anchor_rate``: "bpp", or "bpp_less_grey" for an anchor that is given its container.
     """
     sides = ((anchor, anchor_rate), (test, "bpp"))
-    whole = method(*(points_of(result, curve, measure, rate) for curve, rate in sides))
-    drawn = [_drawn(result, curve, measure, draws, rate) for curve, rate in sides]
+    whole = method(*(_means_of(curve, measure, rate) for curve, rate in sides))
+    drawn = [_drawn(curve, measure, draws, rate) for curve, rate in sides]
     values = [
         method(*((rates[:, b].tolist(), scores[:, b].tolist()) for rates, scores in drawn)).value
         for b in range(len(draws))
@@ -150,24 +193,24 @@ def compare(
     return Difference(whole, (float(low), float(high)))
 
 
-def relative_at(result: Result, curve: Curve, judge: str, bpp: float, draws: Values) -> Interval | None:
+def relative_at(
+    result: Result, curve: MeasuredCurve, judge: str, bpp: float, draws: Values
+) -> Interval | None:
     """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
 
     None where the curve does not reach the rate, an interval of NaN where too many resamples do not.
     """
     measure = f"top1 {judge}"
-    rates, scores = points_of(result, curve, measure)
-    reference = uncompressed_values(result)[measure]
-    whole = _at(np.array(rates), np.array(scores), bpp)
+    reference = result.uncompressed[measure]
+    rates, scores = map(np.array, _means_of(curve, measure))
+    whole = _at(rates, scores, bpp)
     if whole is None:
         return None
-    drawn_rates, drawn_scores = _drawn(result, curve, measure, draws)
-    found = [
-        None if (score := _at(drawn_rates[:, b], drawn_scores[:, b], bpp)) is None else score / total
-        for b, total in enumerate(means(reference, draws))
-    ]
-    known = [100 * value for value in found if value is not None]
-    enough = len(known) >= (1 - UNDEFINED_SHARE) * len(found)
+    rates, scores = _drawn(curve, measure, draws)
+    drawn = [_at(rates[:, b], scores[:, b], bpp) for b in range(len(draws))]
+    totals = means(reference, draws)
+    known = [100 * (score / total) for score, total in zip(drawn, totals, strict=True) if score is not None]
+    enough = len(known) >= (1 - UNDEFINED_SHARE) * len(drawn)
     low, high = np.percentile(known, ENDS) if enough else (np.nan, np.nan)
     return float(100 * whole / reference.mean()), float(low), float(high)
 
@@ -180,32 +223,40 @@ def _at(rates: Values, scores: Values, bpp: float) -> float | None:
     return float(np.interp(np.log(bpp), np.log(rates[order]), scores[order]))
 
 
-def _known(result: Result, curve: Curve, measure: str, rate: str) -> list[dict[str, Values]]:
-    """The values of the points that have a measure, and a rate above 0 on average."""
-    columns = [point_values(result, point) for point in curve.points]
+def _known(curve: MeasuredCurve, measure: str, rate: str) -> list[Point]:
+    """The points that have a measure, and a rate above 0 on average."""
     return [
-        values
-        for values in columns
-        if rate in values
-        and float(values[rate].mean()) > 0
-        and measure in values
-        and not np.isnan(values[measure]).all()
+        point
+        for point in curve.points
+        if rate in point.values
+        and float(point.values[rate].mean()) > 0
+        and measure in point.values
+        and not np.isnan(point.values[measure]).all()
     ]
 
 
-def _drawn(
-    result: Result, curve: Curve, measure: str, draws: Values, rate: str = "bpp"
-) -> tuple[Values, Values]:
+def _means_of(curve: MeasuredCurve, measure: str, rate: str = "bpp") -> CurvePoints:
+    """Mean ``rate`` and mean of a measure at each quality; points where no photo has the measure are left out."""
+    points = _known(curve, measure, rate)
+    return (
+        [float(point.values[rate].mean()) for point in points],
+        [float(np.nanmean(point.values[measure])) for point in points],
+    )
+
+
+def _drawn(curve: MeasuredCurve, measure: str, draws: Values, rate: str = "bpp") -> tuple[Values, Values]:
     """Rates and scores of the curve's points in each resample, [points, B] each."""
-    known = _known(result, curve, measure, rate)
-    if not known:
+    points = _known(curve, measure, rate)
+    if not points:
         return np.zeros((0, len(draws))), np.zeros((0, len(draws)))
-    rates = [means(values[rate], draws) for values in known]
-    return np.stack(rates), np.stack([means(values[measure], draws) for values in known])
+    rates, scores = (
+        np.stack([means(point.values[name], draws) for point in points]) for name in (rate, measure)
+    )
+    return rates, scores
 
 
-def _bundle(curve: Curve) -> str:
-    return str((curve.described.get("bundle") or {}).get("weights_sha256"))
+def _weights(curve: MeasuredCurve) -> str:
+    return str(curve.bundle.get("weights_sha256"))
 
 
 def _merged(results: Sequence[tuple[Path, Result]]) -> Result:
@@ -223,14 +274,13 @@ def _merged(results: Sequence[tuple[Path, Result]]) -> Result:
     if len({curve.name for curve in curves}) < len(curves):
         raise SlimError("a result was given twice, or two files have one name and the same curves")
     photos = {key: value for _, result in reversed(results) for key, value in result.photos.items()}
-    return Result(first.described, photos, tuple(curves))
+    uncompressed = {k: v for _, result in reversed(results) for k, v in result.uncompressed.items()}
+    return Result(first.described, photos, uncompressed, tuple(curves))
 
 
 def _identity(described: Any) -> Any:
     """A data set's hash, or what there is: its file may have another name elsewhere."""
-    if isinstance(described, Mapping) and "sha256" in described:
-        return described["sha256"]
-    return described
+    return described["sha256"] if isinstance(described, Mapping) and "sha256" in described else described
 
 
 def _published(path: Path) -> Published | None:
