@@ -22,22 +22,19 @@ from torch import Tensor
 from slimcodec.config import check_sizes, from_plain, to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
-from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write, inside, is_hub_id, load_json
 from slimcodec.models.autoencoder import AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.compressor import Compressor, CompressorConfig
+from slimcodec.models.compressor import CONVOLUTIONS, Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.fused import fuse
 from slimcodec.models.latent_codec import LatentCodec
 from slimcodec.models.native import NativeModel
 from slimcodec.models.pretrained.captioner import CaptionModelConfig
 from slimcodec.models.pretrained.hub import hub_folder
 from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
 from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part
-from slimcodec.models.prior import SCALES, ExactPrior, float_prior
-from slimcodec.models.storage import Parts, check_shapes, read_tensors, to_storage
+from slimcodec.models.storage import Parts, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
     from slimcodec.models.pretrained.captioner import ImageToText, ZeroShotTagger
@@ -162,50 +159,31 @@ class Bundle:
 
     @property
     def compressor(self) -> Compressor:
-        """The latent compressor; convolutions in ``dtype``, gains in float32."""
-
-        def build() -> Compressor:
-            module = self.parts.load("compressor", lambda: Compressor(self.config.compressor))
-            for name, part in module.named_children():
-                # transforms of patches are linear paths, which stay in float32
-                if name not in ("enter", "leave"):
-                    part.to(self.dtype)
-            fuse(module)
-            return module
-
-        return self.parts.get("compressor", build)
+        """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
+        return self.parts.network("compressor", lambda: Compressor(self.config.compressor), CONVOLUTIONS)
 
     @property
     def coder(self) -> LatentCodec:
         """The exact entropy stage, always in integers (held in float64)."""
 
+        config = self.config.compressor
+
         def build() -> LatentCodec:
-            tensors = dict(self.stored["prior"])
-            arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
-            tables = SymbolTables.from_arrays(arrays)
-            if len(tables) != SCALES:
-                raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
-            config = self.config.compressor
-            _check_prior(config, tensors)
-            prior = ExactPrior.from_tensors(config.prior, tensors).to(self.device)
-            return LatentCodec(prior, tables, steps=bool(config.step_octaves))
+            coder = LatentCodec.from_tensors(
+                self.stored["prior"], config.prior, steps=bool(config.step_octaves)
+            )
+            coder.prior.to(self.device)
+            return coder
 
         return self.parts.get("prior", build)
 
     @property
     def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions, all of them guide."""
-
-        def build() -> list[Tagger]:
-            taggers = []
-            for number, config in enumerate(self.config.captioners):
-                tagger = self.parts.load(f"captioner-{number}", partial(Tagger, config))
-                tagger.body.to(self.dtype)
-                fuse(tagger)
-                taggers.append(tagger)
-            return taggers
-
-        return self.parts.get("captioners", build)
+        return [
+            self.parts.network(f"captioner-{number}", partial(Tagger, config), ("body",))
+            for number, config in enumerate(self.config.captioners)
+        ]
 
     @property
     def caption_model(self) -> ImageToText | ZeroShotTagger | None:
@@ -253,24 +231,13 @@ class Bundle:
                 places = [entry for place in places for entry in _children(place.get(name))]
             for place in places:
                 place.pop(last, None)
-        digest = hashlib.sha256(
-            json.dumps([FORMAT, settings, self.text, self.vocabulary], sort_keys=True).encode()
-        )
-        return self._with_weights(digest, ENCODER_ONLY)
+        described = json.dumps([FORMAT, settings, self.text, self.vocabulary], sort_keys=True)
+        return hash_tensors(hashlib.sha256(described.encode()), self.stored, ENCODER_ONLY)
 
     @cached_property
     def weights_sha256(self) -> str:
         """Hash of all weights, those of the encoder included: what loading checks."""
-        return self._with_weights(hashlib.sha256(), {})
-
-    def _with_weights(self, digest: Any, left_out: dict[str, tuple[str, ...]]) -> str:
-        for part, state in sorted(self.stored.items()):
-            for name, value in sorted(state.items()):
-                if name.startswith(left_out.get(part, ())):
-                    continue
-                digest.update(f"{part}/{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return hash_tensors(hashlib.sha256(), self.stored, {})
 
     @property
     def bundle_id(self) -> str:
@@ -359,18 +326,6 @@ class Bundle:
                     hashes["bundle_id"],
                 )
         return bundle
-
-
-def _check_prior(config: CompressorConfig, tensors: dict[str, Tensor]) -> None:
-    """``ValueError`` where the tensors of an integer prior have not the shapes of its float twin."""
-    with torch.device("meta"):
-        layers = float_prior(config.prior).layers
-    expected = {
-        f"{name}.{key}": tuple(value.shape)
-        for name, layer in layers.items()
-        for key, value in layer.named_parameters()
-    }
-    check_shapes(expected, {name: value for name, value in tensors.items() if name in expected})
 
 
 def _children(value: Any) -> list[dict[str, Any]]:

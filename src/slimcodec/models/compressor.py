@@ -22,6 +22,8 @@ from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 GATE = 3.0
 #: interest below which a position belongs to the background
 BACKGROUND_BELOW = 0.25
+#: children of a ``Compressor`` that may run in half precision: transforms of patches are linear paths, which stay in float32
+CONVOLUTIONS = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,17 @@ from torch import Tensor
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
-from slimcodec.models.prior import HYPER_STRIDE, MEAN_BITS, ExactPrior, anchor_mask, checkerboard
+from slimcodec.models.prior import (
+    HYPER_STRIDE,
+    MEAN_BITS,
+    SCALES,
+    ExactPrior,
+    PriorConfig,
+    anchor_mask,
+    checkerboard,
+    float_prior,
+)
+from slimcodec.models.storage import check_shapes
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767
@@ -56,6 +66,25 @@ class LatentCodec:
         self.prior, self.tables, self.steps = prior, tables, steps
         #: channels that the prior codes
         self.coded = prior.network.channels - steps
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: PriorConfig, *, steps: bool) -> LatentCodec:
+        """The exact stage of a bundle's part ``prior``: integer prior and symbol tables; ``ValueError`` where they do not fit."""
+        tensors = dict(tensors)
+        arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
+        tables = SymbolTables.from_arrays(arrays)
+        if len(tables) != SCALES:
+            raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
+        # its float twin tells the shapes, and costs no memory
+        with torch.device("meta"):
+            layers = float_prior(config).layers
+        shapes = {
+            f"{name}.{key}": tuple(value.shape)
+            for name, layer in layers.items()
+            for key, value in layer.named_parameters()
+        }
+        check_shapes(shapes, {name: value for name, value in tensors.items() if name in shapes})
+        return cls(ExactPrior.from_tensors(config, tensors), tables, steps=steps)
 
     @torch.no_grad()
     def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:

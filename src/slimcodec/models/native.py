@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
 from slimcodec.models.blocks import at_level, quality_to_level
-from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.fused import fuse
+from slimcodec.models.enhancer import Enhancer, EnhancerConfig
 from slimcodec.models.latent_model import CaptionEmbedding
 from slimcodec.models.pretrained.references import PartReference
 from slimcodec.models.storage import Parts
-
-if TYPE_CHECKING:
-    from slimcodec.models.enhancer import Enhancer
 
 #: longer captions are cut for the enhancer (the file keeps them whole)
 MAX_TOKENS = 24
@@ -49,12 +45,20 @@ class CaptionEncoder(nn.Module):
         return hidden
 
 
+def fast_tokenizer(tokenizer: Any, **options: Any) -> Any:
+    """A tokenizer of the library tokenizers as transformers calls it, with the special tokens of our text encoders."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+
+
 def small_text_encoder(
     corpus: Sequence[str], tokens: int = 2048, width: int = 128, layers: int = 2
 ) -> CaptionEncoder:
     """An untrained caption encoder: a byte-level BPE tokenizer fitted to ``corpus`` and a small CLIP text model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -70,13 +74,7 @@ def small_text_encoder(
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<start>",
-        eos_token="<end>",
-        model_max_length=MAX_TOKENS,
-    )
+    fast = fast_tokenizer(tokenizer, model_max_length=MAX_TOKENS)
     config = CLIPTextConfig(
         vocab_size=len(fast),
         hidden_size=width,
@@ -115,54 +113,32 @@ class NativeModel:
     @property
     def autoencoder(self) -> PatchAutoencoder:
         """The latent space."""
-
-        def build() -> PatchAutoencoder:
-            module = self.parts.load("autoencoder", lambda: PatchAutoencoder(self.autoencoder_config))
-            module.encoder.to(self.parts.dtype)
-            module.decoder.to(self.parts.dtype)
-            fuse(module)
-            return module
-
-        return self.parts.get("autoencoder", build)
+        config = self.autoencoder_config
+        return self.parts.network("autoencoder", lambda: PatchAutoencoder(config), ("encoder", "decoder"))
 
     @property
     def enhancer(self) -> Enhancer:
         """The diffusion UNet with its scheduler; imports diffusers."""
-
-        def build() -> Enhancer:
-            from slimcodec.models.enhancer import Enhancer
-
-            config = self.enhancer_config
-            if config is None:
-                raise SlimError(f"the bundle {self.name} has no enhancer")
-            return self.parts.load("enhancer", lambda: Enhancer.build(config), meta=False)
-
-        return self.parts.get("enhancer", build)
+        config = self.enhancer_config
+        if config is None:
+            raise SlimError(f"the bundle {self.name} has no enhancer")
+        return self.parts.network("enhancer", lambda: Enhancer.build(config), meta=False)
 
     @property
     def text_encoder(self) -> CaptionEncoder:
         """Tokenizer and text model; imports transformers."""
+        if self.text is None:
+            raise SlimError(f"the bundle {self.name} has no text encoder")
+        tokenizer, config = self.text
 
         def build() -> CaptionEncoder:
             from tokenizers import Tokenizer
-            from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+            from transformers import CLIPTextConfig, CLIPTextModel
 
-            if self.text is None:
-                raise SlimError(f"the bundle {self.name} has no text encoder")
-            tokenizer, config = self.text
-            fast = PreTrainedTokenizerFast(
-                tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)),
-                pad_token="<pad>",
-                bos_token="<start>",
-                eos_token="<end>",
-            )
+            fast = fast_tokenizer(Tokenizer.from_str(json.dumps(tokenizer)))
+            return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
 
-            def module() -> CaptionEncoder:
-                return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
-
-            return self.parts.load("text", module, meta=False)
-
-        return self.parts.get("text", build)
+        return self.parts.network("text", build, meta=False)
 
     @property
     def encoder_radius(self) -> int:

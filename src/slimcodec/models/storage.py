@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
+from slimcodec.models.fused import fuse
 
 #: most bytes of a safetensors file's header: names, types and shapes; that of a UNet with 860 million values has 80,000
 HEADER_BYTES = 1 << 24
 #: matrices with fewer values stay in floating point
 SMALLEST_INT8 = 2048
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:
@@ -64,6 +66,18 @@ def stored_shapes(stored: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
         for name, value in stored.items()
         if not name.endswith(":scale")
     }
+
+
+def hash_tensors(
+    digest: Any, stored: dict[str, dict[str, Tensor]], left_out: dict[str, tuple[str, ...]]
+) -> str:
+    """Adds the stored tensors of every part to a hash, but those whose names begin as ``left_out`` says; the hash in hex."""
+    for part, state in sorted(stored.items()):
+        for name, value in sorted(state.items()):
+            if not name.startswith(left_out.get(part, ())):
+                digest.update(f"{part}/{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return str(digest.hexdigest())
 
 
 # ---- safetensors files -----------------------------------------------------------------------------------------
@@ -126,21 +140,30 @@ class Parts:
             part: T = self._built[name]
             return part
 
-    def load(self, name: str, build: Callable[[], T], *, meta: bool = True) -> T:
-        """A module with a part's tensors, frozen, on the device; ``meta``: its weights may be replaced, not only filled."""
-        # on the meta device a module costs no memory: a configuration gets as much of it as its weights have
-        with torch.device("meta"):
-            module: Any = build()
-        check_shapes(
-            {key: tuple(value.shape) for key, value in module.state_dict().items()}, self.stored[name]
-        )
-        if not meta:
-            module = build()
-        module.load_state_dict(from_storage(self.stored[name]), strict=True, assign=meta)
-        # channels-last convolutions are faster on processors and on GPUs
-        module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)
-        filled: T = module
-        return filled
+    def network(self, name: str, build: Callable[[], M], fast: Sequence[str] = (), *, meta: bool = True) -> M:
+        """The part of a name as a module on the device, frozen, with the stored tensors.
+
+        ``fast``: children that run in ``dtype``, all others in float32; ``meta``: weights may be replaced, not only filled.
+        """
+
+        def load() -> M:
+            # on the meta device a module costs no memory: a configuration gets as much of it as its weights have
+            with torch.device("meta"):
+                module = build()
+            shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+            check_shapes(shapes, self.stored[name])
+            if not meta:
+                module = build()
+            module.load_state_dict(from_storage(self.stored[name]), strict=True, assign=meta)
+            # channels-last convolutions are faster on processors and on GPUs
+            module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for child, part in module.named_children():
+                if child in fast:
+                    part.to(self.dtype)
+            fuse(module)
+            return module
+
+        return self.get(name, load)
 
 
 def check_shapes(expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor]) -> None:

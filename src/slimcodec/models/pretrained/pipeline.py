@@ -64,7 +64,8 @@ def refer_ldm(
     text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
     for what is not a pipeline, or not one that this release can run.
     """
-    index = read_json(_index(source))
+    root = _local(source) or hub_folder(source, "", ["model_index.json", "README.md"])
+    index = read_json(root / "model_index.json")
     parts, folders = [], {}
     replaced = {"vae": autoencoder, "text_encoder": text_encoder}
     for name in (*REQUIRED, *OPTIONAL):
@@ -77,31 +78,17 @@ def refer_ldm(
                     f"{source}: its model_index.json names no {name}; give a Stable Diffusion pipeline (1.x, 2.x, Turbo, LCM, SDXL)"
                 )
             continue
-        folder = _folder(home, subfolder)
-        folders[name] = folder
+        local = _local(home)
+        top = local or part_from_hub(home, "", subfolder)
+        folders[name] = folder = top / subfolder
         # a path is written down so that it means the same from any working folder
-        named = (
-            home if is_hub_id(home) and not Path(home).is_dir() else str(Path(home).expanduser().resolve())
-        )
-        top = folder.parent if subfolder else folder
-        parts.append(refer(name, folder, named, subfolder, revision_of(top), others))
+        origin = home if local is None else str(local.resolve())
+        parts.append(refer(name, folder, origin, subfolder, revision_of(top), others))
     vae = read_json(folders["vae"] / "config.json")
     unet = read_json(folders["unet"] / "config.json")
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
-    config = LdmConfig(tuple(parts), stride_of(vae), zeros)
-    return LdmFacts(config, int(vae["latent_channels"]))
-
-
-def _index(source: str) -> Path:
-    """The file that names a pipeline's parts; of a hub repository nothing else is downloaded."""
-    local = _local(source)
-    return (local or hub_folder(source, "", ["model_index.json", "README.md"])) / "model_index.json"
-
-
-def _folder(source: str, subfolder: str) -> Path:
-    local = _local(source)
-    return (local or part_from_hub(source, "", subfolder)) / subfolder
+    return LdmFacts(LdmConfig(tuple(parts), stride_of(vae), zeros), int(vae["latent_channels"]))
 
 
 def _local(source: str) -> Path | None:

@@ -118,6 +118,7 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
     settings: dict[str, Any] = {
         name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()
     }
+    kind = str(settings.get("config.json", {}).get("_class_name", ""))
     ours = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     encoder = hashlib.sha256()
     size = 0
@@ -126,7 +127,7 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
             digest = hashlib.sha256(read_bounded(path, JSON_BYTES)).hexdigest()
             ours.update(f"{name} {digest}\n".encode())
             size += path.stat().st_size
-    encoder_only = ENCODER_TENSORS if _kind(settings).startswith("Autoencoder") else ()
+    encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
     files = weight_files(folder)
     if not files and any(folder.glob("*.bin")):
         raise SlimError(
@@ -144,10 +145,6 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
                 chosen.update(file.read(min(BLOCK, length - offset)))
         size += length
     return Fingerprint(ours.hexdigest(), encoder.hexdigest() if split else "", size)
-
-
-def _kind(settings: dict[str, Any]) -> str:
-    return str(settings.get("config.json", {}).get("_class_name", ""))
 
 
 def _clean(config: Any) -> Any:
@@ -180,69 +177,61 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, Path, int, int]]:
 def find_part(
     reference: PartReference, bundle: Path | None = None, base: str | Path | None = None
 ) -> FoundPart:
-    """The part on this machine, by the first place that has it as it must be.
+    """The part on this machine, from the first place that has it as it must be.
 
-    Looked at in turn: ``base`` (an argument of the user's, or the variable SLIMCODEC_BASE, several folders as in PATH), what is
-    packed in the folder ``bundle``, the source, the alternatives. A ``base`` that has an altered part is an error at once, of
-    the other places it is one where none has the right part: ``ModelMismatchError`` that names the part, the hash and how to get
-    it.
+    Places in order: ``base`` (the user's argument, or the variable SLIMCODEC_BASE, several folders as in PATH), the folder
+    ``bundle`` with its packed parts, the source, the alternatives. ``ModelMismatchError`` names the part, the hash and how to
+    get it; a ``base`` with an altered part is an error at once.
     """
-    given = (
-        [str(base)]
-        if base is not None
-        else [p for p in os.environ.get(BASE_VARIABLE, "").split(os.pathsep) if p]
-    )
+    given = os.environ.get(BASE_VARIABLE, "").split(os.pathsep) if base is None else [str(base)]
     reasons: list[str] = []
-    for place in given:
-        for folder in _candidates(Path(place).expanduser(), reference):
-            if (variant := _matching(folder, reference, reasons)) is not None:
-                return FoundPart(folder, variant, "base")
+    for place in filter(None, given):
+        if part := _match(Path(place).expanduser(), reference, "base", reasons):
+            return part
     if reasons:
         raise _missing(reference, reasons)
     if base is not None:
         reasons.append(f"{base} has no such part")
-    packed = bundle / PACKED / reference.name if bundle is not None else None
-    if bundle is not None and packed is not None and _has_part(packed):
+    if bundle is not None and _has_part(packed := bundle / PACKED / reference.name):
         for path in (packed, *packed.rglob("*")):
             inside(bundle, path.relative_to(bundle).as_posix())
-        if (variant := _matching(packed, reference, reasons)) is not None:
-            return FoundPart(packed, variant, "packed")
+        if part := _match(packed, reference, "packed", reasons):
+            return part
     # who publishes a bundle knows no folders of this machine, and shall not name any
     published = bundle is not None and hub_snapshot(bundle) is not None
     for source in (reference.source, *reference.alternatives):
         if published and not is_hub_id(source):
             reasons.append(f"a bundle from the hub may not name the folder {source}")
-        elif (found := _in_source(source, reference, reasons)) is not None:
-            return found
+        elif part := _match_source(source, reference, reasons):
+            return part
     raise _missing(reference, reasons)
 
 
-def _in_source(source: str, reference: PartReference, reasons: list[str]) -> FoundPart | None:
+def _match_source(source: str, reference: PartReference, reasons: list[str]) -> FoundPart | None:
     """The part in a folder or a hub repository; None, and a reason more, where it is not there as it must be."""
     local = Path(source).expanduser()
-    if not (local.is_dir() or is_hub_id(source)):
+    before = len(reasons)
+    if local.is_dir():
+        part = _match(local, reference, "folder", reasons)
+    elif not is_hub_id(source):
         reasons.append(f"no folder {source}")
         return None
-    # the commit belongs to the first source, a mirror has its own
-    revision = reference.revision if source == reference.source else ""
-    for variants in (False,) if local.is_dir() else (False, True):
-        try:
-            root = (
-                local
-                if local.is_dir()
-                else part_from_hub(source, revision, reference.subfolder, variants=variants)
-            )
-        except SlimError as error:
-            reasons.append(str(error))
-            return None
-        folders = list(_candidates(root, reference))
-        if not folders:
-            reasons.append(f"{source} has no such part")
-            return None
-        for folder in folders:
-            if (variant := _matching(folder, reference, reasons)) is not None:
-                return FoundPart(folder, variant, "folder" if local.is_dir() else "hub")
-    return None
+    else:
+        # the commit belongs to the first source, a mirror has its own
+        revision = reference.revision if source == reference.source else ""
+        part = None
+        for variants in (False, True):
+            try:
+                root = part_from_hub(source, revision, reference.subfolder, variants=variants)
+            except SlimError as error:
+                reasons.append(str(error))
+                return None
+            part = part or _match(root, reference, "hub", reasons)
+            if part is not None or len(reasons) == before:
+                break
+    if part is None and len(reasons) == before:
+        reasons.append(f"{source} has no such part")
+    return part
 
 
 def part_from_hub(source: str, revision: str, subfolder: str, *, variants: bool = False) -> Path:
@@ -251,65 +240,55 @@ def part_from_hub(source: str, revision: str, subfolder: str, *, variants: bool 
     Of its weights the plain ones are downloaded; ``variants``, or where there are none: those in half precision too.
     """
     prefix = f"{subfolder}/" if subfolder else ""
-    patterns = [
-        "README.md",
-        *(f"{prefix}*.{kind}" for kind in ("safetensors", "json", "txt", "model", "jinja")),
-    ]
-    without = ["*.non_ema*"] if subfolder else ["*.non_ema*", "*/*"]
-    snapshot = hub_folder(
-        source, revision, patterns, without if variants else [*without, "*.fp16*", "*.bf16*"]
-    )
+    patterns = [f"{prefix}*.{kind}" for kind in ("safetensors", "json", "txt", "model", "jinja")]
+    without = ["*.non_ema*", *([] if subfolder else ["*/*"]), *([] if variants else ["*.fp16*", "*.bf16*"])]
+    snapshot = hub_folder(source, revision, ["README.md", *patterns], without)
     folder = snapshot / subfolder
     if not variants and (folder / "config.json").is_file() and not weight_files(folder):
         return part_from_hub(source, revision, subfolder, variants=True)
     return snapshot
 
 
-def _candidates(root: Path, reference: PartReference) -> Iterator[Path]:
-    for name in dict.fromkeys((reference.subfolder, reference.name, "")):
-        if _has_part(folder := root / name):
-            yield folder
-            return
-
-
 def _has_part(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (*CONFIGS, "tokenizer_config.json"))
 
 
-def _matching(folder: Path, reference: PartReference, reasons: list[str]) -> str | None:
-    """The variant of a folder's weights that is the referenced part; None, and a reason more, where none is."""
+def _match(root: Path, reference: PartReference, place: str, reasons: list[str]) -> FoundPart | None:
+    """The part in a folder or its subfolder, with the variant of its weights; None, and reasons more, where none is right."""
+    folder = next(
+        (f for name in (reference.subfolder, reference.name, "") if _has_part(f := root / name)), None
+    )
+    if folder is None:
+        return None
     for variant in weight_files(folder) or {"": []}:
         try:
-            seen = fingerprint(folder, variant)
+            actual = fingerprint(folder, variant)
         except SlimError as error:
             reasons.append(str(error))
             continue
-        if (seen.sha256, seen.encoder_sha256) == (reference.sha256, reference.encoder_sha256):
-            return variant
-        which = seen.sha256 if seen.sha256 != reference.sha256 else seen.encoder_sha256
-        reasons.append(f"{folder} is another or an altered one, its sha256 is {which[:16]}")
+        if (actual.sha256, actual.encoder_sha256) == (reference.sha256, reference.encoder_sha256):
+            return FoundPart(folder, variant, place)
+        digest = actual.sha256 if actual.sha256 != reference.sha256 else actual.encoder_sha256
+        reasons.append(f"{folder} is another or an altered one, its sha256 is {digest[:16]}")
     return None
 
 
 def how_to_get(reference: PartReference) -> str:
     """The command that brings a part to this machine, or what else helps."""
-    command = ""
-    hubs = [source for source in (reference.source, *reference.alternatives) if is_hub_id(source)]
-    if hubs:
-        files = f"{reference.subfolder}/*" if reference.subfolder else "*"
-        commit = (
-            f" --revision {reference.revision}" if reference.revision and hubs[0] == reference.source else ""
-        )
-        command = f"run `hf download {hubs[0]}{commit} --include '{files}'`, or "
-    return f"{command}name a folder that has it in the variable {BASE_VARIABLE}"
+    otherwise = f"name a folder that has it in the variable {BASE_VARIABLE}"
+    hub = next((source for source in (reference.source, *reference.alternatives) if is_hub_id(source)), None)
+    if hub is None:
+        return otherwise
+    revision = f" --revision {reference.revision}" if reference.revision and hub == reference.source else ""
+    files = f"{reference.subfolder}/*" if reference.subfolder else "*"
+    return f"run `hf download {hub}{revision} --include '{files}'`, or {otherwise}"
 
 
 def _missing(reference: PartReference, reasons: Sequence[str]) -> ModelMismatchError:
     origin = reference.source + (f" at revision {reference.revision}" if reference.revision else "")
-    seen = "; ".join(dict.fromkeys(reasons))
     return ModelMismatchError(
         f"the bundle needs the pretrained part {reference.name} of {origin}, expected sha256 {reference.sha256}, and it "
-        f"is not there: {seen}. To get it, {how_to_get(reference)}"
+        f"is not there: {'; '.join(dict.fromkeys(reasons))}. To get it, {how_to_get(reference)}"
     )
 
 
@@ -324,30 +303,18 @@ def refer(
         raise SlimError(
             f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
         )
-    variants = list(weight_files(folder)) or [""]
-    seen = fingerprint(folder, variants[0])
-    return PartReference(
-        name,
-        seen.sha256,
-        source,
-        subfolder,
-        revision,
-        seen.encoder_sha256,
-        round(seen.size / 1e6, 3),
-        licence_of(folder.parent if subfolder else folder),
-        tuple(alternatives),
-    )
+    actual = fingerprint(folder, next(iter(weight_files(folder)), ""))
+    licence, megabytes = licence_of(folder.parent if subfolder else folder), round(actual.size / 1e6, 3)
+    origin = (source, subfolder, revision, actual.encoder_sha256)
+    return PartReference(name, actual.sha256, *origin, megabytes, licence, tuple(alternatives))
 
 
 def licence_of(folder: Path) -> str:
     """The licence that a model card (README.md) in a folder names, "" where none does."""
     card = folder / "README.md"
-    if not card.is_file():
-        return ""
-    found = re.search(
-        r"^license:\s*([\w.-]+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-    )
-    return found[1] if found else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    licence = re.search(r"^license:\s*([\w.-]+)\s*$", text, re.MULTILINE)
+    return licence[1] if licence else ""
 
 
 def revision_of(folder: Path) -> str:
