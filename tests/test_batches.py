@@ -20,7 +20,7 @@ import slimcodec.training.create
 from slimcodec import FormatError, ImageError, SlimError
 from slimcodec.batches import decode_many, encode_many
 from slimcodec.codec import Codec
-from slimcodec.training.create import Wishes, create
+from slimcodec.training.create import create
 
 SMALL = Path(__file__).parent / "golden" / "small"
 #: the first three are equal once padded to cells of 16 pixels
@@ -38,15 +38,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Codec:
     folder = tmp_path_factory.mktemp("hub")
     save_clip(folder / "clip")
     (folder / "tags.txt").write_text("cat\ncoffee cup\nrocket\n")
-    wishes = Wishes(
-        str(save_pipeline("sdxl", folder / "models")),
-        captioner=str(folder / "clip"),
-        tags=str(folder / "tags.txt"),
-        text_scale=2.0,
-    )
+    pipeline, tags = str(save_pipeline("sdxl", folder / "models")), str(folder / "tags.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slimcodec.training.create, "SAMPLES", 3)
-        return Codec(create(wishes))
+        return Codec(create(pipeline, captioner=str(folder / "clip"), tags=tags, text_scale=2.0))
 
 
 def pictures() -> list[Image.Image]:

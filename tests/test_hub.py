@@ -37,7 +37,7 @@ from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.pretrained.pipeline import REQUIRED, LdmConfig, refer_ldm
 from slimcodec.models.publishing import save
-from slimcodec.training.create import Wishes, create
+from slimcodec.training.create import create
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -70,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     for family in FAMILIES:
         source = save_pipeline(family, folder / "models")
-        save(create(Wishes(str(source), captioner="")), folder / "bundles" / family)
+        save(create(str(source), captioner=""), folder / "bundles" / family)
     return folder
 
 
@@ -183,7 +183,7 @@ def cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_hub_id_is_pinned_to_its_commit(cache: Path, tmp_path: Path, home: Path) -> None:
-    bundle = create(Wishes("someone/sd", captioner="", alternatives=("else/where",)))
+    bundle = create("someone/sd", captioner="", alternatives=("else/where",))
     save(bundle, tmp_path / "made")
     assert bundle.bundle_id == Bundle.from_pretrained(home / "bundles" / "sd1").bundle_id
     for part in bundle.references():
@@ -213,15 +213,15 @@ def test_a_hub_id_is_pinned_to_its_commit(cache: Path, tmp_path: Path, home: Pat
 
 def test_no_hub_and_no_cache_is_an_error_that_names_the_id(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(SlimError, match="no/body"):
-        create(Wishes("no/body", captioner=""))
+        create("no/body", captioner="")
     with pytest.raises(SlimError, match="no such model"):
-        create(Wishes(str(tmp_path / "nowhere"), captioner=""))
+        create(str(tmp_path / "nowhere"), captioner="")
 
 
 @pytest.mark.parametrize("change", ["missing", "altered", "cut", "config"])
 def test_a_changed_model_is_an_error_that_names_the_part(home: Path, tmp_path: Path, change: str) -> None:
     shutil.copytree(home / "models" / "sd1", tmp_path / "model")
-    bundle = create(Wishes(str(tmp_path / "model"), captioner=""))
+    bundle = create(str(tmp_path / "model"), captioner="")
     save(bundle, tmp_path / "made")
     codec = slimcodec.load(tmp_path / "made", dtype="float32")
     data = codec.encode(photo("coffee", 32, 32), 20)
@@ -295,14 +295,14 @@ def test_what_cannot_be_used_is_refused(home: Path, tmp_path: Path) -> None:
     ):
         file = "config.json" if part else "model_index.json"
         with pytest.raises(SlimError, match=message):
-            create(Wishes(altered(part, file, changes), captioner=""))
+            create(altered(part, file, changes), captioner="")
     with pytest.raises(SlimError, match="codes latents of 128 channels"):
-        create(Wishes(str(home / "models" / "sd1"), compressor="slim-tiny"))
+        create(str(home / "models" / "sd1"), compressor="slim-tiny")
     source = altered("", "model_index.json", {})
     weights = Path(source) / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(SlimError, match="pickled"):
-        create(Wishes(source, captioner=""))
+        create(source, captioner="")
 
 
 def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp
     words = save_blip(tmp_path / "blip")
     save_clip(tmp_path / "clip")
     (tmp_path / "tags.txt").write_text("cat\ncoffee cup\nrocket\n")
-    plain = create(Wishes(source, captioner=""))
-    said = create(Wishes(source, captioner=str(tmp_path / "blip")))
-    asked = create(Wishes(source, captioner=str(tmp_path / "blip"), prompt="a photo of"))
-    tagged = create(Wishes(source, captioner=str(tmp_path / "clip"), tags=str(tmp_path / "tags.txt")))
+    plain = create(source, captioner="")
+    said = create(source, captioner=str(tmp_path / "blip"))
+    asked = create(source, captioner=str(tmp_path / "blip"), prompt="a photo of")
+    tagged = create(source, captioner=str(tmp_path / "clip"), tags=str(tmp_path / "tags.txt"))
     # who names captions is the encoder's business
     assert plain.bundle_id == said.bundle_id == asked.bundle_id
     picture = photo("coffee", 64, 64)
@@ -387,7 +387,7 @@ def test_the_doctor_says_what_is_missing(
     for words in ("torch", "diffusers", "peft", "cpu", "slim-tiny", "cache"):
         assert words in said
     shutil.copytree(home / "models" / "sd1", tmp_path / "model")
-    save(create(Wishes(str(tmp_path / "model"), captioner="")), tmp_path / "made")
+    save(create(str(tmp_path / "model"), captioner=""), tmp_path / "made")
     assert slim("doctor", "--model", tmp_path / "made", "--json") == 0
     assert set(json.loads(capsys.readouterr().out)["bundle"]["parts"]) == set(REQUIRED)
     shutil.rmtree(tmp_path / "model" / "vae")
@@ -438,9 +438,7 @@ def test_offloaded_parts_come_one_at_a_time(
     home: Path, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_blip(tmp_path / "blip")
-    captioned = create(
-        Wishes(str(home / "models" / family), captioner=str(tmp_path / "blip"), text_scale=2.0)
-    )
+    captioned = create(str(home / "models" / family), captioner=str(tmp_path / "blip"), text_scale=2.0)
     save(captioned, tmp_path / "made")
     plain = slimcodec.load(tmp_path / "made", dtype="float32")
     data = plain.encode(photo("coffee", 64, 64), 30)
@@ -529,7 +527,7 @@ def test_a_bundle_goes_to_the_hub_with_its_card(cache: Path, monkeypatch: pytest
             seen["id"] = Bundle.from_pretrained(folder_path).bundle_id
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    bundle = create(Wishes("someone/sd", captioner=""))
+    bundle = create("someone/sd", captioner="")
     address = bundle.push_to_hub("me/mine", private=True, curve=[{"bpp": 0.1, "top-1": 50.0}])
     assert address == "https://hub/me/mine" and seen["private"] and seen["id"] == bundle.bundle_id
     assert seen["files"] == {

@@ -19,7 +19,7 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.pretrained.references import fingerprint
 from slimcodec.training import loop
 from slimcodec.training.batches import Draws
-from slimcodec.training.create import Wishes, create
+from slimcodec.training.create import create
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
@@ -129,7 +129,7 @@ def test_the_loss_falls_and_only_ours_changes(
     assert torch.allclose(inside, beside, atol=2e-2 * float(beside.std()))
 
     # its compressor serves another bundle on the same model, its matrices too
-    again = create(Wishes(str(source), compressor=str(tmp_path / "run"), captioner=""))
+    again = create(str(source), compressor=str(tmp_path / "run"), captioner="")
     assert again.config.compressor == bundle.config.compressor and "lora" in again.stored
 
 

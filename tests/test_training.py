@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import slimcodec
 from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_teacher
-from slimcodec.data.contact_sheet import GAP, LINE, Tile, contact_sheet
+from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, picture_tiles
 from slimcodec.data.masks import mask_from_boxes
 from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.data.photos import Photo
@@ -321,8 +321,8 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
 
 def test_sheets_show_pictures_of_any_precision() -> None:
     picture = torch.linspace(-1, 1, 3 * 8 * 8).view(3, 8, 8)
-    tile = Tile.of(picture.bfloat16(), "a picture with many words under it")
-    heat = Tile.heat(torch.linspace(0, 1, 4).view(2, 2).bfloat16(), (8, 8))
+    (tile,) = picture_tiles(picture.bfloat16()[None], "a picture with many words under it")
+    (heat,) = map_tiles(torch.linspace(0, 1, 4).view(1, 1, 2, 2).bfloat16(), (8, 8), "")
     assert tile.pixels.shape == heat.pixels.shape == (8, 8, 3)
     assert int(heat.pixels[0, 0, 0]) == 0 and int(heat.pixels[-1, -1, 0]) == 255
     drawn = contact_sheet([[tile, heat], [tile]])

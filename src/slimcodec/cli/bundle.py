@@ -78,10 +78,10 @@ def create(
     """
     with failing():
         from slimcodec.models.publishing import save
-        from slimcodec.training.create import Wishes, create
+        from slimcodec.training.create import create as create_bundle
 
-        wishes = Wishes(
-            ldm=ldm,
+        created = create_bundle(
+            ldm,
             autoencoder=autoencoder,
             text_encoder=text_encoder,
             compressor=compressor,
@@ -94,10 +94,10 @@ def create(
             steps=steps,
             text_scale=text_scale,
             strength=strength,
+            device=device,
         )
-        made = create(wishes, device)
-        save(made, out, packed=pack)
-        say(f"{printable(out)}: bundle {made.bundle_id}")
+        save(created, out, packed=pack)
+        say(f"{printable(out)}: bundle {created.bundle_id}")
 
 
 @bundle.command()

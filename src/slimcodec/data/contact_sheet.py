@@ -24,17 +24,20 @@ class Tile:
     lines: tuple[str, ...] = ("",)
     colours: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, picture: Tensor, line: str = "") -> Tile:
-        """A tile of a picture [3, H, W] in [-1, 1]."""
-        scaled = picture.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-        return cls(scaled.byte().permute(1, 2, 0).cpu().numpy(), (line,))
 
-    @classmethod
-    def heat(cls, values: Tensor, size: tuple[int, int], line: str = "") -> Tile:
-        """A tile of a map [h, w] in 0..1 as grey, at ``size`` (width, height)."""
-        grey = Image.fromarray(values.detach().float().clamp(0, 1).mul(255).byte().cpu().numpy())
-        return cls(np.asarray(grey.resize(size, Image.Resampling.NEAREST).convert("RGB")), (line,))
+def picture_tiles(pictures: Tensor, lines: str | Sequence[str]) -> list[Tile]:
+    """Tiles of pictures [B, 3, H, W] in [-1, 1], each with its line, or all with the same."""
+    scaled = pictures.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    pixels = scaled.byte().permute(0, 2, 3, 1).cpu().numpy()
+    lines = [lines] * len(pixels) if isinstance(lines, str) else lines
+    return [Tile(picture, (line,)) for picture, line in zip(pixels, lines, strict=True)]
+
+
+def map_tiles(maps: Tensor, size: Sequence[int], line: str) -> list[Tile]:
+    """Tiles of maps [B, 1, h, w] in 0..1 as grey, at ``size`` (height, width)."""
+    greys = maps.detach().float().clamp(0, 1).mul(255).byte()[:, 0].cpu().numpy()
+    images = [Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.NEAREST) for grey in greys]
+    return [Tile(np.asarray(image.convert("RGB")), (line,)) for image in images]
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.uint8]:

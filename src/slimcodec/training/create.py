@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from slimcodec.codec import Codec
@@ -46,58 +44,54 @@ MEASURED = 4
 LAMBDAS = (6e-5, 2e-2)
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What a user wants of a bundle on a pretrained model; sources are folders or hub ids, "" = the pipeline's own or none."""
-
-    ldm: str
-    autoencoder: str = ""
-    text_encoder: str = ""
-    #: a bundle, or a run's folder, whose compressor (and LoRA) is taken
-    compressor: str = ""
-    #: a bundle with a tagger, or a model of transformers
-    captioner: str = EMBEDDED
-    prompt: str = ""
-    #: a file of tags for a zero-shot captioner
-    tags: str = ""
-    alternatives: tuple[str, ...] = ()
-    #: a folder of pictures, for the transform of an untrained compressor
-    photos: str = ""
-    name: str = ""
-    steps: int = 1
-    text_scale: float = 1.0
-    #: share of the schedule at quality 1 and 100; None: where its noise is as large as what the compressor loses
-    strength: tuple[float, float] | None = None
+Parts = dict[str, dict[str, Tensor]]
 
 
-def create(wishes: Wishes, device: str = "cpu") -> Bundle:
-    """A bundle in memory. Raises ``SlimError`` where a part is missing, or two do not fit each other."""
-    facts = refer_ldm(wishes.ldm, wishes.autoencoder, wishes.text_encoder, wishes.alternatives)
+def create(
+    ldm: str,
+    *,
+    autoencoder: str = "",
+    text_encoder: str = "",
+    compressor: str = "",
+    captioner: str = EMBEDDED,
+    prompt: str = "",
+    tags: str = "",
+    alternatives: Sequence[str] = (),
+    photos: str = "",
+    name: str = "",
+    steps: int = 1,
+    text_scale: float = 1.0,
+    strength: tuple[float, float] | None = None,
+    device: str = "cpu",
+) -> Bundle:
+    """A bundle in memory on the pipeline ``ldm``. Sources are folders or hub ids, "" = the pipeline's own, or none.
+
+    ``compressor``: a bundle, or a run's folder, whose compressor (and LoRA) is taken; ``captioner``: a bundle with a tagger, or a
+    model of transformers, with its ``prompt`` or file of ``tags``; ``alternatives``: other homes of the pipeline; ``photos``: a
+    folder of pictures for the transform of an untrained compressor; ``strength``: share of the schedule at quality 1 and 100, None
+    where its noise is as large as what the compressor loses. Raises ``SlimError`` where a part is missing, or two do not fit.
+    """
+    facts = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
     config = BundleConfig(
-        name=wishes.name or Path(wishes.ldm).name,
+        name=name or Path(ldm).name,
         enhancer=EnhancerConfig("noise", facts.latent_channels, noise=1.0),
-        steps=wishes.steps,
-        text_scale=wishes.text_scale,
+        steps=steps,
+        text_scale=text_scale,
         ldm=facts.config,
     )
     vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
-    pictures = _samples(wishes.photos)
-    if wishes.compressor:
-        config, parts, vocabulary = _with_compressor(config, facts, wishes.compressor)
+    pictures = _samples(photos)
+    if compressor:
+        config, parts, vocabulary = _with_compressor(config, facts, compressor)
     else:
         config, parts = _untrained(config, facts, vocabulary, pictures, device)
     if config.enhancer is not None and config.enhancer.mode == "noise":
         draft = Codec(Bundle(config, parts, vocabulary, device=device))
-        strength = wishes.strength or measured_strength(draft, pictures)
+        strength = strength or measured_strength(draft, pictures)
         config = replace(config, enhancer=replace(config.enhancer, strength=strength))
-    if wishes.captioner:
-        config, parts, vocabulary = with_captioner(
-            config, parts, vocabulary, wishes.captioner, wishes.prompt, wishes.tags
-        )
+    if captioner:
+        config, parts, vocabulary = with_captioner(config, parts, vocabulary, captioner, prompt, tags)
     return Bundle(config, parts, vocabulary)
-
-
-Parts = dict[str, dict[str, Tensor]]
 
 
 def with_captioner(
@@ -160,14 +154,13 @@ def _with_compressor(
 
 def measured_strength(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
     """The shares of the model's schedule whose noise is as large as what the compressor loses of pictures [H, W, 3]."""
-    errors: tuple[list[float], list[float]] = ([], [])
+    errors = []
     for picture in pictures:
         latents = codec.latents(picture)
-        coded = codec.quantise_each(picture, (1, 100))
-        for quality, symbols, found in zip((1, 100), coded, errors, strict=True):
-            rough = codec.synthesise(symbols, quality)[0]
-            found.append(float((rough - latents).square().mean()))
-    low, high = (float(np.mean(found)) ** 0.5 for found in errors)
+        coded = zip((1, 100), codec.quantise_each(picture, (1, 100)), strict=True)
+        decompressed = [codec.synthesise(symbols, quality)[0] for quality, symbols in coded]
+        errors.append([float((rough - latents).square().mean()) for rough in decompressed])
+    low, high = (float(error) ** 0.5 for error in np.mean(errors, 0))
     return fitting_strength((low, high), load_scheduler(codec.bundle.pretrained_part("scheduler")))
 
 
@@ -218,29 +211,22 @@ def _untrained(
 
 
 def _samples(folder: str) -> list[NDArray[np.uint8]]:
-    """Squares of ``SIDE`` pixels from the middle of pictures in a folder, or drawn ones."""
+    """Squares of ``SIDE`` pixels from the middle of pictures in a folder, or of generated ones."""
     if not folder:
-        rows = generated_rows(SAMPLES)
-        return [
-            _middle(np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))) for row in rows
-        ]
-    paths = [path for path in sorted(Path(folder).expanduser().rglob("*")) if path.is_file()]
-    found = list(_readable(paths))
-    if not found:
-        raise SlimError(f"{folder}: holds no picture of at least {SIDE}x{SIDE} pixels")
-    return found
-
-
-def _readable(paths: Iterable[Path]) -> Iterable[NDArray[np.uint8]]:
-    count = 0
-    for path in paths:
+        return [_middle(load_image(row["image"]["bytes"])) for row in generated_rows(SAMPLES)]
+    squares: list[NDArray[np.uint8]] = []
+    for path in sorted(path for path in Path(folder).expanduser().rglob("*") if path.is_file()):
         try:
             pixels = load_image(path)
         except SlimError:
             continue
-        if min(pixels.shape[:2]) >= SIDE and count < SAMPLES:
-            count += 1
-            yield _middle(pixels)
+        if min(pixels.shape[:2]) >= SIDE:
+            squares.append(_middle(pixels))
+        if len(squares) == SAMPLES:
+            break
+    if not squares:
+        raise SlimError(f"{folder}: holds no picture of at least {SIDE}x{SIDE} pixels")
+    return squares
 
 
 def _middle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -148,14 +148,9 @@ class TrainingData:
 
     @cached_property
     def _kept_labels(self) -> KeptLabels:
-        def track(rows: range) -> Any:
-            from rich.progress import track
-
-            return track(rows, "asking frozen networks") if self.accelerator.is_main_process else rows
-
         # the other processes read what the first one has written
         with self.accelerator.main_process_first():
-            return KeptLabels(self.photo_set, self._labeller, self.folder / "targets.pt", track)
+            return KeptLabels(self.photo_set, self._labeller, self.folder / "targets.pt")
 
 
 # ---- a look at the photos before any training ------------------------------------------------------------------

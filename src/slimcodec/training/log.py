@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from slimcodec.files import atomic_write
+from slimcodec.processes import progress
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,7 @@ class TrainingLog(ExitStack):
     def __init__(self, folder: Path, stage: str, steps: int, first: int, writes: bool) -> None:
         super().__init__()
         self._stage, self._steps, self._first, self._writes = stage, steps, first, writes
-        self._pictures, self._waited, self._before = 0, 0.0, 0.0
-        self._bar: Any = None
+        self._pictures, self._waited, self._before, self._note = 0, 0.0, 0.0, ""
         self._board: Any = None
         self._begun = self._last = time.monotonic()
         if not writes:
@@ -35,10 +35,7 @@ class TrainingLog(ExitStack):
         self._before = kept[-1]["seconds"] if kept else 0.0
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = self.enter_context(path.open("a"))
-        self._bar = _progress_bar()
-        if self._bar is not None:
-            self.enter_context(self._bar)
-            self._task = self._bar.add_task(stage, total=steps, completed=first, loss="")
+        self._bar = self.enter_context(progress(steps, stage, first))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -47,12 +44,12 @@ class TrainingLog(ExitStack):
             self._board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
             self.callback(self._board.close)
 
-    def tick(self, step: int, pictures: int, waited: float) -> None:
+    def count_step(self, pictures: int, waited: float) -> None:
         """Counts a step of ``pictures`` that waited so many seconds for its batch."""
         self._pictures += pictures
         self._waited += waited
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        if self._writes:
+            self._bar.advance(self._note)
 
     def write(self, step: int, means: dict[str, float]) -> None:
         """Writes the mean terms of the steps since the last line, with throughput and share of time spent on data."""
@@ -74,9 +71,8 @@ class TrainingLog(ExitStack):
         if self._board is not None:
             for name, value in line.items():
                 self._board.add_scalar(name, value, step)
-        if self._bar is not None:
-            self._bar.update(self._task, loss=f"loss {means.get('loss', float('nan')):.4g}")
-        else:
+        self._note = f"loss {means.get('loss', float('nan')):.4g}"
+        if not self._bar.shown:
             left = (now - self._begun) / (step - self._first) * (self._steps - step) / 60
             logger.info("%s %s, about %.0f min left", self._stage, json.dumps(line), left)
 
@@ -92,14 +88,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return values
     except ValueError:  # the last line of a killed run may be half a line
         return None
-
-
-def _progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[loss]}"), console=console)

@@ -98,7 +98,7 @@ class Stage(Generic[B]):
         return None
 
     def samples(self, batch: B, draws: Draws) -> list[list[Tile]]:
-        """Rows of pictures that show what the model does."""
+        """Columns of pictures, a row for each of the batch, that show what the model does."""
         return []
 
 
@@ -272,7 +272,7 @@ def train(
                 # the sum of a term and how often it was there
                 entry = torch.stack([term, torch.ones_like(term)])
                 totals[name] = totals[name] + entry if name in totals else entry
-            log.tick(step + 1, options.batch, waited)
+            log.count_step(options.batch, waited)
             if (step + 1) % reports.log_every == 0 or step + 1 == options.steps:
                 means = {name: float(total / count) for name, (total, count) in _merged(totals).items()}
                 totals = {}
@@ -339,10 +339,10 @@ def _show_samples(
     training = stage.model.training
     stage.model.eval()
     with accelerator.autocast():
-        rows = stage.samples(batch.to(accelerator.device), draws)
+        columns = stage.samples(batch.to(accelerator.device), draws)
     stage.model.train(training)
-    if rows:
+    if columns:
         (folder / "samples").mkdir(exist_ok=True)
-        picture = contact_sheet(rows)
+        picture = contact_sheet(list(zip(*columns, strict=True)))
         picture.save(folder / "samples" / f"{stage.name}-{step:06d}.png")
         log.picture(step, picture)

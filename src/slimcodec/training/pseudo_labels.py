@@ -23,6 +23,7 @@ from slimcodec.files import atomic_write
 from slimcodec.models.bundle import EMBEDDED, Bundle
 from slimcodec.models.pretrained.captioner import ImageToText, clean_caption
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, pretrained_folder, read_json
+from slimcodec.processes import track
 
 #: a field of ``PseudoLabels``
 PseudoLabel = Literal["logits", "mask", "caption"]
@@ -113,17 +114,14 @@ class KeptLabels:
     A file that was made of another number of photos raises ``SlimError``.
     """
 
-    def __init__(
-        self, photos: PhotoSet, labeller: Labeller, path: Path, track: Callable[[range], Any] = iter
-    ) -> None:
-        """``track`` wraps the rows to show progress."""
+    def __init__(self, photos: PhotoSet, labeller: Labeller, path: Path) -> None:
         if path.exists():
             self._state = torch.load(path, weights_only=True)
             if self._state["rows"] != len(photos):
                 raise SlimError(f"{path} belongs to other photos: remove it, or choose another out folder")
             return
         labels = []
-        for row in track(range(len(photos))):
+        for row in track(range(len(photos)), "pseudo-labels"):
             photo = photos[row]
             labels.append(PseudoLabels() if photo is None else labeller(row, photo))
         masks = [None if label.mask is None else torch.from_numpy(label.mask) for label in labels]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.data.mobilenet import start_from_classifier
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
@@ -120,19 +120,21 @@ class CaptionerStage(Stage[Views]):
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
-        """Views with what they should and do say, and the regions of interest wanted and found."""
+        """Views with what they should and do say, and the regions of interest, annotated and predicted."""
         logits, roi = self.model.look(batch.pictures)
-        size = (batch.pictures.shape[3], batch.pictures.shape[2])
-        rows = []
-        for n, (picture, target) in enumerate(zip(batch.pictures, batch.targets, strict=True)):
-            p, tag = logits[n].softmax(0).max(0)
-            label = self.vocabulary[int(target.argmax())] if batch.known[n] else "nobody said"
-            row = [Tile.of(picture, f"{self.vocabulary[int(tag)]} {float(p):.0%} / {label}")]
-            if roi is not None:
-                row.append(Tile.heat(batch.masks[n, 0], size, "region of interest"))
-                row.append(Tile.heat(roi[n, 0].sigmoid(), size, "found"))
-            rows.append(row)
-        return rows
+        chances, tags = logits.softmax(1).max(1)
+        lines = []
+        for chance, tag, target, known in zip(
+            chances, tags, batch.targets.argmax(1), batch.known, strict=True
+        ):
+            label = self.vocabulary[int(target)] if known else "no label"
+            lines.append(f"{self.vocabulary[int(tag)]} {float(chance):.0%} / {label}")
+        columns = [picture_tiles(batch.pictures, lines)]
+        if roi is not None:
+            size = batch.pictures.shape[2:]
+            columns.append(map_tiles(batch.masks, size, "region of interest"))
+            columns.append(map_tiles(roi.sigmoid(), size, "predicted"))
+        return columns
 
 
 def build_tagger(run: Run) -> Tagger:

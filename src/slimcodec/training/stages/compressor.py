@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
 from slimcodec.training.batches import Batch, Crops, Draws, part_mean
@@ -103,19 +103,18 @@ class CompressorStage(Stage[Batch]):
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, mask, and the picture at three qualities with its bits per pixel."""
         latents = self.autoencoder.encode(batch.pictures)
-        size = (batch.pictures.shape[3], batch.pictures.shape[2])
+        size = batch.pictures.shape[2:]
         roi = interest(batch.masks, latents)
-        rows = [
-            [Tile.of(picture, "original"), Tile.heat(mask[0], size, "region of interest")]
-            for picture, mask in zip(batch.pictures, batch.masks, strict=True)
+        columns = [
+            picture_tiles(batch.pictures, "original"),
+            map_tiles(batch.masks, size, "region of interest"),
         ]
         for quality in (10, 40, 80):
             level = torch.full((len(latents),), quality, device=latents.device)
             coded = code(self.model, latents, level, "rounded", roi=roi)
-            decoded = self.autoencoder.decode(coded.latents)
-            for row, picture, bits in zip(rows, decoded, coded.bits, strict=True):
-                row.append(Tile.of(picture, f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp"))
-        return rows
+            lines = [f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp" for bits in coded.bits]
+            columns.append(picture_tiles(self.autoencoder.decode(coded.latents), lines))
+        return columns
 
 
 def latent_autoencoder(run: Run) -> Autoencoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
@@ -33,6 +33,21 @@ from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions
 
 #: part of the batch at the start of the path: one step must do well
 START_SHARE = 1 / 3
+
+
+@dataclass
+class Decompressed:
+    """What the UNet is asked about: latents and what the compressor leaves of them, ``rough``, by quality [B].
+
+    ``at_start`` [B]: pictures at the start of the path; ``regions`` [B, 1, h, w]: RoI weights of latent positions.
+    """
+
+    latents: Tensor
+    rough: Tensor
+    quality: Tensor
+    at_start: Tensor
+    captions: list[str | None]
+    regions: Tensor
 
 
 @dataclass
@@ -111,7 +126,8 @@ class EnhanceStage(Stage[Batch]):
         captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
         masks = nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride)
         regions = roi_weights(masks, self.fidelity.background)
-        denoised = self.denoise(latents, rough, quality, at_start, captions, regions, draws)
+        asked = Decompressed(latents, rough, quality, at_start, captions, regions)
+        denoised = self.denoise(asked, draws)
         loss = recipe.denoising * denoised.squared.mean()
         terms = {"denoising": denoised.squared.detach().mean()}
         if at_start.any():
@@ -141,20 +157,8 @@ class EnhanceStage(Stage[Batch]):
             }
         return loss, terms
 
-    def denoise(
-        self,
-        latents: Tensor,
-        rough: Tensor,
-        quality: Tensor,
-        at_start: Tensor,
-        captions: list[str | None],
-        regions: Tensor,
-        draws: Draws,
-    ) -> Denoised:
-        """Draws places on the path, the start for pictures that are ``at_start`` [B], and asks the UNet there.
-
-        ``rough`` are the decompressed latents; ``regions`` [B, 1, h, w] are the RoI weights of latent positions.
-        """
+    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
+        """Draws places on the path and asks the UNet there."""
         raise NotImplementedError
 
     def failure(self, terms: dict[str, float]) -> str | None:
@@ -164,19 +168,15 @@ class EnhanceStage(Stage[Batch]):
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, and before and after one step at two qualities."""
         latents = self.autoencoder.encode(batch.pictures)
-        rows = [
-            [Tile.of(picture, caption or "no caption")]
-            for picture, caption in zip(batch.pictures, batch.captions, strict=True)
-        ]
+        columns = [picture_tiles(batch.pictures, [caption or "no caption" for caption in batch.captions])]
         for quality in (10, 40):
             level = torch.full((len(latents),), quality, device=latents.device)
             rough = code(self.codec, latents, level, "rounded", roi=interest(batch.masks, latents)).latents
             text = self.text(batch.captions)
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
             for line, decoded in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
-                for row, picture in zip(rows, self.autoencoder.decode(decoded), strict=True):
-                    row.append(Tile.of(picture, line))
-        return rows
+                columns.append(picture_tiles(self.autoencoder.decode(decoded), line))
+        return columns
 
 
 class OwnEnhanceStage(EnhanceStage):
@@ -201,26 +201,17 @@ class OwnEnhanceStage(EnhanceStage):
             squares = [errors.mean((0, 2, 3)) for errors in self.compression_errors(quality, batches)]
             self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
 
-    def denoise(
-        self,
-        latents: Tensor,
-        rough: Tensor,
-        quality: Tensor,
-        at_start: Tensor,
-        captions: list[str | None],
-        regions: Tensor,
-        draws: Draws,
-    ) -> Denoised:
+    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
         """A straight path from the decompressed latent; the UNet predicts the loss of the compressor in units of its scale."""
-        level = self.codec.compressor.level(quality)
+        latents, rough, level = asked.latents, asked.rough, self.codec.compressor.level(asked.quality)
         scale = at_level(self.enhancer.error_scale, level)[..., None, None]
         with torch.no_grad():
             start = self.enhancer.start(rough, level, draws.normal(*rough.shape[1:]))
-            time = torch.where(at_start, 1.0, 1 - draws.uniform() ** 2)
+            time = torch.where(asked.at_start, 1.0, 1 - draws.uniform() ** 2)
             state = torch.lerp(latents, start, time[:, None, None, None])
             target = (rough - latents) / scale
-            weight = energy_weights(self.autoencoder.latent_scale() * scale[..., 0, 0]) * regions
-        lost = self.enhancer.lost(state, rough, time, level, self.text(captions))
+            weight = energy_weights(self.autoencoder.latent_scale() * scale[..., 0, 0]) * asked.regions
+        lost = self.enhancer.lost(state, rough, time, level, self.text(asked.captions))
         squared = (weight * (lost - target) ** 2).mean((1, 2, 3))
         return Denoised(squared, (weight * target**2).mean((1, 2, 3)), rough - scale * lost)
 
@@ -259,31 +250,22 @@ class PretrainedEnhanceStage(EnhanceStage):
             self.enhancer.config = replace(self.enhancer.config, strength=strength)
         low_rank.strength.copy_(torch.tensor(self.enhancer.config.strength))
 
-    def denoise(
-        self,
-        latents: Tensor,
-        rough: Tensor,
-        quality: Tensor,
-        at_start: Tensor,
-        captions: list[str | None],
-        regions: Tensor,
-        draws: Draws,
-    ) -> Denoised:
+    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
         """States a z + s e at steps up to T, with e = a_T (z^ - z) / s_T + nu n, and the UNet's prediction there."""
-        denoiser = self.enhancer
+        denoiser, latents, rough = self.enhancer, asked.latents, asked.rough
         kind = denoiser.scheduler.config.prediction_type
-        start = denoiser.start(quality)
+        start = denoiser.start(asked.quality)
         a, s = denoiser.factors(start)
         noise = denoiser.noise_share * draws.normal(*rough.shape[1:])
         error = a / s * (rough - latents) + noise
         earlier = (draws.uniform() * (start + 1)).long()
-        times = torch.where(at_start, start, earlier)
+        times = torch.where(asked.at_start, start, earlier)
         a, s = denoiser.factors(times)
         state = a * latents + s * error
-        prediction = denoiser.predict(state, times, self.text(captions))
+        prediction = denoiser.predict(state, times, self.text(asked.captions))
         # the compressor is tuned by what comes of its latents, not by being an easy target
         target = prediction_target(kind, latents, error.detach(), a, s)
-        weight = energy_weights(self.energy.to(rough.device)[None]) * regions
+        weight = energy_weights(self.energy.to(rough.device)[None]) * asked.regions
         squared = (weight * (prediction - target) ** 2).mean((1, 2, 3))
         unchanged = (weight * error.detach() ** 2).mean((1, 2, 3))
         return Denoised(squared, unchanged, clean_latent(kind, prediction, state, a, s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
@@ -64,10 +64,8 @@ class AutoencoderStage(Stage[Batch]):
         """Original and round trip."""
         decoded = self.model.decode(self.model.encode(batch.pictures))
         errors = ((decoded - batch.pictures) ** 2).mean((1, 2, 3)) * 127.5**2
-        return [
-            [Tile.of(original, "original"), Tile.of(picture, f"round trip {float(psnr(error)):.1f} dB")]
-            for original, picture, error in zip(batch.pictures, decoded, errors, strict=True)
-        ]
+        lines = [f"round trip {float(psnr(error)):.1f} dB" for error in errors]
+        return [picture_tiles(batch.pictures, "original"), picture_tiles(decoded, lines)]
 
 
 def load_autoencoder(run: Run) -> PatchAutoencoder:
@@ -138,11 +136,9 @@ class DiffusionStage(Stage[Batch]):
         noise = draws.normal(*latents.shape[1:])
         text = self.text(batch.captions)
         sampled = self.enhancer(torch.zeros_like(latents), 1, SAMPLE_STEPS, noise, text, text)
+        lines = [caption or "no caption" for caption in batch.captions]
         decoded = self.autoencoder.decode(sampled)
-        return [
-            [Tile.of(original, "original"), Tile.of(picture, caption or "no caption")]
-            for original, picture, caption in zip(batch.pictures, decoded, batch.captions, strict=True)
-        ]
+        return [picture_tiles(batch.pictures, "original"), picture_tiles(decoded, lines)]
 
 
 def build_unet(run: Run) -> tuple[Enhancer, CaptionEncoder]:
