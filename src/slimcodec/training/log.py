@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from slimcodec.files import atomic_write
 from slimcodec.processes import progress
@@ -25,7 +26,6 @@ class TrainingLog(ExitStack):
         super().__init__()
         self._stage, self._steps, self._first, self._writes = stage, steps, first, writes
         self._pictures, self._waited, self._before, self._note = 0, 0.0, 0.0, ""
-        self._board: Any = None
         self._begun = self._last = time.monotonic()
         if not writes:
             return
@@ -36,13 +36,8 @@ class TrainingLog(ExitStack):
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = self.enter_context(path.open("a"))
         self._bar = self.enter_context(progress(steps, stage, first))
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            logger.info("no curves for TensorBoard: it is not installed (pip install tensorboard)")
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
-            self.callback(self._board.close)
+        self._board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
+        self.callback(self._board.close)
 
     def count_step(self, pictures: int, waited: float) -> None:
         """Counts a step of ``pictures`` that waited so many seconds for its batch."""
@@ -68,18 +63,16 @@ class TrainingLog(ExitStack):
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in line.items():
-                self._board.add_scalar(name, value, step)
+        for name, value in line.items():
+            self._board.add_scalar(name, value, step)
         self._note = f"loss {means.get('loss', float('nan')):.4g}"
         if not self._bar.shown:
             left = (now - self._begun) / (step - self._first) * (self._steps - step) / 60
             logger.info("%s %s, about %.0f min left", self._stage, json.dumps(line), left)
 
     def picture(self, step: int, picture: Image.Image) -> None:
-        """Shows a sheet of samples on TensorBoard."""
-        if self._board is not None:
-            self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+        """Shows a sheet of samples on TensorBoard; to be called in the main process alone."""
+        self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -22,16 +22,6 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
-#: settings that are lists of texts, of which one may be given bare
-LISTS = (
-    "data.photos",
-    "data.thumbnails",
-    "data.shares",
-    "data.templates",
-    "teachers.models",
-    "roi.classes",
-    "captioner.also",
-)
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,8 @@ class Data:
 
     @property
     def source_shares(self) -> dict[str, float]:
-        """``shares`` by source; raises ``SlimError`` for what is no share."""
-        found: dict[str, float] = {}
+        """``shares`` by source; ``SlimError`` for an entry that is none."""
+        shares: dict[str, float] = {}
         for entry in self.shares:
             source, _, text = entry.rpartition("=")
             source = source.strip()
@@ -102,10 +92,10 @@ class Data:
                 raise SlimError(
                     f"data.shares: {entry!r}; write SOURCE=SHARE with a share of 0 to 1, for example caltech101=0.2"
                 )
-            if source in found:
+            if source in shares:
                 raise SlimError(f"data.shares: {source} is there twice")
-            found[source] = share
-        return found
+            shares[source] = share
+        return shares
 
 
 @dataclass(frozen=True)
@@ -311,21 +301,19 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
     except (OSError, ValueError) as error:
         raise SlimError(f"{source}: cannot be read as TOML ({error})") from error
     for setting in settings:
-        key, found, text = setting.partition("=")
-        if not found:
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals:
             raise SlimError(f"--set {setting}: write key=value, for example --set compressor.background=0.3")
-        key, value = key.strip(), _parse(text.strip())
-        if key == "data":
-            key = "data.photos"
-        if key in LISTS and isinstance(value, str):
-            value = [value]
-        *parents, last = key.split(".")
-        place = values
+        *parents, last = ("data.photos" if key == "data" else key).split(".")
+        section: Any = values
+        defaults: Any = Recipe()
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            section, defaults = section.setdefault(parent, {}), getattr(defaults, parent, None)
+            if not isinstance(section, dict):
                 raise SlimError(f"--set {setting}: {parent} is a value, not a section")
-        place[last] = value
+        value = _parse(text)
+        is_list = isinstance(getattr(defaults, last, None), tuple)
+        section[last] = [value] if is_list and isinstance(value, str) else value
     recipe = from_plain(Recipe, values, str(source))
     recipe.check()
     return recipe
