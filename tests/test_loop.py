@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slimcodec import SlimError
-from slimcodec.training.batches import WHOLE, Draws, Share
+from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
 from slimcodec.training.loop import Stage, schedule, train
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
 
-@dataclass
-class Numbers:
-    """A batch of nothing but its numbers."""
-
-    numbers: range
-
-    def to(self, device: torch.device) -> Numbers:
-        return self
-
-
 class Counting:
     batch, seed = 16, 5
 
-    def __call__(self, step: int, share: Share = WHOLE) -> Numbers:
-        return Numbers(share.numbers(self.batch))
+    def __call__(self, step: int, share: Share = WHOLE) -> StageBatch:
+        return StageBatch(share.numbers(self.batch))
 
 
-class Line(Stage[Numbers]):
+class Line(Stage[StageBatch]):
     """The smallest stage: fit a line to drawn points."""
 
     name = "line"
@@ -52,7 +42,7 @@ class Line(Stage[Numbers]):
         self.excuse: str | None = None
         self.steps_seen: list[float] = []
 
-    def loss(self, batch: Numbers, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: StageBatch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         self.steps_seen.append(progress)
         if self.fail_at is not None and len(self.steps_seen) > self.fail_at:
             raise KeyboardInterrupt

@@ -129,21 +129,25 @@ class Classifier(nn.Module):
         return (answer if with_logits else None), maps[:count]
 
 
+def a_teacher() -> Any:
+    return Classifier().requires_grad_(False)
+
+
 def test_feature_loss_is_zero_only_for_equal_pictures() -> None:
     torch.manual_seed(0)
-    loss = FeatureLoss([Classifier().requires_grad_(False)], [1.0, 0.5])
+    loss = FeatureLoss([a_teacher()], [1.0, 0.5])
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
     draws = Draws(0, 0, range(2), 2)
     assert float(loss(a, a, draws).abs().max()) == 0
     assert float(loss(a, b, draws).min()) > 0.01
-    answers = FeatureLoss([Classifier().requires_grad_(False)], [], logits=1.0)
+    answers = FeatureLoss([a_teacher()], [], logits=1.0)
     assert float(answers(a, a, draws).abs().max()) < 1e-6
     assert float(answers(a, b, draws).min()) > 0
 
 
 def test_fidelity_joins_features_for_a_share_of_the_batch_from_a_point_on() -> None:
     torch.manual_seed(0)
-    features = FeatureLoss([Classifier().requires_grad_(False)], [1.0, 0.5])
+    features = FeatureLoss([a_teacher()], [1.0, 0.5])
     options = Features(start=0.5, share=0.5, weight=2.0, squared_error=0.25)
     fidelity = Fidelity(0.5, features, options)
     pictures = torch.rand(4, 3, 64, 64) * 2 - 1
@@ -308,7 +312,7 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
     masks = torch.zeros(2, 1, 1, 1)
-    views = Views(pictures, targets, torch.tensor([True, False]), masks, torch.zeros(2), range(2))
+    views = Views(range(2), pictures, targets, torch.tensor([True, False]), masks, torch.zeros(2))
     with torch.no_grad():
         tagger.head.weight.zero_()
         tagger.head.bias.copy_(torch.tensor([0.0, -1, -2]))

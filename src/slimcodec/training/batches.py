@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from slimcodec.data.photos import Photo
 from slimcodec.errors import SlimError
@@ -137,24 +138,36 @@ def is_drawn(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator
     return share >= 1.0 or bool(rng.random() < share)
 
 
+T = TypeVar("T", bound="StageBatch")
+
+
 @dataclass
-class Batch:
-    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1], captions, and the pictures' numbers in the step."""
+class StageBatch:
+    """A share of a step's batch, with the pictures' numbers in the step."""
+
+    numbers: Sequence[int]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with its tensors on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass
+class Batch(StageBatch):
+    """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1] and captions."""
 
     pictures: Tensor
     masks: Tensor
     captions: list[str | None]
-    numbers: Sequence[int]
 
     def of(self, chosen: Tensor) -> Batch:
         """The pictures that are ``chosen`` (booleans [B])."""
         places = chosen.nonzero()[:, 0].tolist()
         captions, numbers = ([values[place] for place in places] for values in (self.captions, self.numbers))
-        return Batch(self.pictures[chosen], self.masks[chosen], captions, numbers)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device."""
-        return replace(self, pictures=self.pictures.to(device), masks=self.masks.to(device))
+        return Batch(numbers, self.pictures[chosen], self.masks[chosen], captions)
 
 
 def crop(
@@ -222,11 +235,11 @@ class Crops:
             masks.append(mask)
             captions.append(random_caption(photo, rng, self.templates))
         scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Batch(scaled, torch.stack(masks)[:, None].float(), captions, numbers)
+        return Batch(numbers, scaled, torch.stack(masks)[:, None].float(), captions)
 
 
 @dataclass
-class Views:
+class Views(StageBatch):
     """Views for classification.
 
     Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
@@ -238,12 +251,6 @@ class Views:
     known: Tensor
     masks: Tensor
     trust: Tensor
-    numbers: range
-
-    def to(self, device: torch.device) -> Views:
-        """The views with their tensors on a device."""
-        names = ("pictures", "targets", "known", "masks", "trust")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def view(
@@ -307,7 +314,7 @@ class LabelledViews:
         pictures, targets, known, masks, trust = zip(*views, strict=True)
         scaled = torch.stack(pictures).float() / 127.5 - 1
         stacked = torch.stack(masks)[:, None]
-        return Views(scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust), numbers)
+        return Views(numbers, scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust))
 
     def _view(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor, float]:
         for _ in range(MANY):

@@ -21,7 +21,6 @@ from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.training.batches import is_drawn
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, Parts, measured_strength, with_captioner
-from slimcodec.training.lora import low_rank_part
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.run import Run, part_of, revision
 from slimcodec.training.stages.captioner import build_tagger
@@ -86,8 +85,9 @@ def make_bundle(run: Run) -> Bundle:
     if run.pretrained is not None:
         unet = config.enhancer or EnhancerConfig()
         if low_rank := part_of(run.load("enhance"), "lora") if enhanced else {}:
-            parts["lora"] = low_rank_part(low_rank)
-            low, high = low_rank["strength"].tolist()
+            low, high = low_rank.pop("strength").tolist()
+            # names of parameters hold no dots, names of tensors in a bundle do
+            parts["lora"] = {name.replace("/", "."): value for name, value in low_rank.items()}
             unet = replace(unet, strength=(low, high))
         else:
             strength = recipe.ldm.strength

@@ -18,14 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from typing_extensions import Self
 
 from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.errors import SlimError
-from slimcodec.training.batches import WHOLE, Draws, Share
+from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
 from slimcodec.training.log import TrainingLog
 from slimcodec.training.pseudo_labels import PseudoLabel, save_tensors
-from slimcodec.training.recipe import Optimisation, Recipe, Reports
+from slimcodec.training.recipe import Optimisation, Reports
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +32,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10
 #: how much slower a linear path that already is a good transform learns
 SLOW = 0.02
-
-
-T = TypeVar("T")
-
-
-class StageBatch(Protocol):
-    """A batch that can be moved to a device and knows its pictures' numbers in the step."""
-
-    @property
-    def numbers(self) -> Sequence[int]: ...
-
-    def to(self, device: torch.device) -> Self: ...
 
 
 B = TypeVar("B", bound=StageBatch)
@@ -76,11 +63,6 @@ class Stage(Generic[B]):
     #: what it reads beside photos: pseudo-labels of those that nobody annotated, and earlier stages' weights
     reads_labels: tuple[PseudoLabel, ...] = ()
     reads_weights: tuple[str, ...] = ()
-
-    @staticmethod
-    def replaced_by(recipe: Recipe) -> str:
-        """The pretrained model that makes the stage needless, "" for none."""
-        return ""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for AdamW: the slow parameters, and the rest of what is trained."""

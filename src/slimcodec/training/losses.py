@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from slimcodec.data.classifiers import Classifier
 from slimcodec.models.prior import scale_of_index
 from slimcodec.training.batches import Batch, Draws
 
@@ -62,14 +62,6 @@ class Features:
 FEATURE_UNIT = 300.0
 
 
-class Seeing(Protocol):
-    """What ``FeatureLoss`` asks of a classifier: see ``Classifier.features``."""
-
-    def features(
-        self, pictures: Tensor, count: int, with_logits: bool = False
-    ) -> tuple[Tensor | None, Sequence[Tensor]]: ...
-
-
 class FeatureLoss:
     """Distance of features of frozen classifiers between decoded and original pictures.
 
@@ -80,7 +72,7 @@ class FeatureLoss:
 
     def __init__(
         self,
-        teachers: Sequence[Seeing],
+        teachers: Sequence[Classifier],
         weights: Sequence[float],
         logits: float = 0.0,
         scales: Sequence[float] = (0.875, 1.0, 1.25),

@@ -244,6 +244,13 @@ class Recipe:
     enhance: EnhanceRecipe = field(default_factory=EnhanceRecipe)
     defaults: DefaultsRecipe = field(default_factory=DefaultsRecipe)
 
+    @property
+    def replaced(self) -> dict[str, str]:
+        """The stages that a pretrained model makes needless, with the model or bundle that is taken instead."""
+        ldm = self.ldm
+        sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
+        return {stage: source for stage, source in sources.items() if ldm.source and source}
+
     def check(self) -> None:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
         latent = self.autoencoder.network.latent_channels

@@ -31,11 +31,11 @@ STAGES: dict[str, AnyStage] = {
 
 def train_stage(run: Run, name: str) -> None:
     """Trains a stage of a run, unless a pretrained model makes it needless."""
-    if source := STAGES[name].replaced_by(run.recipe):
+    if source := run.recipe.replaced.get(name):
         logger.info("%s: skipped, that of %s is taken", name, source)
         return
     for earlier in STAGES[name].reads_weights:
-        if not STAGES[earlier].replaced_by(run.recipe):
+        if earlier not in run.recipe.replaced:
             run.require(earlier)
     torch.manual_seed(run.options(name).seed)
     run.train(STAGES[name].build(run))

@@ -17,7 +17,6 @@ from slimcodec.models.captioner import Tagger
 from slimcodec.training.batches import LABEL_SHARE, Draws, LabelledViews, Views
 from slimcodec.training.loop import Stage
 from slimcodec.training.pseudo_labels import PseudoLabel
-from slimcodec.training.recipe import Recipe
 from slimcodec.training.run import Run
 
 #: weight of the region of interest beside the names
@@ -49,11 +48,6 @@ class CaptionerStage(Stage[Views]):
             model.body.requires_grad_(False)
         self.model: Tagger = model
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
-
-    @staticmethod
-    def replaced_by(recipe: Recipe) -> str:
-        """The bundle whose captioner is taken beside a pretrained model, or ""."""
-        return recipe.ldm.captioner if recipe.ldm.source else ""
 
     @classmethod
     def build(cls, run: Run) -> CaptionerStage:

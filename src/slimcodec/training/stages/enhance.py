@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slimcodec.data.contact_sheet import Tile, picture_tiles
+from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
@@ -25,7 +27,6 @@ from slimcodec.models.pretrained.pipeline import PretrainedModel
 from slimcodec.training.batches import Batch, Draws, part_mean
 from slimcodec.training.compression_model import code, interest
 from slimcodec.training.loop import Stage
-from slimcodec.training.lora import LowRank, add_lora, merge_lora
 from slimcodec.training.losses import rate_failure, region_errors, roi_weights, weighted_mse
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
@@ -33,6 +34,9 @@ from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions
 
 #: part of the batch at the start of the path: one step must do well
 START_SHARE = 1 / 3
+#: the name of low-rank matrices in peft, and of the two matrices of a layer there and in a bundle
+ADAPTER = "slim"
+MATRICES = {f".lora_A.{ADAPTER}.weight": ".down.weight", f".lora_B.{ADAPTER}.weight": ".up.weight"}
 
 
 @dataclass
@@ -280,5 +284,42 @@ def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
     run.restore(enhancer, "enhance", "enhancer")
     run.restore(text, "enhance", "text")
     if recipe.lora_rank:
-        merge_lora(enhancer)
+        unet: Any = enhancer.unet
+        unet.fuse_lora(adapter_names=[ADAPTER])
+        unet.unload_lora()
     return enhancer, text
+
+
+# ---- low-rank adaptation (Hu et al. 2022), through peft --------------------------------------------------------
+
+
+class LowRank(nn.Module):
+    """The low-rank matrices of a pretrained UNet, the very parameters, apart from it: what is trained, averaged and saved."""
+
+    strength: Tensor
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        # travels with the weights: the bundle starts denoising where training did
+        self.register_buffer("strength", torch.tensor(denoiser.config.strength))
+        for name, parameter in denoiser.unet.named_parameters():
+            for theirs, ours in MATRICES.items():
+                if name.endswith(theirs):
+                    # names of parameters hold no dots
+                    key = name.removesuffix(theirs) + ours
+                    self.register_parameter(key.replace(".", "/"), parameter)
+
+
+def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:
+    """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``targets``."""
+    from peft import LoraConfig
+
+    unet: Any = enhancer.unet
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
+    try:
+        unet.add_adapter(config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise SlimError(
+            f"enhance.lora_targets: no layer of the UNet is meant by {', '.join(targets)}"
+        ) from error

@@ -13,7 +13,6 @@ from slimcodec.models.native import CaptionEncoder, small_text_encoder
 from slimcodec.training.batches import Batch, Crops, Draws
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import Fidelity, psnr
-from slimcodec.training.recipe import Recipe
 from slimcodec.training.run import Run
 
 SAMPLE_STEPS = 8
@@ -28,11 +27,6 @@ class AutoencoderStage(Stage[Batch]):
         self.model: PatchAutoencoder = model
         self.batches, self.fidelity = crops, fidelity
         self.slow = [model.analysis, model.synthesis, model.mean]
-
-    @staticmethod
-    def replaced_by(recipe: Recipe) -> str:
-        """The pretrained model whose autoencoder is taken, or ""."""
-        return recipe.ldm.source
 
     @classmethod
     def build(cls, run: Run) -> AutoencoderStage:
@@ -100,11 +94,6 @@ class DiffusionStage(Stage[Batch]):
         self.enhancer, self.text, self.batches = enhancer, text, crops
         self.caption_dropout, self.frozen = caption_dropout, [autoencoder]
         enhancer.error_scale.fill_(1.0)
-
-    @staticmethod
-    def replaced_by(recipe: Recipe) -> str:
-        """The pretrained model whose UNet is taken, or ""."""
-        return recipe.ldm.source
 
     @classmethod
     def build(cls, run: Run) -> DiffusionStage:
