@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,21 +58,18 @@ class TrainingData:
 
     @cached_property
     def photo_set(self) -> PhotoSet:
-        """All photos, by row; ``SlimError`` for streamed data."""
-        data = self.recipe.data
-        if data.streaming:
-            raise SlimError("this needs photos by number: set data.streaming=false")
-        sources = open_sources(data.photos, "data.photos", data.split)
-        return PhotoSet(sources, self._annotations, int(data.memory * 2**30))
+        """All photos, by row, of data that is not streamed."""
+        return self._open(self.recipe.data.photos, "data.photos", self._annotations)
 
     @cached_property
     def thumbnails(self) -> PhotoSet | None:
         """Small labelled pictures for the captioner, or None."""
+        sources = self.recipe.data.thumbnails
+        return self._open(sources, "data.thumbnails", {}) if sources else None
+
+    def _open(self, sources: Sequence[str], setting: str, annotations: Mapping[str, Annotation]) -> PhotoSet:
         data = self.recipe.data
-        if not data.thumbnails:
-            return None
-        sources = open_sources(data.thumbnails, "data.thumbnails", data.split)
-        return PhotoSet(sources, memory=int(data.memory * 2**30))
+        return PhotoSet(open_sources(sources, setting, data.split), annotations, int(data.memory * 2**30))
 
     def photos(self, options: Optimisation, *wanted: PseudoLabel) -> Photos:
         """The photos for a stage, pseudo-labelled if the recipe's networks can say one thing that is ``wanted``."""

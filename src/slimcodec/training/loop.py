@@ -154,9 +154,10 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """The exponential moving average of a model, beginning with its weights as they are; ``decay`` a step."""
 
     def update(averages: Any, values: Any, count: Any) -> None:
+        steps = int(count)
         if averages[0].is_floating_point():
             # a short average at first, so that early weights are forgotten
-            get_ema_multi_avg_fn(min(decay, int(count) / (int(count) + 9)))(averages, values, count)
+            get_ema_multi_avg_fn(min(decay, steps / (steps + 9)))(averages, values, count)
 
     average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     average.update_parameters(model)
