@@ -12,18 +12,18 @@ import torch
 from photos import photo
 
 from slimcodec import SlimError
-from slimcodec.data.segmentation import Segmenter, input_size, query_probabilities, wanted_classes
+from slimcodec.data.segmentation import Segmenter, class_numbers, input_size, query_probabilities
 from slimcodec.models.pretrained.hub import Preprocessing
 
 
 def test_wanted_classes_by_name_alias_or_background() -> None:
     names = ("background", "person, individual", "dog")
-    assert wanted_classes(names, ()) == [1, 2]
-    assert wanted_classes(names, ["Dog", "individual", "dog"]) == [1, 2]
+    assert class_numbers(names, ()) == [1, 2]
+    assert class_numbers(names, ["Dog", "individual", "dog"]) == [1, 2]
     with pytest.raises(SlimError, match="'cat'.*background, person, individual, dog"):
-        wanted_classes(names, ["dog", "cat"])
+        class_numbers(names, ["dog", "cat"])
     with pytest.raises(SlimError, match="name the classes.*wall, floor"):
-        wanted_classes(("wall", "floor"), ())
+        class_numbers(("wall", "floor"), ())
 
 
 def test_input_sizes() -> None:

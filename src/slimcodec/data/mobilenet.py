@@ -92,7 +92,7 @@ class MobileNet(nn.Module):
             answer = None
             if answered and self.classes is not None:
                 answer = F.linear(x.float().mean((2, 3)), *self.classes)
-        return answer, [seen.float() for seen in maps[FIRST_MAP : FIRST_MAP + count]]
+        return answer, [features.float() for features in maps[FIRST_MAP : FIRST_MAP + count]]
 
     def _body(self, dtype: torch.dtype) -> Any:
         if dtype == torch.float32:
@@ -151,16 +151,16 @@ def quick_copy(script: Any) -> MobileNet | None:
     # a script may average its last map by a fixed window: at its own size both answer alike
     pictures = F.interpolate(noise, DEFAULT_SIDE, mode="bicubic").clamp(0, 1)
     with torch.no_grad():
-        wanted_answer, *wanted = script(pictures)[: 1 + MAPS]
+        script_logits, *script_maps = script(pictures)[: 1 + MAPS]
         answer, ours = network(pictures, MAPS, answered=True)
-    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in wanted]:
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in script_maps]:
         return None
-    if max(map(_difference, ours, wanted)) >= TOLERANCE:
+    if max(map(_difference, ours, script_maps)) >= TOLERANCE:
         return None
     if (
         answer is None
-        or answer.shape != wanted_answer.shape
-        or _difference(answer, wanted_answer) >= ANSWER_TOLERANCE
+        or answer.shape != script_logits.shape
+        or _difference(answer, script_logits) >= ANSWER_TOLERANCE
     ):
         network.classes = None
     return network
@@ -197,7 +197,7 @@ def convolution_constants(script: Any) -> list[Tensor] | None:
     if script is None:
         return None
     tensors = dict(script.named_buffers()) | dict(script.named_parameters())
-    found: list[Tensor] = []
+    constants: list[Tensor] = []
     for node in script.inlined_graph.nodes():
         if node.kind() not in ("aten::_convolution", "aten::conv2d"):
             continue
@@ -212,5 +212,5 @@ def convolution_constants(script: Any) -> list[Tensor] | None:
             name = ".".join(path)
             if name not in tensors:
                 return None
-            found.append(tensors[name].detach().float())
-    return found
+            constants.append(tensors[name].detach().float())
+    return constants

@@ -27,7 +27,7 @@ QUERY_MODELS = ("maskformer", "mask2former")
 STRIDE = 32
 
 
-def wanted_classes(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Numbers of the classes to look for: those named in ``classes``, or all but a class 0 called background.
 
     Case does not count, and of a name like "person, individual" each part will do. Raises ``SlimError`` with the known names
@@ -72,7 +72,7 @@ def query_probabilities(classes: Tensor, masks: Tensor) -> Tensor:
 class Segmenter:
     """Finds the pixels of wanted classes with a semantic (SegFormer and kin) or query (MaskFormer, Mask2Former) model.
 
-    ``source`` is a folder or hub id, ``classes`` and errors are as in ``wanted_classes``. The whole photo is seen, scaled
+    ``source`` is a folder or hub id, ``classes`` and errors are as in ``class_numbers``. The whole photo is seen, scaled
     to the model's input size.
     """
 
@@ -85,7 +85,7 @@ class Segmenter:
         self.model = load_model(kind, folder, device)
         self.preprocessing = read_preprocessing(folder)
         try:
-            self.classes = wanted_classes(class_names(self.model), classes)
+            self.classes = class_numbers(class_names(self.model), classes)
         except SlimError as error:
             raise SlimError(f"{source}: {error}") from error
         self.device = torch.device(device)
@@ -103,7 +103,7 @@ class Segmenter:
             probabilities = query_probabilities(outputs.class_queries_logits, outputs.masks_queries_logits)
         else:
             probabilities = outputs.logits.softmax(1)
-        wanted = probabilities[:, self.classes].sum(1, keepdim=True)
-        mask = F.interpolate(wanted, (height, width), mode="bilinear")[0, 0].clamp(0, 1)
-        found: NDArray[np.float32] = mask.float().cpu().numpy()
-        return found
+        share = probabilities[:, self.classes].sum(1, keepdim=True)
+        mask = F.interpolate(share, (height, width), mode="bilinear")[0, 0].clamp(0, 1)
+        probability: NDArray[np.float32] = mask.float().cpu().numpy()
+        return probability

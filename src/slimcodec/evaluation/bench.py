@@ -19,7 +19,7 @@ from slimcodec.errors import SlimError
 from slimcodec.evaluation.results import FORMAT, assemble, from_json, to_text
 from slimcodec.evaluation.slim import IMAGENET_CLASSES
 from slimcodec.evaluation.summary import ENDS, RESAMPLES, SEED, Interval, summarise
-from slimcodec.evaluation.worker import Setup, Worker
+from slimcodec.evaluation.worker import Setup, Worker, prepare
 from slimcodec.files import atomic_write
 from slimcodec.processes import progress, run_pool
 
@@ -66,7 +66,7 @@ def run(
             partial_file.add(row)
             rows.append(row)
             bar.advance()
-    made = {
+    provenance = {
         "command": command,
         "slimcodec": __version__,
         "torch": torch.__version__,
@@ -74,7 +74,7 @@ def run(
         "threads": 1,
     }
     dataset = {"name": samples.name, "sha256": samples.fingerprint, "photos": len(samples)}
-    body = assemble({"format": FORMAT, "made": made, "dataset": dataset, **described}, rows)
+    body = assemble({"format": FORMAT, "made": provenance, "dataset": dataset, **described}, rows)
     _add_summaries(body)
     atomic_write(out, (to_text(body) + "\n").encode())
     partial_file.path.unlink()
@@ -98,7 +98,8 @@ def _add_summaries(body: dict[str, Any]) -> None:
 def _stored(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
     """Intervals to six digits; mAP, a number of all photos together, is stored without one."""
     stored: dict[str, Any] = {
-        name: found and [float(f"{value:.6g}") for value in found] for name, found in intervals.items()
+        name: interval and [float(f"{value:.6g}") for value in interval]
+        for name, interval in intervals.items()
     }
     if stored.get("map50"):
         stored["map50"] = stored["map50"][0]
@@ -116,7 +117,7 @@ def check(worker: Worker, samples: LabelledPhotos) -> None:
                 f"{IMAGENET_CLASSES} of ImageNet-1k; run SLIM with --steps 0"
             )
     trial = min(TRIAL_PHOTOS, len(samples))
-    photos = [worker.photo(samples.read(row)) for row in range(trial)]
+    photos = [prepare(samples.read(row), worker.setup.protocol) for row in range(trial)]
     for classifier in worker.classifiers:
         shifts = [
             classifier.judge(photo.pixels, photo.class_index)[0] - photo.class_index for photo in photos

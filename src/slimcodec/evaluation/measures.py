@@ -108,12 +108,12 @@ def load_lpips(path: str) -> Callable[[Pixels, Pixels], float]:
     def distance(a: Pixels, b: Pixels) -> float:
         x, y = (torch.tensor(p).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (a, b))
         with torch.inference_mode():
-            found = module(x, y)
-        if found.numel() != 1:
+            outputs = module(x, y)
+        if outputs.numel() != 1:
             raise SlimError(
-                f"{path}: gives {found.numel()} numbers for two pictures; LPIPS gives one distance"
+                f"{path}: gives {outputs.numel()} numbers for two pictures; LPIPS gives one distance"
             )
-        return float(found)
+        return float(outputs)
 
     grey = np.full((64, 64, 3), 128, np.uint8)
     distance(grey, grey)
@@ -174,11 +174,11 @@ class Detector:
         if self._size:
             picture = picture.resize((self._size[1], self._size[0]), Image.Resampling.BILINEAR)
         x = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
-        found = self._session.run(self._outputs, {self._input: np.ascontiguousarray(x)})
-        boxes = np.asarray(found[0], np.float32).reshape(-1, 4)
-        scores, classes = (np.asarray(values).reshape(-1) for values in found[1:])
+        outputs = self._session.run(self._outputs, {self._input: np.ascontiguousarray(x)})
+        boxes = np.asarray(outputs[0], np.float32).reshape(-1, 4)
+        scores, classes = (np.asarray(values).reshape(-1) for values in outputs[1:])
         if not len(boxes) == len(scores) == len(classes):
-            shapes = [list(np.shape(values)) for values in found]
+            shapes = [list(np.shape(values)) for values in outputs]
             raise SlimError(f"{self.name}: outputs of {shapes} do not belong together")
         scale = np.array([width / picture.width, height / picture.height] * 2, np.float32)
         order = np.argsort(-scores, kind="stable")
@@ -199,16 +199,16 @@ def iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def matched(found: Boxes, truth: Boxes) -> list[tuple[int, float, bool]]:
+def matched(detections: Boxes, truth: Boxes) -> list[tuple[int, float, bool]]:
     """(class, score, right) of every detection of a photo, best first.
 
     Right: the free true box of its class that it overlaps most has IoU of at least 0.5; a true box is found once (the rule
     of PASCAL VOC, Everingham et al. 2010, section 4.2, with a box taken being no longer a candidate, as COCO has it).
     """
-    overlap = iou(found.boxes, truth.boxes)
+    overlap = iou(detections.boxes, truth.boxes)
     free = np.ones(len(truth.boxes), bool)
     result = []
-    for row, (score, class_) in enumerate(zip(found.scores, found.classes, strict=True)):
+    for row, (score, class_) in enumerate(zip(detections.scores, detections.classes, strict=True)):
         candidates = np.where(free & (truth.classes == class_), overlap[row], -1.0)
         best = int(candidates.argmax()) if len(candidates) else -1
         right = best >= 0 and candidates[best] >= MATCH_IOU

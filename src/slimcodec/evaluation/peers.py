@@ -40,12 +40,18 @@ class PictureCodec(Protocol):
 
 
 @dataclass(frozen=True)
-class PillowCodec:
-    """A format that Pillow writes. ``options`` maps a quality to arguments of ``Image.save``."""
+class Peer:
+    """A format that Pillow writes, by itself or with a plugin.
+
+    ``options`` maps a quality to arguments of ``Image.save``; ``qualities`` cover about 0.05 to 1 bpp; ``library``: its name in
+    ``PIL.features``; ``plugin``: module and package.
+    """
 
     format: str
     options: Callable[[int], dict[str, Any]]
-    version: str
+    qualities: tuple[int, ...]
+    library: str = ""
+    plugin: tuple[str, str] | None = None
 
     def encode(self, photo: Photo, quality: int) -> bytes:
         """A file of bare pixels: no EXIF data, no colour profile."""
@@ -60,9 +66,17 @@ class PillowCodec:
 
     def describe(self) -> dict[str, Any]:
         """Library's version and the arguments of ``Image.save``, q standing for the quality."""
+        if self.plugin is None:
+            library = f"Pillow, {self.library} {features.version(self.library)}"
+        else:
+            module, package = self.plugin
+            library = f"{package} {version(package)}"
+            if module == "pillow_heif":
+                info = importlib.import_module(module).libheif_info()
+                library += f", libheif {info['libheif']}, {info['HEIF']}"
         other = self.options(1)
         settings = {key: value if value == other[key] else "q" for key, value in self.options(0).items()}
-        return {"version": self.version, "settings": settings}
+        return {"version": library, "settings": settings}
 
 
 @dataclass(frozen=True)
@@ -129,22 +143,11 @@ class CommandCodec:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SlimError(f"codec {self.name}: {error}") from error
         if done.returncode or not target.is_file():
-            said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+            lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
             raise SlimError(
                 f"codec {self.name}: {command[0]} ended with status {done.returncode} "
-                f"and {'a' if target.is_file() else 'no'} file: {said[-1] if said else 'it said nothing'}"
+                f"and {'a' if target.is_file() else 'no'} file: {lines[-1] if lines else 'no message'}"
             )
-
-
-@dataclass(frozen=True)
-class Peer:
-    """How to make a Pillow codec: its format, settings, the qualities that cover about 0.05 to 1 bpp, what it needs."""
-
-    format: str
-    options: Callable[[int], dict[str, Any]]
-    qualities: tuple[int, ...]
-    library: str
-    plugin: tuple[str, str] | None = None
 
 
 def _jpeg2000(ratio: int) -> dict[str, Any]:
@@ -178,41 +181,32 @@ PEERS = {
         "JXL",
         lambda q: {"quality": q, "effort": 7, "num_threads": 1},
         (1, 7, 20, 35, 50, 65),
-        "jxl",
-        ("pillow_jxl", "pillow-jxl-plugin"),
+        plugin=("pillow_jxl", "pillow-jxl-plugin"),
     ),
     "heic": Peer(
         "HEIF",
         lambda q: {"quality": q, "chroma": 420},
         (1, 10, 20, 25, 31, 41),
-        "heif",
-        ("pillow_heif", "pillow-heif"),
+        plugin=("pillow_heif", "pillow-heif"),
     ),
 }
 
 
-def load_peer(name: str) -> PillowCodec:
+def load_peer(name: str) -> Peer:
     """A codec of ``PEERS``; ``SlimError`` where it is unknown or not installed, with what to install."""
     if name not in PEERS:
         raise SlimError(
             f"{name!r} is no codec of the benchmark; take slim, {', '.join(PEERS)}, or a command with --codec"
         )
     peer = PEERS[name]
-    if peer.plugin is None:
-        if not features.check(peer.library):
-            raise SlimError(
-                f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI"
-            )
-        library = f"Pillow, {peer.library} {features.version(peer.library)}"
-        return PillowCodec(peer.format, peer.options, library)
-    module, package = peer.plugin
-    try:
-        plugin = importlib.import_module(module)
-    except ImportError as error:
-        raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
-    described = f"{package} {version(package)}"
-    if module == "pillow_heif":
-        plugin.register_heif_opener()
-        libraries = plugin.libheif_info()
-        described += f", libheif {libraries['libheif']}, {libraries['HEIF']}"
-    return PillowCodec(peer.format, peer.options, described)
+    if peer.plugin is not None:
+        module, package = peer.plugin
+        try:
+            plugin = importlib.import_module(module)
+        except ImportError as error:
+            raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
+        if module == "pillow_heif":
+            plugin.register_heif_opener()
+    elif not features.check(peer.library):
+        raise SlimError(f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI")
+    return peer

@@ -273,40 +273,45 @@ def _points_table(summary: Summary) -> Table:
     rows = []
     for curve in result.curves:
         for point in sorted(curve.points, key=lambda p: float(np.mean(p.values["bytes"]))):
-            found = summary.points[curve.name, point.quality]
-            parts = f"{_mean(found['header'], 0)} + {_mean(found['caption'], 1)}" if "header" in found else ""
+            point_means = summary.points[curve.name, point.quality]
+            parts = (
+                f"{_mean(point_means['header'], 0)} + {_mean(point_means['caption'], 1)}"
+                if "header" in point_means
+                else ""
+            )
             row = [
                 f"{curve.name}, {point.quality}",
-                _mean(found["bpp"], 4),
-                _mean(found["bytes"], 0, ","),
+                _mean(point_means["bpp"], 4),
+                _mean(point_means["bytes"], 0, ","),
                 parts,
             ]
             for judge in result.judges:
                 row += [
-                    _with_interval(found[f"top1 {judge}"]),
-                    _mean(found[f"top5 {judge}"], 1),
-                    _signed(found[f"change {judge}"]),
+                    _with_interval(point_means[f"top1 {judge}"]),
+                    _mean(point_means[f"top5 {judge}"], 1),
+                    _signed(point_means[f"change {judge}"]),
                 ]
-            row += [_mean(found.get(name), LABELS[name][1]) for name in fidelity]
+            row += [_mean(point_means.get(name), LABELS[name][1]) for name in fidelity]
             if detected:
-                precision = found.get("map50")
+                precision = point_means.get("map50")
                 row.append(f"{100 * precision[0]:.1f}" if precision else "")
             rows.append([*row, *(f"{point.milliseconds[name]:.0f}" for name in ("encode", "decode"))])
     return Table([*headers, "encode, ms", "decode, ms"], rows)
 
 
-def _mean(found: Interval | None, digits: int, group: str = "") -> str:
-    return f"{found[0]:{group}.{digits}f}" if found else ""
+def _mean(interval: Interval | None, digits: int, group: str = "") -> str:
+    return f"{interval[0]:{group}.{digits}f}" if interval else ""
 
 
-def _with_interval(found: Interval | None) -> str:
-    if found is None:
+def _with_interval(interval: Interval | None) -> str:
+    if interval is None:
         return ""
-    return f"{found[0]:.1f}" if np.isnan(found[1]) else f"{found[0]:.1f} [{found[1]:.1f}, {found[2]:.1f}]"
+    mean, low, high = interval
+    return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _signed(found: Interval | None) -> str:
-    return "" if found is None else f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
+def _signed(interval: Interval | None) -> str:
+    return "" if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)
 
 
 def _difference(difference: Difference, unit: str) -> str:

@@ -84,8 +84,9 @@ def summarise(result: Result) -> Summary:
             points[curve.name, point.quality] = of(point.values)
             if point.detections is not None:
                 precision = mean_average_precision(point.detections, result.photos["objects"])
-                found = None if precision is None else (precision, np.nan, np.nan)
-                points[curve.name, point.quality]["map50"] = found
+                points[curve.name, point.quality]["map50"] = (
+                    None if precision is None else (precision, np.nan, np.nan)
+                )
     return Summary(result, of(result.uncompressed), points, draws)
 
 

@@ -96,17 +96,13 @@ class Worker:
             for quality in {min(curve.qualities), max(curve.qualities)}:
                 _coded(curve, codec, photo, quality)
 
-    def photo(self, record: Record) -> Photo:
-        """The photo of a record under this setup's protocol."""
-        return prepare(record, self.setup.protocol)
-
     def row(self, record: Record) -> dict[str, Any]:
         """All that is measured of a photo, JSON-ready; a pure function of setup and record but for milliseconds.
 
         ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
         bytes, judgements, fidelity and times; ``caption``: the control without a picture, where SLIM is among the codecs.
         """
-        photo = self.photo(record)
+        photo = prepare(record, self.setup.protocol)
         height, width = photo.pixels.shape[:2]
         truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
         row: dict[str, Any] = {
