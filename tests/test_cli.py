@@ -115,9 +115,11 @@ def test_info_reports_bad_files_and_shows_the_others(slim: Slim, tmp_path: Path)
     result = slim("info", tmp_path, tmp_path / "missing.slim")
     assert result.status == 1
     assert str(good) in result.out and str(bad) not in result.out
-    assert f"slim: {bad}: not a .slim file" in result.err
-    assert f"slim: {corrupt}: corrupt" in result.err
-    assert f"slim: {tmp_path / 'missing.slim'}: no such file" in result.err
+    lines = result.err.splitlines()
+    missing = tmp_path / "missing.slim"
+    assert len(lines) == 3 and all(
+        any(line.startswith(f"slim: {path}: ") for line in lines) for path in (bad, corrupt, missing)
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names with control characters")
@@ -135,9 +137,8 @@ def test_a_name_cannot_steer_the_terminal(slim: Slim, tmp_path: Path) -> None:
 def test_nothing_found_is_a_failure(slim: Slim, tmp_path: Path) -> None:
     result = slim("encode", tmp_path / "missing.jpg", tmp_path, tmp_path / "*.png")
     assert result.status == 1
-    assert f"slim: {tmp_path / 'missing.jpg'}: no such file or folder" in result.err
-    assert f"slim: {tmp_path}: no " in result.err
-    assert f"slim: {tmp_path / '*.png'}: nothing matches" in result.err
+    for argument in (tmp_path / "missing.jpg", tmp_path, tmp_path / "*.png"):
+        assert f"slim: {argument}: " in result.err
 
 
 def test_two_inputs_for_one_output_stop_the_command(slim: Slim, photos: Path) -> None:
@@ -145,7 +146,7 @@ def test_two_inputs_for_one_output_stop_the_command(slim: Slim, photos: Path) ->
     save_photo(photos / "coffee.png", "coffee", (8, 8))
     result = slim("encode", photos)
     assert result.status == 2
-    assert "coffee.jpg and " in result.err and "coffee.slim" in result.err
+    assert "coffee.jpg" in result.err and "coffee.slim" in result.err
     (photos / "coffee.png").unlink()
     assert (
         slim("encode", photos / "coffee.jpg", photos / "pets" / ".." / "coffee.jpg", "-o", "x.slim").status
@@ -250,7 +251,7 @@ def test_folder_is_mirrored_and_one_bad_file_does_not_stop_the_rest(
     lines = result.err.splitlines()
     assert len(lines) == 2
     assert any(line.startswith(f"slim: {photos / 'broken.jpg'}: ") for line in lines)
-    assert f"slim: {photos / 'empty.png'}: the file is empty (0 bytes)" in lines
+    assert any(line.startswith(f"slim: {photos / 'empty.png'}: ") for line in lines)
     assert result.out.startswith("3 files: ") and "2 failed: " in result.out
     for name in ("coffee.jpg", "pets/cat.PNG"):
         made = slimcodec.inspect((tmp_path / "slims" / name).with_suffix(".slim"))
@@ -281,7 +282,7 @@ def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
     kept = photos / "coffee.slim"
     kept.write_bytes(b"precious")
     single = slim("encode", photos / "coffee.jpg")
-    assert single.status == 1 and "coffee.slim exists; --overwrite" in single.err
+    assert single.status == 1 and "coffee.slim" in single.err and "--overwrite" in single.err
     batch = slim("encode", photos)
     assert batch.status == 0 and "skipped" in batch.err and "1 skipped" in batch.out
     assert batch.out.startswith("2 files: ")
@@ -304,9 +305,8 @@ def test_json_summary(slim: Slim, photos: Path, tmp_path: Path) -> None:
         assert row["bytes_in"] == Path(row["source"]).stat().st_size
     assert summary["bytes_out"] == sum(row["bytes_out"] for row in files.values())
     assert summary["mean_bpp"] == pytest.approx(np.mean([row["bpp"] for row in files.values()]))
-    assert summary["failed"] == [
-        {"source": str(photos / "empty.png"), "error": "the file is empty (0 bytes)"}
-    ]
+    (failed,) = summary["failed"]
+    assert failed["source"] == str(photos / "empty.png") and "0 bytes" in failed["error"]
 
 
 def test_a_file_of_another_bundle_is_named(slim: Slim, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_an_ignored_profile_is_a_warning_not_a_failure(slim: Slim, photos: Path)
     Image.new("RGB", (20, 20), "red").save(photo, icc_profile=b"junk")
     result = slim("encode", photo)
     assert result.status == 0
-    assert result.err.startswith(f"slim: {photo}: warning: broken ICC profile ignored")
+    assert result.err.startswith(f"slim: {photo}: warning: ") and "ICC" in result.err
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_interrupt_ends_with_130_and_whole_files(tmp_path: Path, jobs: int) -> N
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and out == ""
-    assert "interrupted after " in err and "of 200 files; the same command goes on" in err
+    assert "interrupted" in err and "200" in err and err.count("\n") == 1
     assert 0 < len(tree(slims)) < 200
     for name in tree(slims):
         assert slimcodec.inspect(slims / name).width == 512
@@ -397,7 +397,7 @@ def test_a_dying_process_fails_its_files_and_ends_the_batch(
         )
     assert exit_.value.exit_code == 1
     assert (tmp_path / "0.slim").read_bytes() == made_by_another_bundle()
-    assert f"slim: {pictures[1]}: a worker process died" in capsys.readouterr().err
+    assert f"slim: {pictures[1]}: " in capsys.readouterr().err
 
 
 # --- map

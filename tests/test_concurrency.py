@@ -123,4 +123,4 @@ def test_a_result_that_appeared_meanwhile_stays(tmp_path: Path, capsys: pytest.C
         for name in ("a.slim", "b.slim"):
             os.unlink(tmp_path / name)
     said = capsys.readouterr()
-    assert said.err.count("exists; --overwrite replaces it") == 2 and "2 skipped" in said.out
+    assert said.err.count("--overwrite") == 2 and "2 skipped" in said.out

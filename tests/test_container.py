@@ -162,9 +162,9 @@ def test_illegal_fields_under_a_right_checksum_are_refused(fields: bytes, messag
 def test_checks_come_in_the_specified_order() -> None:
     with pytest.raises(FormatError, match="11 bytes"):
         unpack(b"\xf6" * 11)
-    with pytest.raises(FormatError, match="begins with byte 0x89"):
+    with pytest.raises(FormatError, match="0x89"):
         unpack(b"\x89PNG\r\n\x1a\n" + bytes(20))
-    with pytest.raises(FormatError, match="begins with byte 0xFE"):
+    with pytest.raises(FormatError, match="0xFE"):
         unpack(b"\xfe" * 12)
     for version in range(2, 10):
         with pytest.raises(VersionError, match=f"version {version}"):
@@ -222,7 +222,7 @@ def test_reading_a_path_is_bounded(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="over"):
             read(path)
     path.write_bytes(b"an essay, not a picture")
-    with pytest.raises(FormatError, match="begins with byte 0x61"):
+    with pytest.raises(FormatError, match="0x61"):
         read_source(path)
 
 

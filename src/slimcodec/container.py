@@ -40,9 +40,8 @@ Source = bytes | str | os.PathLike[str]
 class Container:
     """The parts of a ``.slim`` file.
 
-    ``width`` and ``height`` in pixels, 1..2^24; ``quality`` 1..100; ``bundle_id`` 4 bytes; ``caption`` one
-    caption section of ``slimcodec.entropy.caption`` (b"" for none); ``payload`` the range-coded stream;
-    ``version`` 1.
+    ``width`` and ``height``: pixels, 1..2^24. ``quality``: 1..100. ``bundle_id``: 4 bytes. ``caption``: one
+    section of ``slimcodec.entropy.caption``, b"" for none. ``payload``: the range-coded stream.
     """
 
     width: int
@@ -58,9 +57,9 @@ class Container:
 class SlimInfo:
     """What a ``.slim`` file says without decoding its picture.
 
-    ``width`` and ``height`` in pixels; ``quality`` 1..100; ``bundle_id`` 8 hex digits. ``caption`` is None if
-    there is none or if only an unknown vocabulary can tell it; then ``caption_index`` holds the tag's index.
-    ``header_bytes`` includes the checksum, so that header, caption and payload add up to ``file_bytes``.
+    ``width`` and ``height``: pixels. ``bundle_id``: 8 hex digits. ``caption``: None if there is none, or if
+    only an unknown vocabulary can tell it; then ``caption_index`` is the tag's index. ``header_bytes``
+    includes the checksum: header, caption and payload add up to ``file_bytes``.
     """
 
     width: int
@@ -84,22 +83,18 @@ class SlimInfo:
 def pack(container: Container) -> bytes:
     """Return the bytes of a ``.slim`` file.
 
-    Raises ``ImageError`` if a side lies outside 1..2^24 or the file would pass 2^26 bytes, ``FormatError`` if
-    the caption section is malformed, ``VersionError`` if the version is not 1, ``SlimError`` for other
-    illegal fields.
+    Raises ``ImageError`` for a side outside 1..2^24 or a file over 2^26 bytes, ``FormatError`` for a malformed
+    caption section, ``VersionError`` for a version other than 1, ``SlimError`` for other illegal fields.
     """
     if container.version != VERSION:
-        raise VersionError(
-            f"cannot write .slim version {container.version}: this release writes version {VERSION}"
-        )
+        raise VersionError(f"cannot write .slim version {container.version}: this release writes {VERSION}")
     if len(container.bundle_id) != _BUNDLE_ID_BYTES:
         raise SlimError(f"the bundle id has {len(container.bundle_id)} bytes, it needs {_BUNDLE_ID_BYTES}")
     if not 1 <= container.quality <= 100:
         raise SlimError(f"quality is {container.quality}, allowed are 1..100")
     if not (1 <= container.width <= MAX_SIDE and 1 <= container.height <= MAX_SIDE):
-        raise ImageError(
-            f"the picture is {container.width}x{container.height}, allowed are sides of 1..{MAX_SIDE}"
-        )
+        size = f"{container.width}x{container.height}"
+        raise ImageError(f"the picture is {size}, allowed are sides of 1..{MAX_SIDE}")
     if container.caption:
         decode_caption(container.caption)
     body = b"".join(
@@ -123,8 +118,8 @@ def pack(container: Container) -> bytes:
 def unpack(data: bytes) -> Container:
     """Return the parts of a ``.slim`` file, all checked except the meaning of the payload.
 
-    Raises ``FormatError`` if the bytes are not a ``.slim`` file, truncated or corrupt, and ``VersionError``
-    if they were written in a later version of the format.
+    Raises ``FormatError`` for bytes that are no ``.slim`` file, truncated or corrupt, and ``VersionError``
+    for a later version of the format.
     """
     version = _check_start(data)
     _check_length(len(data))
@@ -155,10 +150,9 @@ def unpack(data: bytes) -> Container:
 def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo:
     """Return what a ``.slim`` file says of itself, without loading a model.
 
-    ``source`` is the file's bytes or its path. A caption sent as a vocabulary index is spelt out from
-    ``vocabulary`` (the tags of the file's bundle), or else from the embedded bundle if the file was made by
-    it. Raises ``FormatError`` and ``VersionError`` as ``unpack`` does, ``OSError`` if the path cannot be
-    read.
+    ``source``: the file's bytes or path. ``vocabulary``: the tags of the file's bundle, which spell out a
+    caption sent as an index (default: those of the embedded bundle, if it made the file). Raises as
+    ``unpack``, and ``OSError`` if the path cannot be read.
     """
     data = read_source(source)
     container = unpack(data)
@@ -187,9 +181,8 @@ def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo
 def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes or as a path; ``unpack`` checks them in full.
 
-    A file that does not begin as a ``.slim`` is refused after 12 bytes (``FormatError``, ``VersionError``),
-    one that is too long before any more is read, and of a pipe never more than one byte over 2^26 is. Raises
-    ``OSError`` if the path cannot be read.
+    A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is
+    too long before more is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
@@ -203,16 +196,13 @@ def read_source(source: Source) -> bytes:
 def _check_start(data: bytes) -> int:
     """Return the format version that the first bytes of a file announce, if this release can read it."""
     if len(data) < _MIN_FILE_BYTES:
-        raise FormatError(
-            f"not a .slim file, or truncated: {len(data)} bytes, the shortest has {_MIN_FILE_BYTES}"
-        )
+        size = f"{len(data)} bytes, the shortest has {_MIN_FILE_BYTES}"
+        raise FormatError(f"not a .slim file, or truncated: {size}")
     version = data[0] - _FIRST_BYTE
     if not VERSION <= version <= _LAST_VERSION:
         raise FormatError(f"not a .slim file: it begins with byte 0x{data[0]:02X}")
     if version != VERSION:
-        raise VersionError(
-            f"the file is .slim version {version}, this release reads version {VERSION}: upgrade"
-        )
+        raise VersionError(f"the file is .slim version {version}, this release reads {VERSION}: upgrade")
     return version
 
 

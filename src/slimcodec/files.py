@@ -18,12 +18,10 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open ``path`` for writing bytes: when the block ends, the file appears whole, or not at all if it raises.
+    """Open ``path`` for writing bytes; the file appears whole when the block ends, or not at all if it raises.
 
-    The bytes go to a temporary name in the same folder, which then takes the place of ``path``. A failure or
-    an interrupt removes it and leaves ``path`` as it was. A symbolic link is written through. ``durable``:
-    return only when the system says that the file would outlast a power failure. Raises ``OSError`` as
-    ``open`` does; the folder must exist.
+    The bytes go to a temporary file in the same folder, which then takes the place of ``path`` (of a symbolic
+    link, of its target). ``durable``: the file outlasts a power failure. Raises ``OSError`` as ``open``.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         # A device or a pipe (/dev/null, /dev/stdout) is written, not replaced; a folder is refused by open().

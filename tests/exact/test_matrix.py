@@ -124,7 +124,7 @@ def test_what_is_not_at_hand_is_said(benchmark: Any, folder: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     number = CONFIGURATIONS.index(replace(REFERENCE, name="CUDA", device="cuda", encodes=True))
     row = benchmark.measure_row(number, folder.parent, SMALL)
-    assert row["read"] is None and "not at hand" in benchmark.markdown(
+    assert row["read"] is None and "not available" in benchmark.markdown(
         published() | {"rows": [row | {"own": None}]}
     )
 

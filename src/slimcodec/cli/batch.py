@@ -220,8 +220,8 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
         return
     deleted = False
     if output.source_state is not None:
-        kept = "its warning asks for a look" if outcome.warnings else ""
-        kept = kept or remove_source(job, output.data, output.source_state)
+        warned = "its warning asks for a look" if outcome.warnings else ""
+        kept = warned or remove_source(job, output.data, output.source_state)
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
@@ -253,12 +253,13 @@ def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
         for job, item in zip(jobs, inputs, strict=True)
     ]
     seconds = (time.perf_counter() - start) / len(jobs)
-    return [
-        Outcome(None, describe(output, job.source), warned, seconds)
-        if isinstance(output, Exception)
-        else Outcome(output, "", warned, seconds)
-        for job, output, warned in zip(jobs, outputs, texts, strict=True)
-    ]
+
+    def outcome(job: Job, output: Output | Exception, warned: tuple[str, ...]) -> Outcome:
+        if isinstance(output, Exception):
+            return Outcome(None, describe(output, job.source), warned, seconds)
+        return Outcome(output, "", warned, seconds)
+
+    return list(map(outcome, jobs, outputs, texts))
 
 
 def file_state(path: Path) -> FileState:
@@ -270,8 +271,8 @@ def file_state(path: Path) -> FileState:
 def remove_source(job: Job, data: bytes, state: FileState) -> str:
     """Remove the source of a job whose result ``data`` was written; returns why it is kept, "" if removed.
 
-    ``data``: bytes that were decoded to symbols. ``state``: of the source, before it was read. Of a symbolic
-    link the link is removed, since what it points to may have other readers.
+    ``data``: bytes that were decoded to symbols. ``state``: of the source, before it was read. A symbolic link
+    is removed itself, not its target, which may have other readers.
     """
     try:
         if not job.target.is_file():

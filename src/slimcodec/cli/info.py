@@ -12,9 +12,6 @@ from slimcodec.cli.messages import FAILED, complain, printable, say
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
 
-_PLACES = ("HEADER", "CAPTION", "PAYLOAD")
-_COLUMNS = ("FILE", "SIZE", "QUALITY", "BYTES", "BPP", *_PLACES, "BUNDLE", "VERSION", "TEXT")
-
 
 def info(
     inputs: Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")],
@@ -41,33 +38,34 @@ def info(
         rows = [{"file": name, **asdict(header), "bpp": header.bpp} for name, header in headers]
         say(json.dumps(rows, indent=2))
     elif headers:
-        _print_table([_COLUMNS, *(_row(name, header) for name, header in headers)])
+        _print_table([_row(name, header) for name, header in headers])
     if problems or len(headers) < len(files):
         raise typer.Exit(FAILED)
 
 
-def _row(name: str, header: SlimInfo) -> tuple[str, ...]:
+def _row(name: str, header: SlimInfo) -> dict[str, str]:
     if header.caption is not None:
         text = printable(header.caption)
     else:
         text = "-" if header.caption_index is None else f"tag {header.caption_index} of its bundle"
-    return (
-        printable(name),
-        f"{header.width}x{header.height}",
-        str(header.quality),
-        str(header.file_bytes),
-        f"{header.bpp:.4f}",
-        str(header.header_bytes),
-        str(header.caption_bytes),
-        str(header.payload_bytes),
-        header.bundle_id,
-        str(header.version),
-        text,
-    )
+    return {
+        "FILE": printable(name),
+        "SIZE": f"{header.width}x{header.height}",
+        "QUALITY": str(header.quality),
+        "BYTES": str(header.file_bytes),
+        "BPP": f"{header.bpp:.4f}",
+        "HEADER": str(header.header_bytes),
+        "CAPTION": str(header.caption_bytes),
+        "PAYLOAD": str(header.payload_bytes),
+        "BUNDLE": header.bundle_id,
+        "VERSION": str(header.version),
+        "TEXT": text,
+    }
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
+def _print_table(rows: list[dict[str, str]]) -> None:
     # Plain columns: rich would cost more time than the rest of the command, and pipes want no frames.
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
