@@ -14,9 +14,9 @@ from photos import NAMES, photo
 from torch import nn
 
 import slimcodec
-from slimcodec.models import fused
+from slimcodec.models import blocks
+from slimcodec.models.blocks import Fusable, FusableConv, FusableSequential, Fused, works
 from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.fused import Fusable, FusableConv, FusableSequential, Fused, works
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> N
     pictures = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
     with torch.inference_mode():
         # weights are laid out for the first size: others work with them
-        fused = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
+        fused = [tagger.predict(pictures[:1]), tagger.predict(pictures), tagger.predict(pictures[2:3])]
         tagger.body._forget()
-        plain = [tagger.look(pictures[:1]), tagger.look(pictures), tagger.look(pictures[2:3])]
+        plain = [tagger.predict(pictures[:1]), tagger.predict(pictures), tagger.predict(pictures[2:3])]
     for ours, theirs in zip(fused, plain, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert a is not None and b is not None
@@ -117,7 +117,7 @@ def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyP
     image = photo("chelsea")
     fused_codec = slimcodec.load(dtype="float32")
     wanted, latent = fused_codec.encode(image, 30), fused_codec.latents(image)
-    monkeypatch.setattr(fused, "works", lambda dtype: False)
+    monkeypatch.setattr(blocks, "works", lambda dtype: False)
     codec = slimcodec.load(dtype="float32")
     bundle = codec.bundle
     parts = fusable(bundle.latent_model.autoencoder, bundle.compressor, *bundle.captioners)
@@ -130,18 +130,18 @@ def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("available")
 @pytest.mark.parametrize("forgotten", ["activation", "sum", "operator"])
 def test_broken_operators_are_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fused._convolve
+    right = blocks._convolve
 
     def wrong(x: Any, weight: Any, conv: Any, padding: Any, activation: Any, added: Any) -> Any:
         if forgotten == "operator":
             raise AttributeError("no such operator")
         if forgotten == "activation":
-            activation = fused.NONE
+            activation = blocks.NONE
         return right(x, weight, conv, padding, activation, None if forgotten == "sum" else added)
 
-    monkeypatch.setattr(fused, "_tried", fused._tried.__wrapped__)
+    monkeypatch.setattr(blocks, "_tried", blocks._tried.__wrapped__)
     assert works(torch.float32)
-    monkeypatch.setattr(fused, "_convolve", wrong)
+    monkeypatch.setattr(blocks, "_convolve", wrong)
     assert not works(torch.float32)
 
 

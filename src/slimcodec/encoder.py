@@ -103,7 +103,7 @@ class Encoder:
         output = None
         if caption == "auto":
             output = self._tag(pixels) if bundle.config.captioners else None
-            caption = bundle.captioners[0].name(output.tags, bundle.vocabulary)[0] if output else None
+            caption = bundle.captioners[0].captions(output.tags, bundle.vocabulary)[0] if output else None
         interest = self.interest(pixels, request.roi, output)
         section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
         height, width = pixels.shape[:2]
@@ -170,7 +170,7 @@ class Encoder:
         side = tagger.config.side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
         square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        return TaggerOutput(*tagger.look(_normalised(self._as_tensor(np.asarray(square)))))
+        return TaggerOutput(*tagger.predict(_normalised(self._as_tensor(np.asarray(square)))))
 
     def _masked(self, pixels: Pixels, roi: NDArray[Any]) -> Tensor:
         """The interest that a mask of any resolution over the picture means; ``SlimError`` for what is no mask."""

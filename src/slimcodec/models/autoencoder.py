@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
-from slimcodec.models.fused import FusableSequential
+from slimcodec.models.blocks import FusableSequential, ResBlock, dtype_of, small_conv
 
 PATCH = 16
 

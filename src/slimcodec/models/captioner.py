@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.entropy.caption import tag_phrase
-from slimcodec.models.blocks import SameConv, dtype_of
-from slimcodec.models.fused import FusableSequential
+from slimcodec.models.blocks import FusableSequential, SameConv, dtype_of
 
 #: MobileNet-v2 (Sandler et al. 2018, table 2): expansion, channels, blocks, stride of the first block
 STAGES = [
@@ -84,7 +83,7 @@ class Tagger(nn.Module):
                 # nothing is known at first: a random guess over so many features would be a loud one
                 self.roi_head.weight.zero_()
 
-    def look(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+    def predict(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures [B, 3, H, W] in [-1, 1] of any size, squeezed to a square, to logits [B, tags], float32.
 
         And, with ``config.roi``, logits [B, 1, side/16, side/16] of the region of interest.
@@ -103,9 +102,9 @@ class Tagger(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to logits [B, tags], float32."""
-        return self.look(pictures)[0]
+        return self.predict(pictures)[0]
 
-    def name(self, logits: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
+    def captions(self, logits: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
         """The caption of each picture by its logits [B, tags], "a photo of a {tag}", or None where no tag is likely enough."""
         probability, tag = logits.softmax(1).max(1)
         return [

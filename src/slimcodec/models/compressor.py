@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
-from slimcodec.models.fused import FusableConv, FusableSequential
+from slimcodec.models.blocks import (
+    FusableConv,
+    FusableSequential,
+    ResBlock,
+    at_level,
+    dtype_of,
+    quality_to_level,
+    small_conv,
+)
 from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns

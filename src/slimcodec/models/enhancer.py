@@ -103,32 +103,32 @@ class Enhancer(nn.Module):
             raise SlimError(f"enhancer.scheduler: {name!r} is not a scheduler of diffusers")
         return cls(config, unet, scheduler_class.from_config(settings))
 
-    def lost(self, state: Tensor, rough: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
-        """The UNet's estimate, in units of the error scale, of rough minus original, at times [B] in (0, 1] of the path.
+    def lost(self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """The UNet's estimate, in units of the error scale, of latents minus original, at times [B] in (0, 1] of the path.
 
-        It sees the state as its distance from the decompressed latent ``rough``, in the same units, beside ``rough`` itself.
+        It sees the state as its distance from the decompressed latent ``latents``, in the same units, beside ``latents`` itself.
         """
         scale = at_level(self.error_scale, level)[..., None, None]
         dtype = dtype_of(self.unet)
-        seen = torch.cat([(state - rough) / scale, rough], dim=1).to(dtype)
+        sample = torch.cat([(state - latents) / scale, latents], dim=1).to(dtype)
         powers = torch.arange(8, device=level.device)
         angles = level[:, None] * (0.3 * 1.6**powers)[None]
         condition = torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
         # the UNet halves its grid once: odd sizes are padded and cropped
-        height, width = seen.shape[2:]
-        seen = nn.functional.pad(seen, (0, width % 2, 0, height % 2), mode="replicate")
-        output = self.unet(seen, time * 1000, text.to(dtype), timestep_cond=condition).sample
+        height, width = sample.shape[2:]
+        sample = nn.functional.pad(sample, (0, width % 2, 0, height % 2), mode="replicate")
+        output = self.unet(sample, time * 1000, text.to(dtype), timestep_cond=condition).sample
         result: Tensor = output[:, :, :height, :width].float()
         return result
 
-    def start(self, rough: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    def start(self, latents: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """The beginning of the path: the decompressed latent plus noise of a share of the error scale."""
-        return rough + self.config.noise * at_level(self.error_scale, level)[..., None, None] * noise
+        return latents + self.config.noise * at_level(self.error_scale, level)[..., None, None] * noise
 
     @torch.no_grad()
     def forward(
         self,
-        rough: Tensor,
+        latents: Tensor,
         quality: int,
         steps: int,
         noise: Tensor,
@@ -152,26 +152,28 @@ class Enhancer(nn.Module):
 
         if self.config.mode != "bridge":
             raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
-        return self._bridge(rough, quality, steps, noise, guided)
+        return self._bridge(latents, quality, steps, noise, guided)
 
     def _bridge(
-        self, rough: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
+        self, latents: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
     ) -> Tensor:
-        level = quality_to_level(torch.full((len(rough),), quality, device=rough.device), self.config.levels)
+        level = quality_to_level(
+            torch.full((len(latents),), quality, device=latents.device), self.config.levels
+        )
         scale = at_level(self.error_scale, level)[..., None, None]
-        state = self.start(rough, level, noise)
+        state = self.start(latents, level, noise)
         # schedulers count their steps: a copy of its own lets a codec serve several threads
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
         for time in scheduler.timesteps:
-            moment = (time / 1000).expand(len(rough)).to(rough.device)
+            moment = (time / 1000).expand(len(latents)).to(latents.device)
 
             def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
-                return self.lost(state, rough, moment, level, condition)
+                return self.lost(state, latents, moment, level, condition)
 
             lost = scale * guided(predict)
-            # the straight path through this state that ends at rough - lost
-            velocity = (state - rough + lost) / moment.reshape(-1, 1, 1, 1)
+            # the straight path through this state that ends at latents - lost
+            velocity = (state - latents + lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
         return state
 
@@ -204,8 +206,8 @@ def guide_by_caption(
         moved = torch.zeros_like(latents)
         for step in range(steps):
             point = (latents + moved).requires_grad_()
-            seen = _view(decode(point), rng)
-            score = taggers[step % len(taggers)](seen).log_softmax(1)[:, tag].sum()
+            view = _view(decode(point), rng)
+            score = taggers[step % len(taggers)](view).log_softmax(1)[:, tag].sum()
             (gradient,) = torch.autograd.grad(score, point)
             direction = gradient * weight
             direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)

@@ -69,8 +69,8 @@ def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tenso
     padded = F.pad(x, (0, 0, radius, radius, radius, radius)).reshape(batch, -1, channels)
     centres = (at // width + radius) * columns + at % width + radius
     steps = torch.tensor([dy * columns + dx for dy, dx in offsets], device=x.device)
-    found = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
-    return found.reshape(batch, -1, len(offsets) * channels)
+    values = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
+    return values.reshape(batch, -1, len(offsets) * channels)
 
 
 def window(x: Tensor) -> Tensor:

@@ -53,17 +53,14 @@ def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
     target = Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SlimError(f"{target} exists; choose another folder or remove it")
-    found = [
-        (reference, find_part(reference, bundle.folder, bundle.base))
-        for reference in bundle.references()
-        if packed
-    ]
+    references = bundle.references() if packed else ()
+    parts = {part.name: find_part(part, bundle.folder, bundle.base) for part in references}
     target.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, so that the last step is a rename
     temporary = Path(tempfile.mkdtemp(prefix=".slim-", dir=target.parent))
     try:
-        for reference, part in found:
-            _copy(part, temporary / PACKED / reference.name)
+        for name, part in parts.items():
+            _copy(part, temporary / PACKED / name)
         bundle.save_pretrained(temporary)
         temporary.chmod(0o755)
         temporary.replace(target)
@@ -74,9 +71,9 @@ def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
 
 def _copy(part: FoundPart, folder: Path) -> None:
     folder.mkdir(parents=True)
-    wanted = set(weight_files(part.folder).get(part.variant, []))
+    weights = set(weight_files(part.folder).get(part.variant, []))
     for path in sorted(part.folder.iterdir()):
-        if path in wanted or path.suffix == ".json" or path.name in OTHER_FILES:
+        if path in weights or path.suffix == ".json" or path.name in OTHER_FILES:
             shutil.copyfile(path, folder / path.name)
 
 

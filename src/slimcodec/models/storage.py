@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.fused import fuse
+from slimcodec.models.blocks import fuse
 
 #: most bytes of a safetensors file's header: names, types and shapes; that of a UNet with 860 million values has 80,000
 HEADER_BYTES = 1 << 24

@@ -251,5 +251,5 @@ class RoiCaptioner:
             return self.model(crop)
         picture = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         tagger = self.bundle.captioners[0]
-        (name,) = tagger.name(tagger(picture), self.bundle.vocabulary)
+        (name,) = tagger.captions(tagger(picture), self.bundle.vocabulary)
         return clean_caption(name or "")

@@ -68,11 +68,11 @@ class ImageToText:
         images = [Image.fromarray(pixels) for pixels in pictures]
         if self.prompt and getattr(self.processor, "chat_template", None):
             # how many tokens a picture takes may follow its size
-            return [caption for image in images for caption in self._said([image])]
-        return self._said(images)
+            return [caption for image in images for caption in self._generate([image])]
+        return self._generate(images)
 
     @torch.no_grad()
-    def _said(self, images: list[Image.Image]) -> list[str | None]:
+    def _generate(self, images: list[Image.Image]) -> list[str | None]:
         if self.prompt and getattr(self.processor, "chat_template", None):
             (image,) = images
             content = [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]
@@ -88,11 +88,11 @@ class ImageToText:
             inputs = self.processor(images=images, return_tensors="pt", **words)
         inputs = inputs.to(self.device)
         tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
-        asked = inputs.get("input_ids")
-        if asked is not None and not self.model.config.is_encoder_decoder:
-            length = asked.shape[1]
-            # models without an encoder repeat what they were asked
-            if tokens.shape[1] > length and torch.equal(tokens[:, :length], asked):
+        prompt = inputs.get("input_ids")
+        if prompt is not None and not self.model.config.is_encoder_decoder:
+            length = prompt.shape[1]
+            # models without an encoder repeat the prompt
+            if tokens.shape[1] > length and torch.equal(tokens[:, :length], prompt):
                 tokens = tokens[:, length:]
         return [clean_caption(text) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
@@ -132,8 +132,10 @@ class ZeroShotTagger:
         """The caption of every picture, all looked at in one pass."""
         images = [Image.fromarray(pixels) for pixels in pictures]
         inputs = self.processor(images=images, return_tensors="pt").to(self.device)
-        seen = _pooled(self.model.get_image_features(**inputs))
-        scores = (seen / seen.norm(dim=-1, keepdim=True)) @ self._texts.T * self.model.logit_scale.exp()
+        features = _pooled(self.model.get_image_features(**inputs))
+        scores = (
+            (features / features.norm(dim=-1, keepdim=True)) @ self._texts.T * self.model.logit_scale.exp()
+        )
         return [
             tag_phrase(self.tags[int(tag)]) if float(probability) >= self.threshold else None
             for probability, tag in zip(*scores.softmax(-1).max(-1), strict=True)

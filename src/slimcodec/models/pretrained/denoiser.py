@@ -70,27 +70,27 @@ class Denoiser(nn.Module):
         return alphas.sqrt(), (1 - alphas).sqrt()
 
     def predict(
-        self, seen: Tensor, times: Tensor, captions: CaptionEmbedding, text_scale: float = 1.0
+        self, sample: Tensor, times: Tensor, captions: CaptionEmbedding, text_scale: float = 1.0
     ) -> Tensor:
         """The UNet's output in float32 for its input [B, C, h, w] at steps [B] or a single one."""
         dtype = dtype_of(self.unet)
         conditions: dict[str, Any] = {}
         if captions.pooled is not None:
-            height, width = seen.shape[2] * self.stride, seen.shape[3] * self.stride
+            height, width = sample.shape[2] * self.stride, sample.shape[3] * self.stride
             # original size, no crop, target size: what SDXL is told of a whole picture
-            ids = seen.new_tensor([height, width, 0, 0, height, width]).expand(len(seen), 6)
+            ids = sample.new_tensor([height, width, 0, 0, height, width]).expand(len(sample), 6)
             pooled = captions.pooled.to(dtype)
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(dtype)}
         if self.unet.config.time_cond_proj_dim is not None:
             scale = guidance_embedding(text_scale, self.unet.config.time_cond_proj_dim)
-            conditions["timestep_cond"] = scale.to(seen.device, dtype).expand(len(seen), -1)
-        output: Tensor = self.unet(seen.to(dtype), times, captions.states.to(dtype), **conditions).sample
+            conditions["timestep_cond"] = scale.to(sample.device, dtype).expand(len(sample), -1)
+        output: Tensor = self.unet(sample.to(dtype), times, captions.states.to(dtype), **conditions).sample
         return output.float()
 
     @torch.no_grad()
     def forward(
         self,
-        rough: Tensor,
+        latents: Tensor,
         quality: int,
         steps: int,
         noise: Tensor,
@@ -103,21 +103,21 @@ class Denoiser(nn.Module):
         ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans 2022), 1 = off. Models that were
         distilled with guidance (LCM) take it as a condition.
         """
-        scheduler, times = self.times(quality, steps, rough.device)
-        drawn: dict[str, Any] = {}
+        scheduler, times = self.times(quality, steps, latents.device)
+        options: dict[str, Any] = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
             # some schedulers draw noise of their own at every step: it too is a function of the file, alone or in a batch
             seeds = noise.flatten(1)[:, :1].cpu().view(torch.int32) & 0x7FFFFFFF
-            drawn["generator"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        state = scheduler.add_noise(rough, self.noise_share * noise, times[:1].expand(len(rough)))
-        told = self.unet.config.time_cond_proj_dim is not None
+            options["generator"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        state = scheduler.add_noise(latents, self.noise_share * noise, times[:1].expand(len(latents)))
+        distilled = self.unet.config.time_cond_proj_dim is not None
         for time in times:
-            seen = scheduler.scale_model_input(state, time)
-            prediction = self.predict(seen, time, captions, text_scale)
-            if text_scale != 1.0 and not told:
-                without = self.predict(seen, time, no_captions)
-                prediction = without + text_scale * (prediction - without)
-            state = scheduler.step(prediction, time, state, **drawn).prev_sample
+            sample = scheduler.scale_model_input(state, time)
+            prediction = self.predict(sample, time, captions, text_scale)
+            if text_scale != 1.0 and not distilled:
+                unconditional = self.predict(sample, time, no_captions)
+                prediction = unconditional + text_scale * (prediction - unconditional)
+            state = scheduler.step(prediction, time, state, **options).prev_sample
         return state
 
     def times(self, quality: int, steps: int, device: torch.device) -> tuple[Any, Tensor]:
@@ -174,30 +174,14 @@ class PromptEncoder(nn.Module):
         self.models, self.zero_empty, self.device = nn.ModuleList(models), zero_empty, device
         for tokenizer, model in zip(tokenizers, models, strict=True):
             tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-        made: Any
+        parts: dict[str, Any] = {"text_encoder": models[0], "tokenizer": tokenizers[0]}
+        parts |= dict.fromkeys(("vae", "unet", "scheduler"))
         if len(models) == 1:
-            made = StableDiffusionPipeline(
-                vae=None,
-                text_encoder=models[0],
-                tokenizer=tokenizers[0],
-                unet=None,
-                scheduler=None,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
+            unused: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor"))
+            self.pipeline: Any = StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
         else:
-            made = StableDiffusionXLPipeline(
-                vae=None,
-                text_encoder=models[0],
-                text_encoder_2=models[1],
-                tokenizer=tokenizers[0],
-                tokenizer_2=tokenizers[1],
-                unet=None,
-                scheduler=None,
-                add_watermarker=False,
-            )
-        self.pipeline = made
+            second = {"text_encoder_2": models[1], "tokenizer_2": tokenizers[1]}
+            self.pipeline = StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str | None]) -> CaptionEmbedding:

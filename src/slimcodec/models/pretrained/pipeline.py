@@ -122,26 +122,26 @@ def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
 # ---- loading ---------------------------------------------------------------------------------------------------
 
 
-def load_autoencoder(found: FoundPart, dtype: torch.dtype) -> PretrainedAutoencoder:
+def load_autoencoder(part: FoundPart, dtype: torch.dtype) -> PretrainedAutoencoder:
     """The latent space, frozen; in ``dtype``, or in float32 where half precision would overflow."""
     import diffusers
 
-    settings = read_json(found.folder / "config.json")
+    settings = read_json(part.folder / "config.json")
     if settings.get("force_upcast") and dtype == torch.float16:
         # some decoders overflow in half precision, and say so
         dtype = torch.float32
-    vae = _load(getattr(diffusers, str(settings.get("_class_name"))), found, dtype)
+    vae = _load(getattr(diffusers, str(settings.get("_class_name"))), part, dtype)
     return PretrainedAutoencoder(vae).requires_grad_(False).eval()
 
 
-def load_unet(found: FoundPart, dtype: torch.dtype) -> Any:
+def load_unet(part: FoundPart, dtype: torch.dtype) -> Any:
     """The UNet, frozen, in ``dtype``."""
     from diffusers import UNet2DConditionModel
 
-    return _load(UNet2DConditionModel, found, dtype).requires_grad_(False).eval()
+    return _load(UNet2DConditionModel, part, dtype).requires_grad_(False).eval()
 
 
-def load_scheduler(found: FoundPart) -> Any:
+def load_scheduler(part: FoundPart) -> Any:
     """The scheduler, made fit for a few steps from any point of its schedule.
 
     Steps are spaced so that the first one lies at the start that is asked for and the last one ends at the clean latent
@@ -150,7 +150,7 @@ def load_scheduler(found: FoundPart) -> Any:
     """
     import diffusers
 
-    settings = read_json(found.folder / "scheduler_config.json")
+    settings = read_json(part.folder / "scheduler_config.json")
     name = str(settings.get("_class_name"))
     settings = {key: value for key, value in settings.items() if not key.startswith("_")}
     kind = getattr(diffusers, name, None)
@@ -158,45 +158,42 @@ def load_scheduler(found: FoundPart) -> Any:
         # PNDM has no such setting and clips nothing; DDIM's default is for pictures
         kind, settings = diffusers.DDIMScheduler, settings | {"clip_sample": False}
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise SlimError(f"{found.folder}: {name!r} is not a scheduler of diffusers")
+        raise SlimError(f"{part.folder}: {name!r} is not a scheduler of diffusers")
     scheduler = kind.from_config(settings)
     if "timestep_spacing" in scheduler.config:
         scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
     if not hasattr(scheduler, "alphas_cumprod"):
         raise SlimError(
-            f"{found.folder}: {name} has no cumulative alphas; give a model of the Stable Diffusion kind"
+            f"{part.folder}: {name} has no cumulative alphas; give a model of the Stable Diffusion kind"
         )
     return scheduler
 
 
-def load_text_model(found: FoundPart, dtype: torch.dtype, *, projected: bool) -> Any:
+def load_text_model(part: FoundPart, dtype: torch.dtype, *, projected: bool) -> Any:
     """A CLIP text encoder, frozen; ``projected``: with the projection of its pooled state, as SDXL's second one."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    return (
-        _load(CLIPTextModelWithProjection if projected else CLIPTextModel, found, dtype)
-        .requires_grad_(False)
-        .eval()
-    )
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return _load(kind, part, dtype).requires_grad_(False).eval()
 
 
-def load_tokenizer(found: FoundPart) -> Any:
+def load_tokenizer(part: FoundPart) -> Any:
     """A CLIP tokenizer."""
     from transformers import CLIPTokenizer
 
     made: Any = CLIPTokenizer
     try:
-        return made.from_pretrained(found.folder, local_files_only=True)
+        return made.from_pretrained(part.folder, local_files_only=True)
     except Exception as error:  # transformers' errors have no common base
-        raise SlimError(f"{found.folder}: its tokenizer cannot be loaded ({error})") from error
+        raise SlimError(f"{part.folder}: its tokenizer cannot be loaded ({error})") from error
 
 
-def _load(kind: Any, found: FoundPart, dtype: torch.dtype) -> Any:
+def _load(kind: Any, part: FoundPart, dtype: torch.dtype) -> Any:
     name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
     try:
         model, report = kind.from_pretrained(
-            found.folder,
-            variant=found.variant or None,
+            part.folder,
+            variant=part.variant or None,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -204,11 +201,11 @@ def _load(kind: Any, found: FoundPart, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # the libraries' errors have no common base
         raise SlimError(
-            f"{found.folder}: {kind.__name__} cannot be loaded ({' '.join(str(error).split())})"
+            f"{part.folder}: {kind.__name__} cannot be loaded ({' '.join(str(error).split())})"
         ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise SlimError(f"{found.folder}: no weights for {missing}, so it is not a whole {kind.__name__}")
+        raise SlimError(f"{part.folder}: no weights for {missing}, so it is not a whole {kind.__name__}")
     return model
 
 

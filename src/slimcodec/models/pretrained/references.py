@@ -102,12 +102,12 @@ class Fingerprint:
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:
     """The files of a folder's weights by variant, the plain one first: {"": [...], "fp16": [...]}; {} without weights."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if match := WEIGHTS.fullmatch(path.name):
-            found.setdefault(match["variant"] or "", []).append(path)
-    found.pop("non_ema", None)
-    return dict(sorted(found.items()))
+            files.setdefault(match["variant"] or "", []).append(path)
+    files.pop("non_ema", None)
+    return dict(sorted(files.items()))
 
 
 def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
@@ -119,13 +119,13 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
         name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()
     }
     kind = str(settings.get("config.json", {}).get("_class_name", ""))
-    ours = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    decoding = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     encoder = hashlib.sha256()
     size = 0
     for name in OTHER_FILES:
         if (path := folder / name).exists():
             digest = hashlib.sha256(read_bounded(path, JSON_BYTES)).hexdigest()
-            ours.update(f"{name} {digest}\n".encode())
+            decoding.update(f"{name} {digest}\n".encode())
             size += path.stat().st_size
     encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
     files = weight_files(folder)
@@ -136,7 +136,7 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
     tensors = sorted(entry for path in files.get(variant, []) for entry in _tensors(path))
     split = False
     for name, described, path, start, length in tensors:
-        chosen = encoder if name.startswith(encoder_only) and encoder_only else ours
+        chosen = encoder if name.startswith(encoder_only) and encoder_only else decoding
         split = split or chosen is encoder
         chosen.update(f"{name} {described}\n".encode())
         with open(path, "rb") as file:
@@ -144,7 +144,7 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
             for offset in range(0, length, BLOCK):
                 chosen.update(file.read(min(BLOCK, length - offset)))
         size += length
-    return Fingerprint(ours.hexdigest(), encoder.hexdigest() if split else "", size)
+    return Fingerprint(decoding.hexdigest(), encoder.hexdigest() if split else "", size)
 
 
 def _clean(config: Any) -> Any:

@@ -89,7 +89,7 @@ class CaptionerStage(Stage[Views]):
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
         self.model.train()
-        logits, roi = self.model.look(batch.pictures)
+        logits, roi = self.model.predict(batch.pictures)
         targets = batch.targets
         if self.teachers:
             teacher = self.teachers[draws.common(0, len(self.teachers))]
@@ -115,7 +115,7 @@ class CaptionerStage(Stage[Views]):
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
         """Views with what they should and do say, and the regions of interest, annotated and predicted."""
-        logits, roi = self.model.look(batch.pictures)
+        logits, roi = self.model.predict(batch.pictures)
         chances, tags = logits.softmax(1).max(1)
         lines = []
         for chance, tag, target, known in zip(
