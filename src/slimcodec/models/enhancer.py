@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
 
-#: what the UNet predicts under the states of a caption [B, tokens, D]
-Prediction = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class EnhancerConfig:
@@ -103,7 +100,7 @@ class Enhancer(nn.Module):
             raise SlimError(f"enhancer.scheduler: {name!r} is not a scheduler of diffusers")
         return cls(config, unet, scheduler_class.from_config(settings))
 
-    def lost(self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
+    def predict(self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
         """The UNet's estimate, in units of the error scale, of latents minus original, at times [B] in (0, 1] of the path.
 
         It sees the state as its distance from the decompressed latent ``latents``, in the same units, beside ``latents`` itself.
@@ -143,20 +140,8 @@ class Enhancer(nn.Module):
         2022), 1 = off.
         """
 
-        def guided(predict: Prediction) -> Tensor:
-            conditional = predict(text)
-            if text_scale == 1.0:
-                return conditional
-            unconditional = predict(empty_text)
-            return unconditional + text_scale * (conditional - unconditional)
-
         if self.config.mode != "bridge":
             raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
-        return self._bridge(latents, quality, steps, noise, guided)
-
-    def _bridge(
-        self, latents: Tensor, quality: int, steps: int, noise: Tensor, guided: Callable[[Prediction], Tensor]
-    ) -> Tensor:
         level = quality_to_level(
             torch.full((len(latents),), quality, device=latents.device), self.config.levels
         )
@@ -167,13 +152,12 @@ class Enhancer(nn.Module):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
         for time in scheduler.timesteps:
             moment = (time / 1000).expand(len(latents)).to(latents.device)
-
-            def predict(condition: Tensor, state: Tensor = state, moment: Tensor = moment) -> Tensor:
-                return self.lost(state, latents, moment, level, condition)
-
-            lost = scale * guided(predict)
-            # the straight path through this state that ends at latents - lost
-            velocity = (state - latents + lost) / moment.reshape(-1, 1, 1, 1)
+            lost = self.predict(state, latents, moment, level, text)
+            if text_scale != 1.0:
+                unconditional = self.predict(state, latents, moment, level, empty_text)
+                lost = unconditional + text_scale * (lost - unconditional)
+            # the straight path through this state that ends at latents - scale * lost
+            velocity = (state - latents + scale * lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
         return state
 
@@ -184,7 +168,7 @@ VIEW_CROP, VIEW_SHIFT = 0.15, 0.05
 
 def guide_by_caption(
     latents: Tensor,
-    tag: int,
+    caption_index: int,
     decode: Callable[[Tensor], Tensor],
     taggers: Sequence[Callable[[Tensor], Tensor]],
     scale: Tensor,
@@ -192,7 +176,7 @@ def guide_by_caption(
     seed: int,
     steps: int = 8,
 ) -> Tensor:
-    """Moves latents [1, C, h, w] uphill on the taggers' log-probability of ``tag`` (classifier guidance).
+    """Moves latents [1, C, h, w] uphill on the taggers' log-probability of a tag, the caption's (classifier guidance).
 
     Every step one tagger sees another view of the decoded picture, shifted and cropped at random by ``seed``: what pleases one
     network at one place is no evidence, what pleases them all from everywhere is. ``scale`` [C] is the standard deviation of what
@@ -207,7 +191,7 @@ def guide_by_caption(
         for step in range(steps):
             point = (latents + moved).requires_grad_()
             view = _view(decode(point), rng)
-            score = taggers[step % len(taggers)](view).log_softmax(1)[:, tag].sum()
+            score = taggers[step % len(taggers)](view).log_softmax(1)[:, caption_index].sum()
             (gradient,) = torch.autograd.grad(score, point)
             direction = gradient * weight
             direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)

@@ -130,8 +130,8 @@ class PriorNetwork(nn.Module):
 
     def rest_parameters(self, features: Tensor, context: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         """Mean and scale index [..., C] of the second pass from features [..., W] and context [..., 12C]."""
-        seen = self.layers["context"](context, level)
-        return self._head("rest", torch.cat([features, seen], dim=-1), level)
+        context = self.layers["context"](context, level)
+        return self._head("rest", torch.cat([features, context], dim=-1), level)
 
     def _head(self, name: str, x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         for part in ("1", "2"):

@@ -215,7 +215,7 @@ class OwnEnhanceStage(EnhanceStage):
             state = torch.lerp(latents, start, time[:, None, None, None])
             target = (rough - latents) / scale
             weight = energy_weights(self.autoencoder.latent_scale() * scale[..., 0, 0]) * asked.regions
-        lost = self.enhancer.lost(state, rough, time, level, self.text(asked.captions))
+        lost = self.enhancer.predict(state, rough, time, level, self.text(asked.captions))
         squared = (weight * (lost - target) ** 2).mean((1, 2, 3))
         return Denoised(squared, (weight * target**2).mean((1, 2, 3)), rough - scale * lost)
 

@@ -114,7 +114,7 @@ class DiffusionStage(Stage[Batch]):
         time = 1 - draws.uniform()
         state = torch.lerp(latents, start, time[:, None, None, None])
         captions = drop_captions(batch.captions, self.caption_dropout, draws)
-        lost = self.enhancer.lost(state, nothing, time, level, self.text(captions))
+        lost = self.enhancer.predict(state, nothing, time, level, self.text(captions))
         weight = energy_weights(self.autoencoder.latent_scale()[None])
         errors = (weight * (lost + latents) ** 2).mean((1, 2, 3))
         return errors.mean(), {"denoising": errors.detach().mean()}
