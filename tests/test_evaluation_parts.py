@@ -21,9 +21,8 @@ from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import open_labelled
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check_labels
-from slimcodec.evaluation.curves import chosen_curves
+from slimcodec.evaluation.curves import SlimSettings, chosen_curves, slim_settings, wrong_class
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
-from slimcodec.evaluation.slim import SlimSettings, slim_settings, wrong_class
 from slimcodec.evaluation.worker import prepare
 
 

@@ -16,8 +16,8 @@ from slimcodec import __version__
 from slimcodec.data.photos import Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
+from slimcodec.evaluation.curves import IMAGENET_CLASSES
 from slimcodec.evaluation.results import FORMAT, assemble, from_json, to_text
-from slimcodec.evaluation.slim import IMAGENET_CLASSES
 from slimcodec.evaluation.summary import ENDS, RESAMPLES, SEED, Interval, summarise
 from slimcodec.evaluation.worker import Setup, Worker, prepare
 from slimcodec.files import atomic_write

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import Curve
-from slimcodec.evaluation.slim import SlimSettings
+from slimcodec.evaluation.curves import Curve, SlimSettings
 
 FORMAT = "slimcodec-bench-1"
 #: measures of a point that are a number a photo

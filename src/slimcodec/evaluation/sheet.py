@@ -17,9 +17,9 @@ from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.encoder import largest_that_fits
 from slimcodec.errors import SlimError
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, class_names, shared_codec
 from slimcodec.evaluation.peers import PictureCodec
 from slimcodec.evaluation.results import MeasuredCurve, Result
-from slimcodec.evaluation.slim import IMAGENET_CLASSES, class_names, shared_codec
 from slimcodec.evaluation.worker import prepare
 from slimcodec.images import Pixels
 

@@ -13,10 +13,9 @@ from PIL import Image
 from slimcodec.data.classifiers import centre_square, load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import Curve
+from slimcodec.evaluation.curves import Curve, SlimCodec, caption_alone, class_names, shared_codec
 from slimcodec.evaluation.measures import TRUTH_SCORE, Boxes, Detector, load_lpips, matched, ms_ssim, psnr
 from slimcodec.evaluation.peers import PictureCodec
-from slimcodec.evaluation.slim import SlimCodec, caption_alone, class_names, shared_codec
 from slimcodec.images import Pixels
 
 #: what a codec is given and what a classifier sees, as docs/protocol.md describes it
