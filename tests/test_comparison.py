@@ -50,7 +50,7 @@ def test_an_anchor_may_be_given_its_container() -> None:
     pair, draws = result(anchor, test), resamples(COUNT, 20)
     whole = compare(bd_rate, pair.curves[0], pair.curves[1], "top1 judge", draws)
     bare = compare(bd_rate, pair.curves[0], pair.curves[1], "top1 judge", draws, "bpp_less_grey")
-    # less grey, the anchor's files have twice the bytes of the other's
+    # without container overhead, the anchor's files have twice the bytes of the other's
     assert bare.comparison.value == pytest.approx(-50.0)
     # log2 of the ratios: 3.5, 2.75, 2.375 at the points
     assert whole.comparison.value is not None and -71.5 < whole.comparison.value < -57.9

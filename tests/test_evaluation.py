@@ -339,7 +339,7 @@ def test_the_report(desk: Path, smoke: Body, tmp_path: Path) -> None:
             assert wide.size[0] == 1920 and narrow.size[0] == 800
     for words in (
         "At equal bits",
-        "with jpeg less grey",
+        "without container overhead of jpeg",
         "caption alone",
         "wrong drawn in",
         "no overlap",

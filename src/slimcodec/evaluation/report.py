@@ -205,7 +205,7 @@ def _bd_tables(summary: Summary, anchor: MeasuredCurve) -> list[Block]:
                 ]
             )
         headers = [
-            "curve", "BD-rate at equal top-1", "over", f"with {anchor.name} less grey", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
+            "curve", "BD-rate at equal top-1", "over", f"without container overhead of {anchor.name}", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
         ]  # fmt: skip
         blocks += [Heading(f"Against {anchor.name}, judged by {judge}"), Table(headers, rows)]
     text = (
@@ -213,8 +213,8 @@ def _bd_tables(summary: Summary, anchor: MeasuredCurve) -> list[Block]:
         "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
         "it is undefined. For BD-rate, points that are no better than one of lower rate are left out (how many of both curves is in brackets). "
         "Intervals from the same resampled photos for both curves; none where more than 5 % of resamples are undefined. "
-        f"\u201cWith {anchor.name} less grey\u201d: its files are counted less the bytes that it spends on a flat grey picture of the same size and "
-        "quality, those of the other codec in full, so that the other does not win by the anchor's container."
+        f"Container overhead of {anchor.name}: its bytes for a flat grey picture of the same size and quality. They are "
+        "subtracted from its files, so that no codec wins by the anchor's container. The other codec's files count in full."
     )
     return [*blocks, Text(text)]
 
