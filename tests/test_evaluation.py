@@ -387,6 +387,7 @@ def test_results_in_the_repository() -> None:
                 assert summarised["summary"]["bpp"][0] == pytest.approx(point.values["bpp"].mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_results_apart_and_together(
     desk: Path, smoke: Body, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

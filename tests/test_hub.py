@@ -305,6 +305,7 @@ def test_what_cannot_be_used_is_refused(home: Path, tmp_path: Path) -> None:
         create(source, captioner="")
 
 
+@pytest.mark.slow
 def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp_path: Path) -> None:
     source = str(home / "models" / "sd1")
     words = save_blip(tmp_path / "blip")

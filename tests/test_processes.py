@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import JOBS
 
 from slimcodec.errors import FormatError, SlimError
 from slimcodec.processes import SetupError, WorkerDiedError, progress, run_pool
@@ -60,13 +61,14 @@ def test_a_single_job_may_work_with_one_thread() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", JOBS)
 def test_a_setup_that_fails_is_one_error(jobs: int) -> None:
     with pytest.raises(SetupError, match="no such bundle"):
         list(run_pool(no_setup, range(5), jobs))
     assert list(run_pool(no_setup, [], jobs)) == []
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_noticed() -> None:
     results = list(run_pool(setup, [0, 99, *range(5, 20)], 2))
     assert len(results) == 17

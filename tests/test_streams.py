@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Slim
 from photos import photo
 from PIL import Image
-from support import GOLDEN, SLIM, SMALL_OPTIONS
-from support import slim_process as slim
+from support import GOLDEN, SLIM, SMALL_OPTIONS, slim_process
 
 from slimcodec.codec import Codec
 
@@ -29,9 +29,11 @@ def picture() -> bytes:
 def test_a_picture_there_and_back(picture: bytes, tmp_path: Path, small: Codec) -> None:
     # a file of that name is not what a dash means, and does not hinder
     (tmp_path / "-").write_bytes(b"a file")
-    status, coded, err = slim("encode", "-", "-o", "-", *SMALL_OPTIONS, stdin=picture, folder=tmp_path)
+    status, coded, err = slim_process(
+        "encode", "-", "-o", "-", *SMALL_OPTIONS, stdin=picture, folder=tmp_path
+    )
     assert (status, err) == (0, "") and coded == small.encode(picture)
-    status, png, err = slim(
+    status, png, err = slim_process(
         "decode", "-", "-o", "-", "--steps", 0, *SMALL_OPTIONS, stdin=coded, folder=tmp_path
     )
     assert (status, err) == (0, "")
@@ -45,13 +47,13 @@ def test_a_picture_there_and_back(picture: bytes, tmp_path: Path, small: Codec) 
 def test_a_stream_at_one_end_only(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "cat.webp"
     arguments = ("decode", "-", "-o", out, "--steps", 0, *SMALL_OPTIONS)
-    status, text, err = slim(*arguments, stdin=FILE.read_bytes())
+    status, text, err = slim_process(*arguments, stdin=FILE.read_bytes())
     assert (status, err) == (0, "") and text.startswith(b"1 file: ")
     with Image.open(out) as opened:
         assert (opened.format, opened.size) == ("WEBP", (97, 41))
-    status, _, err = slim(*arguments, stdin=FILE.read_bytes())
+    status, _, err = slim_process(*arguments, stdin=FILE.read_bytes())
     assert status == 1 and "cat.webp" in err and "--overwrite" in err
-    status, png, err = slim("decode", FILE, "-o", "-", "--steps", 0, *SMALL_OPTIONS)
+    status, png, err = slim_process("decode", FILE, "-o", "-", "--steps", 0, *SMALL_OPTIONS)
     assert (status, err) == (0, "") and png.startswith(b"\x89PNG")
 
 
@@ -59,7 +61,7 @@ def test_a_stream_at_one_end_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["encode", "decode"])
 @pytest.mark.parametrize("stdin", [b"", b"neither a picture nor a .slim file"])
 def test_bad_input_is_one_line_and_no_output(command: str, stdin: bytes) -> None:
-    status, out, err = slim(command, "-", "-o", "-", *SMALL_OPTIONS, stdin=stdin)
+    status, out, err = slim_process(command, "-", "-o", "-", *SMALL_OPTIONS, stdin=stdin)
     assert (status, out) == (1, b"") and err.startswith("slim: -: ") and err.count("\n") == 1
 
 
@@ -77,10 +79,11 @@ def test_bad_input_is_one_line_and_no_output(command: str, stdin: bytes) -> None
     ],
 )
 def test_what_makes_no_sense_is_usage(
-    arguments: tuple[str, ...], reason: str, tmp_path: Path, picture: bytes
+    arguments: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slim: Slim
 ) -> None:
-    status, out, err = slim(*arguments, stdin=picture, folder=tmp_path)
-    assert (status, out) == (2, b"") and reason in err and err.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    status, out, err = slim(*arguments)
+    assert (status, out) == (2, "") and reason in err and err.count("\n") == 1
     assert not os.listdir(tmp_path)
 
 

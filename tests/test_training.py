@@ -272,6 +272,7 @@ class WithBackground(nn.Module):
         return scores
 
 
+@pytest.mark.slow
 def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
     torch.manual_seed(0)
     original = Tagger(CaptionerConfig(tags=7, side=32)).eval().requires_grad_(False)

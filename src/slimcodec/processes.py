@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from slimcodec.errors import SlimError, describe
 
 T = TypeVar("T")
 R = TypeVar("R")
+Setup = Callable[[], Callable[[T], R]]
+Report = Callable[[str], None]
 #: items that are given to each worker ahead, so that none waits and the items of a long list need not fit in memory
 AHEAD = 3
 #: seconds between two lines of a progress report without a terminal
@@ -35,7 +38,7 @@ class WorkerDiedError(SlimError):
 
 
 def run_pool(
-    setup: Callable[[], Callable[[T], R]], items: Iterable[T], jobs: int = 1, *, one_thread: bool = False
+    setup: Setup[T, R], items: Iterable[T], jobs: int = 1, *, one_thread: bool = False
 ) -> Generator[R | SlimError, None, None]:
     """Yield the result of every item in order; a failed item yields its error and does not stop the rest.
 
@@ -113,7 +116,7 @@ _function: Callable[[Any], Any] | None = None
 _setup_error = ""
 
 
-def _set_up(setup: Callable[[], Callable[[Any], Any]]) -> None:
+def _set_up(setup: Setup[Any, Any]) -> None:
     """Prepare this process; an error is kept for the first item, since a pool can't report one from here."""
     global _function, _setup_error
     try:
@@ -122,9 +125,9 @@ def _set_up(setup: Callable[[], Callable[[Any], Any]]) -> None:
         _function, _setup_error = None, describe(error)
 
 
-def _start_worker(setup: Callable[[], Callable[[Any], Any]]) -> None:
+def _start_worker(setup: Setup[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    _end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
@@ -143,14 +146,13 @@ def _do(item: Any) -> Any:
         return SlimError(describe(error))
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """End this worker as soon as its parent has ended, however that did.
 
     A worker waits on a pipe whose other end it holds as well: if its parent was killed, it would wait for ever.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    assert parent is not None
 
     def watch() -> None:
         parent.join()
@@ -160,21 +162,21 @@ def end_with_parent() -> None:
 
 
 class Bar:
-    """Progress of ``total`` items; ``shown`` says whether a bar on a terminal draws it."""
+    """Progress of ``total`` items of which some are ``done``; ``shown`` says whether a terminal draws it."""
 
     def __init__(
-        self, total: int, done: int, bar: Any, task: Any, report: Callable[[str], None] | None
+        self, total: int, done: int, draw: Callable[..., None] | None, report: Report | None
     ) -> None:
-        self.shown = bar is not None
+        self.shown = draw is not None
         self._total, self._first, self._done = total, done, done
-        self._bar, self._task, self._report = bar, task, report
+        self._draw, self._report = draw, report
         self._begin = self._last = time.monotonic()
 
-    def advance(self, note: str | None = None) -> None:
-        """Count an item; ``note`` is shown beside the bar from now on."""
+    def advance(self, note: str = "") -> None:
+        """Count an item; ``note`` stands beside the bar."""
         self._done += 1
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, **({} if note is None else {"note": note}))
+        if self._draw is not None:
+            self._draw(completed=self._done, note=note)
         elif self._report is not None and (now := time.monotonic()) - self._last > REPORT_EVERY:
             self._last = now
             left = (now - self._begin) / (self._done - self._first) * (self._total - self._done)
@@ -182,15 +184,13 @@ class Bar:
 
 
 @contextmanager
-def progress(
-    total: int, what: str = "files", done: int = 0, report: Callable[[str], None] | None = None
-) -> Iterator[Bar]:
+def progress(total: int, what: str = "files", done: int = 0, report: Report | None = None) -> Iterator[Bar]:
     """Show a bar on stderr if that is a terminal; yields the ``Bar`` whose ``advance`` counts an item.
 
     ``done``: items that are done already. ``report``: takes a line a minute where there is no terminal.
     """
     if total < 2 or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield Bar(total, done, None, None, report)
+        yield Bar(total, done, None, report)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -198,7 +198,8 @@ def progress(
     text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield Bar(total, done, bar, bar.add_task(what, total=total, completed=done, note=""), report)
+        task = bar.add_task(what, total=total, completed=done, note="")
+        yield Bar(total, done, partial(bar.update, task), report)
 
 
 def track(items: Sequence[T], what: str = "files") -> Iterator[T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from slimcodec.data.networks import Network
 from slimcodec.data.photos import Photo, PhotoSet, Pool
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import atomic_write
+from slimcodec.files import atomic_open
 from slimcodec.models.bundle import EMBEDDED, Bundle
 from slimcodec.models.pretrained.captioner import ImageToText, clean_caption
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, pretrained_folder, read_json
@@ -163,9 +162,8 @@ class PseudoLabelled:
 
 def save_tensors(state: Any, path: Path) -> None:
     """``torch.save`` that leaves the old file whole when it is killed."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    atomic_write(path, buffer.getvalue())
+    with atomic_open(path) as file:
+        torch.save(state, file)
 
 
 def _stacked(values: list[Tensor | None]) -> Tensor | None:
