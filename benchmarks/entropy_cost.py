@@ -39,7 +39,7 @@ def main() -> None:
                     len(coder.write(coded)),
                     coder.bit_map(coded).astype(np.float64).sum(),
                     sum(gaussian.bits(part.symbols, part.indices).sum() for part in coded.passes),
-                    float(code(twin, latents, torch.tensor([quality]), "rounded").bits),
+                    float(code(twin, latents, torch.tensor([quality])).bits),
                 )
     _, ideal, integer, floating = found.sum(0).T
     excess = found[..., 0] - found[..., 1] / 8

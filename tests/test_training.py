@@ -105,7 +105,7 @@ def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
                 # the tables that the float prior means: fitted ones would hide a loss
                 for part in codec.quantise(photo(name), quality, roi=None).passes:
                     exact += float(tables.bits(part.symbols, part.indices).sum())
-                floating += float(code(twin, latents, torch.tensor([quality]), "rounded").bits)
+                floating += float(code(twin, latents, torch.tensor([quality])).bits)
     assert abs(exact / floating - 1) < 0.01
 
 

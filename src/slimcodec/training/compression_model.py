@@ -152,18 +152,16 @@ def interest(masks: Tensor, latents: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(coarse, 3, 1, 1, count_include_pad=False)
 
 
-def rate_bits(residual: Tensor, index: Tensor, rate: str, noise: Tensor | None = None) -> Tensor:
-    """Bits of residuals before rounding, elementwise, by the rate model ``rate``.
+def rate_bits(residual: Tensor, index: Tensor, noise: Tensor | None, mixed: bool) -> Tensor:
+    """Bits of residuals before rounding, elementwise.
 
-    ``noise``, uniform in [-1/2, 1/2), is needed by all models but ``rounded``.
-
-    ``noise``: symbols with uniform noise in place of rounding (Balle et al. 2017), smooth, but it overstates low rates.
-    ``rounded``: what the file costs; it has no gradient for what rounds to zero, so it is for measuring. ``mixed``: the value
-    of ``rounded``, whose gradient trains the scales, while values and means follow the gradient of ``noise``.
+    Without ``noise`` they are those of the file, which have no gradient for what rounds to zero: for measuring. With noise, uniform in
+    [-1/2, 1/2), it takes the place of rounding (Balle et al. 2017): smooth, but low rates are overstated. ``mixed``: the bits of the
+    file, whose gradient trains the scales, while values and means follow the gradient of noise.
     """
     if noise is None:
         return symbol_bits(residual.detach().round(), index)
-    if rate == "noise":
+    if not mixed:
         return symbol_bits(residual + noise, index)
     true = symbol_bits(residual.detach().round(), index)
     smooth = symbol_bits(residual + noise, index.detach())
@@ -174,18 +172,15 @@ def code(
     model: CompressionModel,
     latents: Tensor,
     quality: Tensor,
-    rate: str,
-    draws: Draws | None = None,
     roi: Tensor | None = None,
+    draws: Draws | None = None,
+    mixed: bool = True,
 ) -> Coded:
-    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B] (see ``rate_bits``).
+    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B].
 
-    ``draws`` gives the noise of the rate, for all models but ``rounded``; ``roi`` is the interest [B, 1, h, w] in every position.
-
-    The synthesis and the context see rounded symbols (straight-through).
+    ``roi`` is the interest [B, 1, h, w] in every position; ``draws`` gives the noise of the rate (see ``rate_bits``). The synthesis and
+    the context see rounded symbols (straight-through).
     """
-    if (rate == "rounded") != (draws is None):
-        raise ValueError(f"rate {rate!r} goes {'without' if rate == 'rounded' else 'with'} draws")
 
     def noise(x: Tensor) -> Tensor | None:
         return None if draws is None else draws.uniform(*x.shape[1:]) - 0.5
@@ -197,7 +192,7 @@ def code(
     with torch.autocast(latents.device.type, enabled=False):
         values, hyper = values.float(), hyper.float()
         hyper_index = at_level(model.hyper_index, level).clamp(0, SCALES - 1)[..., None, None]
-        hyper_bits = rate_bits(hyper, hyper_index, rate, noise(hyper)).sum((1, 2, 3))
+        hyper_bits = rate_bits(hyper, hyper_index, noise(hyper), mixed).sum((1, 2, 3))
 
         # channels last from here on
         y = values.permute(0, 2, 3, 1)
@@ -207,7 +202,7 @@ def code(
 
         def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             residual = y - mean
-            bits = rate_bits(residual, index.clamp(0, SCALES - 1), rate, noise(residual))
+            bits = rate_bits(residual, index.clamp(0, SCALES - 1), noise(residual), mixed)
             decoded = straight_round(residual) + mean
             if compressor.config.step_octaves:
                 # the map of steps is coded for itself: a few bytes, which depend on no weight

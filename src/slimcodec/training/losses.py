@@ -137,7 +137,7 @@ class RateDistortion:
     """Rate + lambda(q) x fidelity, the weights evened out over qualities.
 
     ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. From ``mixed_start`` of a
-    stage on, the rate is that of rounded symbols (see ``rate_bits``).
+    stage on, the rate is mixed (see ``rate_bits``).
     """
 
     def __init__(self, lambdas: tuple[float, float], fidelity: Fidelity, mixed_start: float = 0.0) -> None:
@@ -147,10 +147,6 @@ class RateDistortion:
         """lambda at qualities [B]."""
         low, high = self.lambdas
         return low * (high / low) ** ((quality.float() - 1) / 99)
-
-    def rate(self, progress: float) -> str:
-        """The rate model at a point of the stage."""
-        return "mixed" if progress >= self.mixed_start else "noise"
 
     def __call__(
         self, bits: Tensor, decoded: Tensor, batch: Batch, quality: Tensor, draws: Draws, progress: float

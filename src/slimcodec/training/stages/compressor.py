@@ -83,7 +83,8 @@ class CompressorStage(Stage[Batch]):
         has_roi = (draws.uniform() >= ALL_ROI_SHARE)[:, None, None, None]
         batch = replace(batch, masks=torch.where(has_roi, batch.masks, 1.0))
         roi = interest(batch.masks, latents)
-        coded = code(self.model, latents, quality, self.objective.rate(progress), draws, roi)
+        mixed = progress >= self.objective.mixed_start
+        coded = code(self.model, latents, quality, roi, draws, mixed)
         decoded = self.autoencoder.decode(coded.latents)
         loss, terms = self.objective(coded.bits, decoded, batch, quality, draws, progress)
         pixels = batch.pictures.shape[2] * batch.pictures.shape[3]
@@ -111,7 +112,7 @@ class CompressorStage(Stage[Batch]):
         ]
         for quality in (10, 40, 80):
             level = torch.full((len(latents),), quality, device=latents.device)
-            coded = code(self.model, latents, level, "rounded", roi=roi)
+            coded = code(self.model, latents, level, roi)
             lines = [f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp" for bits in coded.bits]
             columns.append(picture_tiles(self.autoencoder.decode(coded.latents), lines))
         return columns

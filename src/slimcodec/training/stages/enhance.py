@@ -110,7 +110,7 @@ class EnhanceStage(Stage[Batch]):
             latents = self.autoencoder.encode(batch.pictures)
             level = torch.full((len(latents),), quality, device=device)
             roi = interest(batch.masks, latents)
-            yield (code(self.codec, latents, level, "rounded", roi=roi).latents - latents).square()
+            yield (code(self.codec, latents, level, roi).latents - latents).square()
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E [w c |u_hat - u|^2] + E_{t=1} [F(D(z^ - sigma u_hat)) / MSE(D(z^))], and the compressor's own loss if it is tuned."""
@@ -122,9 +122,9 @@ class EnhanceStage(Stage[Batch]):
         roi = interest(batch.masks, latents)
         if self.objective is None:
             with torch.no_grad():
-                coded = code(self.codec, latents, quality, "rounded", roi=roi)
+                coded = code(self.codec, latents, quality, roi)
         else:
-            coded = code(self.codec, latents, quality, "mixed", draws, roi)
+            coded = code(self.codec, latents, quality, roi, draws)
         rough = coded.latents
         at_start = draws.every(START_SHARE)
         captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
@@ -175,7 +175,7 @@ class EnhanceStage(Stage[Batch]):
         columns = [picture_tiles(batch.pictures, [caption or "no caption" for caption in batch.captions])]
         for quality in (10, 40):
             level = torch.full((len(latents),), quality, device=latents.device)
-            rough = code(self.codec, latents, level, "rounded", roi=interest(batch.masks, latents)).latents
+            rough = code(self.codec, latents, level, interest(batch.masks, latents)).latents
             text = self.text(batch.captions)
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
             for line, decoded in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
