@@ -1,8 +1,8 @@
-"""Feature maps and answers of a frozen MobileNet-v2, several times as fast to train through as the script that it comes in.
+"""Feature maps and answers of a frozen MobileNet-v2, faster to train through than the script that it comes in.
 
-It stops at the last map that is asked for, works in the type that autocast asks for, with channels last, and computes strided
-depthwise convolutions at every position before it takes every other one: their own backward pass took a third of the time on
-a CPU.
+A step of stage ``compressor`` takes a third less time with it in bfloat16, and a fifth less in float32 (one core). It stops at
+the last map that is asked for, works in the type that autocast asks for, with channels last, and computes strided depthwise
+convolutions at every position before it takes every other one: their own backward pass took a third of the time on a CPU.
 """
 
 from __future__ import annotations

@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
 from slimcodec.data.photos import Photo
 from slimcodec.errors import SlimError
 from slimcodec.training.pseudo_labels import Photos, label_captions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: tries before a set of photos counts as broken
 MANY = 1000
@@ -136,9 +138,6 @@ def is_drawn(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator
     """Whether a photo counts: always without a share of its source, else as often as that says."""
     share = shares.get(photo.source, 1.0)
     return share >= 1.0 or bool(rng.random() < share)
-
-
-T = TypeVar("T", bound="StageBatch")
 
 
 @dataclass

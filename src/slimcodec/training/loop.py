@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 #: steps in a row without a finite gradient after which a run stops
 PATIENCE = 10
-#: how much slower a linear path that already is a good transform learns
-SLOW = 0.02
 
 
 B = TypeVar("B", bound=StageBatch)
@@ -57,19 +55,23 @@ class Stage(Generic[B]):
     model: nn.Module
     #: modules that are used but not trained
     frozen: Sequence[nn.Module] = ()
-    #: parameters that learn at a rate of ``SLOW``
-    slow: Sequence[nn.Parameter] = ()
+    #: parameters whose learning rate is ``rate_factor`` times that of the others: a linear path is a good transform already
+    scaled: Sequence[nn.Parameter] = ()
+    rate_factor = 0.02
     batches: Batches[B]
     #: what it reads beside photos: pseudo-labels of those that nobody annotated, and earlier stages' weights
     reads_labels: tuple[PseudoLabel, ...] = ()
     reads_weights: tuple[str, ...] = ()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW: the slow parameters, and the rest of what is trained."""
-        slow = [parameter for parameter in self.slow if parameter.requires_grad]
-        ids = {id(parameter) for parameter in slow}
+        """Parameter groups for AdamW: what is trained at the learning rate, and what at a multiple of it."""
+        scaled = [parameter for parameter in self.scaled if parameter.requires_grad]
+        ids = {id(parameter) for parameter in scaled}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in ids]
-        return [{"params": rest, "lr": learning_rate}, {"params": slow, "lr": learning_rate * SLOW}]
+        return [
+            {"params": rest, "lr": learning_rate},
+            {"params": scaled, "lr": learning_rate * self.rate_factor},
+        ]
 
     def loss(self, batch: B, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a share and its terms by name; ``progress`` runs from 0 to 1 over the stage."""

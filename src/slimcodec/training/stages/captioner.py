@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,6 @@ from slimcodec.training.loop import Stage
 from slimcodec.training.pseudo_labels import PseudoLabel
 from slimcodec.training.run import Run
 
-#: weight of the region of interest beside the names
-ROI_WEIGHT = 1.0
-ROI_RATE = 20.0
-
 
 class CaptionerStage(Stage[Views]):
     """Cross-entropy to the labels and to what frozen classifiers say.
@@ -33,6 +28,7 @@ class CaptionerStage(Stage[Views]):
 
     name = "captioner"
     reads_labels = ("logits", "mask")
+    rate_factor = 20.0
 
     def __init__(
         self,
@@ -47,6 +43,8 @@ class CaptionerStage(Stage[Views]):
         if not train_body:
             model.body.requires_grad_(False)
         self.model: Tagger = model
+        # the head that tells the region of interest begins at nothing, on features that are there already
+        self.scaled = [parameter for name, parameter in model.named_parameters() if name.startswith("roi_")]
         self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
 
     @classmethod
@@ -78,14 +76,6 @@ class CaptionerStage(Stage[Views]):
         )
         return cls(tagger, views, run.data.vocabulary, teachers, train_body=recipe.train_body)
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """What tells the region of interest begins at nothing on features that are there already: it learns faster."""
-        located = [parameter for name, parameter in self.model.named_parameters() if name.startswith("roi_")]
-        ids = {id(parameter) for parameter in located}
-        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-        rest = [parameter for parameter in trained if id(parameter) not in ids]
-        return [{"params": rest, "lr": learning_rate}, {"params": located, "lr": learning_rate * ROI_RATE}]
-
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
         self.model.train()
@@ -110,7 +100,7 @@ class CaptionerStage(Stage[Views]):
             right = ((roi.detach() > 0) == (masks > 0.5)).float().mean((1, 2, 3))
             terms["roi_entropy"] = (batch.trust * entropy.detach()).sum() / batch.trust.sum()
             terms["roi_right"] = (batch.trust * right).sum() / batch.trust.sum()
-            loss = loss + ROI_WEIGHT * (batch.trust * entropy).mean()
+            loss = loss + (batch.trust * entropy).mean()
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:

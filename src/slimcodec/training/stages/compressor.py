@@ -52,7 +52,7 @@ class CompressorStage(Stage[Batch]):
         train_decoder = train_decoder and own is not None
         self.model.tune_autoencoder(encoder=self.train_encoder, decoder=train_decoder)
         self.frozen = [autoencoder]
-        self.slow = [] if own is None else [own.analysis, own.synthesis]
+        self.scaled = [] if own is None else [own.analysis, own.synthesis]
         self.batches, self.objective = crops, objective
         self.clean_share = clean_share if train_decoder or self.train_encoder else 0.0
         lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))

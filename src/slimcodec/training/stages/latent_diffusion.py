@@ -26,7 +26,7 @@ class AutoencoderStage(Stage[Batch]):
     def __init__(self, model: PatchAutoencoder, crops: Crops, fidelity: Fidelity) -> None:
         self.model: PatchAutoencoder = model
         self.batches, self.fidelity = crops, fidelity
-        self.slow = [model.analysis, model.synthesis, model.mean]
+        self.scaled = [model.analysis, model.synthesis, model.mean]
 
     @classmethod
     def build(cls, run: Run) -> AutoencoderStage:
