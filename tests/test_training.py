@@ -305,7 +305,7 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
             self.config = CaptionerConfig(tags=3, side=8)
             self.head = nn.Linear(1, 3)
 
-        def look(self, pictures: Tensor) -> tuple[Tensor, None]:
+        def predict(self, pictures: Tensor) -> tuple[Tensor, None]:
             return self.head(pictures.mean((1, 2, 3))[:, None]), None
 
     tagger: Any = Bias()
