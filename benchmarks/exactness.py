@@ -31,7 +31,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
-sys.path.append(str(ROOT / "tests"))  # behind, since it has a module of photos too
+sys.path.append(str(ROOT / "tests"))
 
 from exact.cells import CONFIGURATIONS, QUALITIES, REFERENCE, Configuration
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from photos import NAMES, photo
+from support import NAMES, photo
 from torch.nn import functional as F
 
 from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder

@@ -1,4 +1,4 @@
-"""What tests share: the command ``slim``, run in this process or in one of its own, and where golden files lie."""
+"""What tests share: real photos, the command ``slim`` in this process or in one of its own, golden files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
+from skimage import data
 
 from slimcodec.cli import main
 
@@ -72,3 +76,20 @@ def slim_process(
     err = done.stderr.decode("utf-8", "backslashreplace")
     assert "Traceback" not in err and "Exception ignored" not in err, err
     return ProcessResult(done.returncode, done.stdout, err)
+
+
+#: scikit-image's photos
+NAMES = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+@lru_cache
+def photo(name: str, width: int = 256, height: int = 256) -> Image.Image:
+    """A photo squeezed to a size; the same every time."""
+    original = Image.fromarray(np.asarray(getattr(data, name)()))
+    return original.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size, dB."""
+    error = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(10 * np.log10(255**2 / max(float((error**2).mean()), 1e-9)))

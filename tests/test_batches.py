@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import NAMES, photo
 from PIL import Image
 from pretrained import save_clip, save_pipeline
-from support import slim
+from support import NAMES, photo, slim
 
 import slimcodec
 import slimcodec.training.create

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from photos import photo
 from safetensors.torch import load_file, save_file
 from small import VOCABULARY, small_bundle
+from support import photo
 
 import slimcodec
 from slimcodec import ModelMismatchError, SlimError

@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import NAMES, photo, psnr
 from PIL import Image
 from small import bundle_with_steps
+from support import NAMES, photo, psnr
 
 import slimcodec
 from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from photos import NAMES, photo
 from PIL import Image
+from support import NAMES, photo
 
 import slimcodec
 from slimcodec.cli.batch import Output, Steps, run_batch

@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 from conftest import Slim
-from photos import photo
-from support import JOBS, SMALL_OPTIONS
+from support import JOBS, SMALL_OPTIONS, photo
 
 import slimcodec
 from slimcodec.cli import batch

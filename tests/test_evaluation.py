@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow
 import pytest
 from judges import colour_classifier, square_detector
-from photos import NAMES, photo
 from PIL import Image
 from pyarrow import parquet
-from support import slim
+from support import NAMES, photo, slim
 
 import slimcodec
 from slimcodec.data.classifiers import load_classifier

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from judges import square_detector
-from photos import photo, psnr
 from skimage.metrics import structural_similarity
+from support import photo, psnr
 
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bd_rate import bd_rate, bd_score, improving

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from judges import colour_classifier
-from photos import NAMES, photo
 from PIL import Image
+from support import NAMES, photo
 
 from slimcodec.data.classifiers import Preprocessing, centre_square, load_classifier, stated_size
 from slimcodec.data.photos import Photo, Record

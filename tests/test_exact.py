@@ -8,8 +8,8 @@ import reference_prior
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import NAMES, photo
 from small import bundle_with_steps
+from support import NAMES, photo
 
 import slimcodec
 from slimcodec.codec import Codec

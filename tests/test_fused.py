@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import NAMES, photo
+from support import NAMES, photo
 from torch import nn
 
 import slimcodec

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import photo
 from pretrained import (
     FAMILIES,
     WORDS,
@@ -28,7 +27,7 @@ from pretrained import (
     save_pipeline,
     tiny_autoencoder,
 )
-from support import slim
+from support import photo, slim
 
 import slimcodec
 import slimcodec.training.create

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photos import photo
 from PIL import Image
 from pretrained import save_blip, save_clip, save_pipeline, tiny_autoencoder
+from support import photo
 from test_hub_training import SETTINGS
 
 import slimcodec

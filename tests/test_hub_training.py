@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from photos import photo
 from pretrained import save_pipeline
 from safetensors.torch import load_file
+from support import photo
 
 import slimcodec
 import slimcodec.training.run

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from photos import photo
-from support import GOLDEN, SLIM, SMALL_OPTIONS
+from support import GOLDEN, SLIM, SMALL_OPTIONS, photo
 from support import slim_process as slim
 
 import slimcodec

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from photos import NAMES, photo
 from PIL import Image
+from support import NAMES, photo
 from torch import Tensor
 
 from slimcodec import SlimError

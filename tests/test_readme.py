@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from photos import photo
+from support import photo
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

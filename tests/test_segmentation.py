@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photos import photo
+from support import photo
 
 from slimcodec import SlimError
 from slimcodec.data.segmentation import Segmenter, class_numbers, input_size, query_probabilities

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Slim
-from photos import photo
 from PIL import Image
-from support import GOLDEN, SLIM, SMALL_OPTIONS, slim_process
+from support import GOLDEN, SLIM, SMALL_OPTIONS, photo, slim_process
 
 from slimcodec.codec import Codec
 

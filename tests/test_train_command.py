@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from photos import photo
 from PIL import Image
 from safetensors.torch import load_file
+from support import photo
 
 import slimcodec
 from slimcodec.training.recipe import STAGES, load_recipe

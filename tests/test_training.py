@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from photos import NAMES, photo
+from support import NAMES, photo
 from torch import Tensor, nn
 
 import slimcodec

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from photos import photo
 from pretrained import save_blip
 from safetensors.torch import save_file
 from small import small_bundle
+from support import photo
 
 from slimcodec import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder

@@ -13,7 +13,7 @@ import pytest
 import torch
 from exact import cells
 from exact.cells import CONFIGURATIONS, REFERENCE, Configuration
-from photos import photo
+from support import photo
 
 from slimcodec.codec import Codec
 
@@ -100,8 +100,6 @@ def benchmark() -> Any:
     """benchmarks/exactness.py as a module."""
     import sys
 
-    # beside it lies a module of the same name as one of the tests'
-    tests_photos = sys.modules.pop("photos")
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         spec = importlib.util.spec_from_file_location("exactness", ROOT / "benchmarks" / "exactness.py")
@@ -110,7 +108,6 @@ def benchmark() -> Any:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-        sys.modules["photos"] = tests_photos
     return module
 
 

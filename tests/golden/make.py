@@ -18,8 +18,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
 
-from photos import NAMES, photo
 from small import small_bundle
+from support import NAMES, photo
 
 import slimcodec
 from slimcodec.codec import Codec
