@@ -18,9 +18,9 @@ import torch
 import slimcodec
 from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.sources import open_labelled
+from slimcodec.evaluation.bench import PROTOCOLS, prepare
 from slimcodec.evaluation.measures import psnr
-from slimcodec.evaluation.summary import ENDS, interval, means, resamples
-from slimcodec.evaluation.worker import PROTOCOLS, prepare
+from slimcodec.evaluation.results import ENDS, interval, means, resamples
 
 
 def main() -> None:
@@ -58,8 +58,8 @@ def main() -> None:
         "protocol": given.protocol,
         "classifier": {"name": classifier.name, "sha256": classifier.sha256},
         "bundle": codec.bundle.bundle_id,
-        "top1_percent": [round(value, 2) for value in interval(kept, draws) or ()],
-        "top1_uncompressed_percent": [round(value, 2) for value in interval(original, draws) or ()],
+        "top1_percent": [round(value, 2) for value in interval(kept) or ()],
+        "top1_uncompressed_percent": [round(value, 2) for value in interval(original) or ()],
         "kept_percent": [
             round(100 * kept.mean() / original.mean(), 2),
             *(round(float(end), 2) for end in np.percentile(share, ENDS)),

@@ -24,11 +24,9 @@ from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos, open_labelled
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.bench import check, run
+from slimcodec.evaluation.bench import Setup, Worker, check, prepare, run
 from slimcodec.evaluation.curves import chosen_curves
-from slimcodec.evaluation.results import from_json, load_result
-from slimcodec.evaluation.summary import load_all
-from slimcodec.evaluation.worker import Setup, Worker, prepare
+from slimcodec.evaluation.results import from_json, load_all
 
 COUNT = 20
 QUALITIES = ("--qualities", "slim=10,60", "--qualities", "jpeg=5,40", "--qualities", "webp=5,40")
@@ -205,7 +203,7 @@ def test_processes_change_nothing(desk: Path, tmp_path: Path) -> None:
     samples = open_labelled(str(desk / "photos.parquet"), limit=6)
     alone, together = (run(worker, samples, tmp_path / f"{jobs}.json", jobs=jobs) for jobs in (1, 2))
     assert same_but_for_time(alone, together)
-    assert load_result(tmp_path / "2.json").judges == ["judge.onnx"]
+    assert load_all([tmp_path / "2.json"])[0].judges == ["judge.onnx"]
 
 
 def test_a_stopped_run_goes_on(desk: Path, tmp_path: Path) -> None:

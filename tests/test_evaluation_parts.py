@@ -20,10 +20,9 @@ from slimcodec.data.classifiers import Preprocessing, centre_square, load_classi
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import open_labelled
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.bench import check_labels
+from slimcodec.evaluation.bench import check_labels, prepare
 from slimcodec.evaluation.curves import SlimSettings, chosen_curves, slim_settings, wrong_class
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
-from slimcodec.evaluation.worker import prepare
 
 
 def png(picture: Image.Image) -> bytes:

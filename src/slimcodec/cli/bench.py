@@ -100,9 +100,8 @@ def bench(
         stop(f"{out}: exists; --overwrite replaces it", FAILED)
     try:
         from slimcodec.data.sources import open_labelled
-        from slimcodec.evaluation.bench import run
+        from slimcodec.evaluation.bench import Setup, Worker, run
         from slimcodec.evaluation.curves import chosen_curves
-        from slimcodec.evaluation.worker import Setup, Worker
     except ModuleNotFoundError as error:
         stop(f"the benchmark needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
     with failing():
@@ -114,11 +113,8 @@ def bench(
             dataset, split=split, label_column=label_column, labels=labels, classes=classes, limit=limit
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["slim", *_without_folders(context.obj)])
+        # absolute paths are cut to their names: a result tells what was run, not where
+        words = [Path(word).name if Path(word).is_absolute() else word for word in context.obj]
+        command = shlex.join(["slim", *words])
         run(worker, samples, target, jobs=jobs, command=command, report=complain)
     say(f"{out}: {len(samples)} photos, {len(curves)} curves; draw them with slim report {shlex.quote(out)}")
-
-
-def _without_folders(arguments: list[str]) -> list[str]:
-    """The command's words, absolute paths cut to their names: a result tells what was run, not where."""
-    return [Path(word).name if Path(word).is_absolute() else word for word in arguments]

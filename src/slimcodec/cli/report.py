@@ -58,8 +58,8 @@ def report(
     try:
         from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation import report as pages
-        from slimcodec.evaluation.sheet import example_sheet
-        from slimcodec.evaluation.summary import load_all, summarise
+        from slimcodec.evaluation.figures import example_sheet
+        from slimcodec.evaluation.results import load_all
     except ModuleNotFoundError as error:
         stop(f"the report needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
     with failing():
@@ -68,6 +68,6 @@ def report(
         if photos is not None and classifier is not None:
             samples = open_labelled(photos, split=split, labelled=False)
             sheet = example_sheet(result, samples, classifier, target_bytes, examples, model, device)
-        blocks = pages.report(summarise(result), published, anchor, sheet)
+        blocks = pages.report(result, published, anchor, sheet)
         files = pages.write_report(Path(out), blocks)
     say(f"{files[0]}: {len(result)} photos, {len(result.curves)} curves, {len(files)} files in {out}")

@@ -8,16 +8,21 @@ part of the result. For BD-accuracy all points are used, since accuracy is a fun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy.interpolate import PchipInterpolator
 
-Values = NDArray[np.float64]
+from slimcodec.evaluation.results import ENDS, Interval, MeasuredCurve, Result, Values, means, resamples
+
 #: a curve: rates (bpp, above 0) and scores (top-1, dB, any measure of which more is better)
-CurvePoints = tuple[Sequence[float], Sequence[float]]
+CurvePoints = tuple[ArrayLike, ArrayLike]
+#: resamples for the intervals: each needs both curves drawn anew
+BD_RESAMPLES = 200
+#: share of resamples that may be undefined before no interval is given
+UNDEFINED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Comparison:
 
     ``low``, ``high``: the overlap, in the score for BD-rate and in bpp for BD-accuracy; None where there is none.
     ``share``: the overlap as a share of what the two curves cover together. ``dropped``: points of both curves left out.
+    ``interval``: 95 % interval of the value over resampled photos, None where it is undefined too often.
     """
 
     value: float | None
@@ -33,34 +39,34 @@ class Comparison:
     high: float | None
     share: float
     dropped: int
+    interval: tuple[float, float] | None = None
 
 
 def bd_rate(anchor: CurvePoints, test: CurvePoints) -> Comparison:
     """Mean difference of rate at equal score, percent: -30 means that ``test`` needs 30 % fewer bits than ``anchor``."""
     (rate_a, score_a), (rate_b, score_b) = improving(*anchor), improving(*test)
-    dropped = len(anchor[0]) + len(test[0]) - len(rate_a) - len(rate_b)
-    difference, low, high, share = _mean_difference(score_a, np.log10(rate_a), score_b, np.log10(rate_b))
-    value = None if difference is None else float(100 * (10**difference - 1))
-    return Comparison(value, low, high, share, dropped)
+    dropped = np.size(anchor[0]) + np.size(test[0]) - len(rate_a) - len(rate_b)
+    compared = _mean_difference(score_a, np.log10(rate_a), score_b, np.log10(rate_b), dropped)
+    return replace(compared, value=None if compared.value is None else 100 * (10**compared.value - 1))
 
 
 def bd_score(anchor: CurvePoints, test: CurvePoints) -> Comparison:
     """Mean difference of score at equal rate, in units of the score: +5 means that ``test`` is 5 points better."""
     (rate_a, score_a), (rate_b, score_b) = one_score_per_rate(*anchor), one_score_per_rate(*test)
-    dropped = len(anchor[0]) + len(test[0]) - len(rate_a) - len(rate_b)
-    difference, low, high, share = _mean_difference(np.log10(rate_a), score_a, np.log10(rate_b), score_b)
-    ends = [None if end is None else float(10**end) for end in (low, high)]
-    return Comparison(difference, ends[0], ends[1], share, dropped)
+    dropped = np.size(anchor[0]) + np.size(test[0]) - len(rate_a) - len(rate_b)
+    compared = _mean_difference(np.log10(rate_a), score_a, np.log10(rate_b), score_b, dropped)
+    low, high = (None if end is None else 10**end for end in (compared.low, compared.high))
+    return replace(compared, low=low, high=high)
 
 
-def improving(rates: Sequence[float], scores: Sequence[float]) -> tuple[Values, Values]:
+def improving(rates: ArrayLike, scores: ArrayLike) -> tuple[Values, Values]:
     """The points, by rate, that are better than every point of lower or equal rate."""
     rate, score = one_score_per_rate(rates, scores)
     best = np.concatenate([[-np.inf], np.maximum.accumulate(score)[:-1]])
     return rate[score > best], score[score > best]
 
 
-def one_score_per_rate(rates: Sequence[float], scores: Sequence[float]) -> tuple[Values, Values]:
+def one_score_per_rate(rates: ArrayLike, scores: ArrayLike) -> tuple[Values, Values]:
     """The points sorted by rate; of several at one rate the best."""
     rate, score = np.asarray(rates, np.float64), np.asarray(scores, np.float64)
     order = np.lexsort((score, rate))
@@ -69,15 +75,83 @@ def one_score_per_rate(rates: Sequence[float], scores: Sequence[float]) -> tuple
     return rate[last], score[last]
 
 
-def _mean_difference(
-    x_a: Values, y_a: Values, x_b: Values, y_b: Values
-) -> tuple[float | None, float | None, float | None, float]:
+def _mean_difference(x_a: Values, y_a: Values, x_b: Values, y_b: Values, dropped: int) -> Comparison:
     """Mean of y_b - y_a where both curves have an x, that overlap, and its share of the x that either has."""
-    if min(len(x_a), len(x_b)) < 2:
-        return None, None, None, 0.0
-    low, high = max(x_a[0], x_b[0]), min(x_a[-1], x_b[-1])
-    if low >= high:
-        return None, None, None, 0.0
-    areas = [float(PchipInterpolator(x, y).integrate(low, high)) for x, y in ((x_a, y_a), (x_b, y_b))]
-    share = (high - low) / (max(x_a[-1], x_b[-1]) - min(x_a[0], x_b[0]))
-    return (areas[1] - areas[0]) / (high - low), float(low), float(high), float(share)
+    if min(len(x_a), len(x_b)) < 2 or max(x_a[0], x_b[0]) >= min(x_a[-1], x_b[-1]):
+        return Comparison(None, None, None, 0.0, dropped)
+    low, high = float(max(x_a[0], x_b[0])), float(min(x_a[-1], x_b[-1]))
+    area_a, area_b = (
+        float(PchipInterpolator(x, y).integrate(low, high)) for x, y in ((x_a, y_a), (x_b, y_b))
+    )
+    share = (high - low) / float(max(x_a[-1], x_b[-1]) - min(x_a[0], x_b[0]))
+    return Comparison((area_b - area_a) / (high - low), low, high, share, dropped)
+
+
+def compare(
+    method: Callable[[CurvePoints, CurvePoints], Comparison],
+    anchor: MeasuredCurve,
+    test: MeasuredCurve,
+    measure: str,
+    anchor_rate: str = "bpp",
+) -> Comparison:
+    """``method``, ``bd_rate`` or ``bd_score``, of ``test`` against ``anchor`` in a measure, with a paired interval.
+
+    ``anchor_rate``: "bpp", or "bpp_less_grey" for an anchor that is given its container.
+    """
+    pairs = zip(_resampled(anchor, measure, anchor_rate), _resampled(test, measure), strict=True)
+    whole, *drawn = (method(*pair) for pair in pairs)
+    ends = _ends([one.value for one in drawn])
+    return whole if whole.value is None or ends is None else replace(whole, interval=ends)
+
+
+def relative_at(result: Result, curve: MeasuredCurve, judge: str, bpp: float) -> Interval | None:
+    """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
+
+    None where the curve does not reach the rate, an interval of NaN where too many resamples do not.
+    """
+    measure = f"top1 {judge}"
+    totals = means(result.uncompressed[measure], _draws(len(result)))
+    scores = [_at(rates, scores, bpp) for rates, scores in _resampled(curve, measure)]
+    whole, *drawn = (
+        None if score is None else float(100 * (score / total))
+        for score, total in zip(scores, totals, strict=True)
+    )
+    return None if whole is None else (whole, *(_ends(drawn) or (np.nan, np.nan)))
+
+
+def _ends(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """The interval of a value in resamples, None where too many are undefined."""
+    defined = [value for value in values if value is not None]
+    if len(defined) < (1 - UNDEFINED_SHARE) * len(values):
+        return None
+    low, high = np.percentile(defined, ENDS)
+    return float(low), float(high)
+
+
+def _at(rates: Values, scores: Values, bpp: float) -> float | None:
+    order = np.argsort(rates)
+    # the same mean may differ in its last bit when it is taken in another order
+    if not len(rates) or not rates[order[0]] * (1 - 1e-9) <= bpp <= rates[order[-1]] * (1 + 1e-9):
+        return None
+    return float(np.interp(np.log(bpp), np.log(rates[order]), scores[order]))
+
+
+def _draws(photos: int) -> Values:
+    """How often each photo counts: once each, then in every resample."""
+    return np.vstack([np.ones(photos), resamples(photos, BD_RESAMPLES)])
+
+
+def _resampled(curve: MeasuredCurve, measure: str, rate: str = "bpp") -> list[tuple[Values, Values]]:
+    """The curve's rates and scores over all photos, then in each resample, without points that lack one of them."""
+    known = [
+        point.values
+        for point in curve.points
+        if point.summary.get(measure) and rate in point.values and point.values[rate].mean() > 0
+    ]
+    if not known:
+        return [(np.zeros(0), np.zeros(0))] * (1 + BD_RESAMPLES)
+    draws = _draws(len(known[0][rate]))
+    rates, scores = (
+        np.stack([means(values[name], draws) for values in known], 1) for name in (rate, measure)
+    )
+    return list(zip(rates, scores, strict=True))

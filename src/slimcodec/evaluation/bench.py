@@ -1,31 +1,202 @@
-"""A run of the benchmark: checks first, then photo by photo in one process or several, resumed where it stopped."""
+"""A run of the benchmark: checks, then photo by photo coded, decoded from the bytes and judged; resumed where it stopped."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from slimcodec import __version__
-from slimcodec.data.photos import Record
+from slimcodec.data.classifiers import centre_square, load_classifier
+from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import IMAGENET_CLASSES
-from slimcodec.evaluation.results import FORMAT, assemble, from_json, to_text
-from slimcodec.evaluation.summary import ENDS, RESAMPLES, SEED, Interval, summarise
-from slimcodec.evaluation.worker import Setup, Worker, prepare
+from slimcodec.evaluation.curves import (
+    IMAGENET_CLASSES,
+    Curve,
+    SlimCodec,
+    caption_alone,
+    class_names,
+    shared_codec,
+)
+from slimcodec.evaluation.measures import TRUTH_SCORE, Boxes, Detector, load_lpips, matched, ms_ssim, psnr
+from slimcodec.evaluation.peers import PictureCodec
+from slimcodec.evaluation.results import (
+    ENDS,
+    FORMAT,
+    RESAMPLES,
+    SEED,
+    Interval,
+    assemble,
+    from_json,
+    interval,
+    to_text,
+)
 from slimcodec.files import atomic_write
+from slimcodec.images import Pixels
 from slimcodec.processes import progress, run_pool
 
+#: what a codec is given and what a classifier sees, as docs/protocol.md describes it
+PROTOCOLS = {
+    "icm-256": "short side to 256 (antialiased bilinear), centre crop 256, codec, classifier on the whole 256x256 picture",
+    "full": "codec on the photo in its original size; each classifier prepares its own centre square",
+}
 #: photos judged uncompressed before anything is coded, to find wrong labels
 TRIAL_PHOTOS = 64
+#: digits of the measures that are rounded
+DIGITS = {"psnr": 3, "psnr_roi": 3, "psnr_background": 3, "ms_ssim": 5, "lpips": 5}
 Row = dict[str, Any]
+
+
+def prepare(record: Record, protocol: str) -> Photo:
+    """The photo of a record under a protocol: upright sRGB, resized and cropped, its mask with it.
+
+    Raises ``ImageError`` for a photo that cannot be read.
+    """
+    photo = record.decode()
+    if protocol == "full":
+        return photo
+    pixels = np.asarray(centre_square(Image.fromarray(photo.pixels), 256))
+    mask = None if photo.mask is None else np.asarray(centre_square(Image.fromarray(photo.mask), 256))
+    return replace(photo, pixels=pixels, mask=mask)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that decides what is measured of a photo; picklable, so that every process can build it."""
+
+    curves: tuple[Curve, ...]
+    classifiers: tuple[str, ...]
+    protocol: str = "icm-256"
+    detector: str | None = None
+    lpips: str | None = None
+    model: str | None = None
+    device: str = "cpu"
+
+
+class Worker:
+    """Codecs and judges of a ``Setup``, loaded once in a process."""
+
+    def __init__(self, setup: Setup) -> None:
+        if setup.protocol not in PROTOCOLS:
+            raise SlimError(f"{setup.protocol!r} is no protocol; take one of {', '.join(PROTOCOLS)}")
+        self.setup = setup
+        self.classifiers = [load_classifier(source, setup.protocol) for source in setup.classifiers]
+        names = [classifier.name for classifier in self.classifiers]
+        if len(set(names)) < len(names):
+            raise SlimError(f"two classifiers are called {max(names, key=names.count)}; rename one's file")
+        self.detector = Detector(setup.detector) if setup.detector else None
+        self.lpips = load_lpips(setup.lpips) if setup.lpips else None
+        self.codecs = [(curve, curve.codec(setup.model, setup.device)) for curve in setup.curves]
+        self._grey: dict[tuple[str, int, tuple[int, ...]], int | None] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Protocol, judges and curves, as a result states them."""
+        return {
+            "protocol": {"name": self.setup.protocol, "description": PROTOCOLS[self.setup.protocol]},
+            "classifiers": [classifier.describe() for classifier in self.classifiers],
+            "detector": self.detector.describe() if self.detector else None,
+            "lpips": self.setup.lpips is not None,
+            "curves": [asdict(curve) | codec.describe() for curve, codec in self.codecs],
+        }
+
+    def try_out(self) -> None:
+        """Codes a small picture with every codec; ``SlimError`` names the one that fails."""
+        ramp = np.linspace(0, 255, 64).astype(np.uint8)
+        pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[::-1], (48, 1)), np.full((48, 64), 90)], 2)
+        photo = Photo(np.ascontiguousarray(pixels, dtype=np.uint8), id="probe", class_index=0)
+        for curve, codec in self.codecs:
+            for quality in {min(curve.qualities), max(curve.qualities)}:
+                _coded(curve, codec, photo, quality)
+
+    def row(self, record: Record) -> Row:
+        """All that is measured of a photo, JSON-ready; a pure function of setup and record but for milliseconds.
+
+        ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
+        bytes, judgements, fidelity and times; ``caption``: the control without a picture, where SLIM is among the codecs.
+        """
+        photo = prepare(record, self.setup.protocol)
+        height, width = photo.pixels.shape[:2]
+        row = {"id": record.id, "label": record.class_index, "pixels": width * height}
+        row["reference"] = self._judged(photo.pixels, photo)
+        truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
+        if truth is not None:
+            row["objects"] = truth.classes.tolist()
+        if any(curve.slim for curve in self.setup.curves):
+            codec = shared_codec(self.setup.model, self.setup.device)
+            if class_names(codec):
+                row["caption"] = caption_alone(codec, photo)
+        row["points"] = [
+            [self._point(curve, codec, photo, quality, truth) for quality in curve.qualities]
+            for curve, codec in self.codecs
+        ]
+        return row
+
+    def _judged(self, pixels: Pixels, photo: Photo) -> list[list[int]]:
+        return [list(classifier.judge(pixels, photo.class_index)) for classifier in self.classifiers]
+
+    def _point(
+        self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int, truth: Boxes | None
+    ) -> dict[str, Any]:
+        data, decoded, encode_ms, decode_ms = _coded(curve, codec, photo, quality)
+        measured: dict[str, float | None] = {
+            "psnr": psnr(photo.pixels, decoded),
+            "ms_ssim": ms_ssim(photo.pixels, decoded),
+        }
+        if photo.mask is not None:
+            roi = photo.mask >= 0.5
+            measured["psnr_roi"] = psnr(photo.pixels, decoded, roi)
+            measured["psnr_background"] = psnr(photo.pixels, decoded, ~roi)
+        if self.lpips is not None:
+            measured["lpips"] = self.lpips(photo.pixels, decoded)
+        point = {"bytes": len(data), "judged": self._judged(decoded, photo)}
+        point |= {name: value and round(value, DIGITS[name]) for name, value in measured.items()}
+        point |= {"encode_ms": round(encode_ms, 2), "decode_ms": round(decode_ms, 2)}
+        if isinstance(codec, SlimCodec):
+            point |= codec.parts(data, photo)
+        else:
+            point["grey"] = self._grey_bytes(curve, codec, photo, quality)
+        if self.detector is not None and truth is not None:
+            point["detections"] = matched(self.detector(decoded), truth)
+        return point
+
+    def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int | None:
+        """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
+        key = (curve.name, quality, photo.pixels.shape)
+        if key not in self._grey:
+            try:
+                self._grey[key] = len(codec.encode(Photo(np.full_like(photo.pixels, 128)), quality))
+            except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost
+                self._grey[key] = None
+        return self._grey[key]
+
+
+def _coded(
+    curve: Curve, codec: PictureCodec, photo: Photo, quality: int
+) -> tuple[bytes, Pixels, float, float]:
+    """File, decoded picture, and milliseconds of both; an error says which curve and photo."""
+    where = f"{curve.name} at quality {quality}, photo {photo.id}"
+    try:
+        start = time.perf_counter()
+        data = codec.encode(photo, quality)
+        between = time.perf_counter()
+        decoded = codec.decode(data)
+        end = time.perf_counter()
+    except Exception as error:
+        raise SlimError(f"{where}: {error}") from error
+    if decoded.shape != photo.pixels.shape:
+        raise SlimError(f"{where}: decoded to {decoded.shape}, it was {photo.pixels.shape}")
+    return data, decoded, 1000 * (between - start), 1000 * (end - between)
 
 
 def run(
@@ -47,23 +218,24 @@ def run(
     """
     check(worker, samples)
     described = worker.describe()
-    partial_file = Partial(out, described)
+    kept = out.with_name(out.name + ".partial")
     labels = dict(zip(samples.ids, samples.labels, strict=True))
-    done = {id_: row for id_, row in partial_file.read().items() if row["label"] == labels.get(id_)}
+    done = {row["id"]: row for row in _finished(kept, described) if row["label"] == labels.get(row["id"])}
     todo = [number for number, id_ in enumerate(samples.ids) if id_ not in done]
     if done and report is not None:
         report(f"{len(done)} of {len(samples)} photos are done already")
-    rows = [done[id_] for id_ in samples.ids if id_ in done]
+    rows = list(done.values())
     setup = partial(_row_function, worker.setup) if jobs > 1 else lambda: worker.row
-    records = (samples.read(number) for number in todo)
     with (
         progress(len(samples), "photos", len(rows), report) as bar,
-        closing(run_pool(setup, records, jobs, one_thread=True)) as measured,
+        open(kept, "a", encoding="utf-8") as file,
+        closing(run_pool(setup, map(samples.read, todo), jobs, one_thread=True)) as measured,
     ):
         for row in measured:
             if isinstance(row, SlimError):
                 raise row
-            partial_file.add(row)
+            # on the disk at once
+            print(json.dumps(row, separators=(",", ":")), file=file, flush=True)
             rows.append(row)
             bar.advance()
     provenance = {
@@ -77,7 +249,7 @@ def run(
     body = assemble({"format": FORMAT, "made": provenance, "dataset": dataset, **described}, rows)
     _add_summaries(body)
     atomic_write(out, (to_text(body) + "\n").encode())
-    partial_file.path.unlink()
+    kept.unlink()
     return body
 
 
@@ -85,32 +257,42 @@ def _row_function(setup: Setup) -> Callable[[Record], Row]:
     return Worker(setup).row
 
 
+def _finished(kept: Path, described: Mapping[str, Any]) -> Iterable[Row]:
+    """The photos of a run that was stopped: a JSON line each after a line that says which run; a cut line is dropped."""
+    head = json.dumps(described, sort_keys=True)
+    first, *lines = (kept.read_text(encoding="utf-8") if kept.exists() else f"{head}\n").split("\n")
+    if first != head:
+        raise SlimError(
+            f"{kept} is from a run with other codecs, classifiers or settings; finish that run, or delete the file"
+        )
+    whole = lines[:-1]
+    atomic_write(kept, "\n".join([head, *whole, ""]).encode())
+    return map(json.loads, whole)
+
+
 def _add_summaries(body: dict[str, Any]) -> None:
     """Writes the mean and interval of every measure into a result."""
-    summary = summarise(from_json(body))
+    result = from_json(body)
     body["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "interval_percent": list(ENDS)}
-    body["uncompressed"] = _stored(summary.uncompressed)
-    for curve in body["curves"]:
-        for point in curve["points"]:
-            point["summary"] = _stored(summary.points[curve["name"], point["quality"]])
+    body["uncompressed"] = {name: _stored(interval(column)) for name, column in result.uncompressed.items()}
+    for curve, measured in zip(body["curves"], result.curves, strict=True):
+        for stored, point in zip(curve["points"], measured.points, strict=True):
+            stored["summary"] = {name: _stored(ends) for name, ends in point.summary.items()}
 
 
-def _stored(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
-    """Intervals to six digits; mAP, a number of all photos together, is stored without one."""
-    stored: dict[str, Any] = {
-        name: interval and [float(f"{value:.6g}") for value in interval]
-        for name, interval in intervals.items()
-    }
-    if stored.get("map50"):
-        stored["map50"] = stored["map50"][0]
-    return stored
+def _stored(ends: Interval | None) -> Any:
+    """A mean and its interval to six digits, a mean alone where it has no interval."""
+    if ends is None:
+        return None
+    values = [float(f"{value:.6g}") for value in ends]
+    return values[0] if np.isnan(ends[1]) else values
 
 
 def check(worker: Worker, samples: LabelledPhotos) -> None:
     """Raises ``SlimError`` where labels do not fit the classifiers, before hours are spent."""
+    wrong_captions = any(curve.control for curve in worker.setup.curves)
     for classifier in worker.classifiers:
         check_labels(samples, classifier.classes, classifier.name)
-        wrong_captions = any(curve.control for curve in worker.setup.curves)
         if wrong_captions and classifier.classes != IMAGENET_CLASSES:
             raise SlimError(
                 f"{classifier.name} has {classifier.classes} classes: the controls of SLIM's captions need the "
@@ -144,32 +326,3 @@ def check_labels(samples: LabelledPhotos, classes: int, judge: str) -> None:
             f"{len(wrong)} of {len(samples)} labels are outside 0..{classes - 1}, the classes of {judge}: the first is "
             f"{samples.labels[wrong[0]]} in row {wrong[0]}; give the labels that this classifier was trained with"
         )
-
-
-class Partial:
-    """Finished photos of a run that is not: ``<out>.partial``, a JSON line each after a line that says which run."""
-
-    def __init__(self, out: Path, described: Mapping[str, Any]) -> None:
-        self.path = out.with_name(out.name + ".partial")
-        self._head = json.dumps(described, sort_keys=True)
-
-    def read(self) -> dict[str, Row]:
-        """The photos by id; a line cut off by a crash is dropped. ``SlimError`` where another run wrote the file."""
-        if not self.path.exists():
-            self.path.write_text(self._head + "\n", encoding="utf-8")
-            return {}
-        text = self.path.read_text(encoding="utf-8")
-        head, _, body = text.partition("\n")
-        if head != self._head:
-            raise SlimError(
-                f"{self.path} is from a run with other codecs, classifiers or settings; finish that run, or delete the file"
-            )
-        whole = body[: body.rfind("\n") + 1]
-        if whole != body:
-            atomic_write(self.path, f"{head}\n{whole}".encode())
-        return {row["id"]: row for row in map(json.loads, whole.splitlines())}
-
-    def add(self, row: Row) -> None:
-        """Keeps a photo, on the disk at once."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")

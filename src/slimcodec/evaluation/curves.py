@@ -17,7 +17,7 @@ from slimcodec.container import unpack
 from slimcodec.data.photos import Photo
 from slimcodec.entropy.caption import decode_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.peers import PEERS, CommandCodec, PictureCodec, load_peer
+from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
 from slimcodec.images import Pixels
 
 T = TypeVar("T")
@@ -42,9 +42,10 @@ class SlimSettings:
     @property
     def name(self) -> str:
         """The curve's name."""
-        captions = {"none": "", "auto": " + caption", "wrong": " + wrong caption"}
-        guided = f" + guidance {self.guidance:g}" if self.guidance else ""
-        return f"slim steps {self.steps}{captions[self.caption]}{guided}"
+        caption = {"none": "", "auto": " + caption", "wrong": " + wrong caption"}[self.caption]
+        return f"slim steps {self.steps}{caption}" + (
+            f" + guidance {self.guidance:g}" if self.guidance else ""
+        )
 
     def controls(self) -> tuple[SlimSettings, SlimSettings]:
         """The curves that an enhanced one is shown with: no caption, which guidance needs, and a wrong one."""
@@ -62,9 +63,10 @@ def slim_settings(steps: Sequence[int], guidances: Sequence[float]) -> list[Slim
     return list(dict.fromkeys(settings))
 
 
-def class_names(vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Names of the ImageNet-1k classes, as the vocabulary has them; () for a vocabulary without them."""
-    return tuple(vocabulary[:IMAGENET_CLASSES]) if len(vocabulary) >= IMAGENET_CLASSES else ()
+def class_names(codec: Codec) -> tuple[str, ...]:
+    """Names of the ImageNet-1k classes, as the bundle's vocabulary has them; () for one without them."""
+    names = tuple(codec.bundle.vocabulary[:IMAGENET_CLASSES])
+    return names if len(names) == IMAGENET_CLASSES else ()
 
 
 def wrong_class(photo_id: str, label: int, names: Sequence[str]) -> int:
@@ -87,49 +89,43 @@ class SlimCodec:
     """SLIM under one ``SlimSettings``; its bytes are whole ``.slim`` files."""
 
     def __init__(self, settings: SlimSettings, codec: Codec) -> None:
-        self.settings, self._codec = settings, codec
-        self._names = class_names(codec.bundle.vocabulary)
+        self.settings, self._codec, self._names = settings, codec, class_names(codec)
 
     def encode(self, photo: Photo, quality: int) -> bytes:
-        """The ``.slim`` file of a photo."""
-        return self._codec.encode(photo.pixels, quality, self._caption(photo))
+        caption = "auto" if self.settings.caption == "auto" else None
+        if (drawn := self.drawn(photo)) is not None:
+            caption = tag_phrase(self._names[drawn])
+        return self._codec.encode(photo.pixels, quality, caption)
 
     def decode(self, data: bytes) -> Pixels:
-        """The picture of a ``.slim`` file."""
-        picture = self._codec.decode(data, steps=self.settings.steps, guidance=self.settings.guidance)
-        return np.asarray(picture)
+        return np.asarray(
+            self._codec.decode(data, steps=self.settings.steps, guidance=self.settings.guidance)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Release, bundle, and how files are made and read."""
         bundle = self._codec.bundle
-        return {
-            "version": slimcodec.__version__,
-            "settings": asdict(self.settings),
-            "bundle": {
-                "name": bundle.config.name,
-                "id": bundle.bundle_id,
-                "sha256": bundle.sha256,
-                "weights_sha256": bundle.weights_sha256,
-                "dtype": str(bundle.dtype).removeprefix("torch."),
-            },
+        identity = {
+            "name": bundle.config.name,
+            "id": bundle.bundle_id,
+            "sha256": bundle.sha256,
+            "weights_sha256": bundle.weights_sha256,
+            "dtype": str(bundle.dtype).removeprefix("torch."),
         }
+        return {"version": slimcodec.__version__, "settings": asdict(self.settings), "bundle": identity}
 
-    def parts(self, data: bytes) -> dict[str, int]:
-        """Bytes of header and caption of a file; the payload is the rest."""
+    def parts(self, data: bytes, photo: Photo) -> dict[str, int]:
+        """Bytes of header and caption of a file, the payload is the rest; and the class of a wrong caption."""
         info = slimcodec.inspect(data)
-        return {"header": info.header_bytes, "caption": info.caption_bytes}
+        parts = {"header": info.header_bytes, "caption": info.caption_bytes}
+        drawn = self.drawn(photo)
+        return parts if drawn is None else parts | {"drawn": drawn}
 
     def drawn(self, photo: Photo) -> int | None:
         """The class that this curve's wrong caption names, None for the other curves."""
         if self.settings.caption != "wrong":
             return None
         return wrong_class(photo.id, photo.class_index, self._names)
-
-    def _caption(self, photo: Photo) -> str | None:
-        drawn = self.drawn(photo)
-        if drawn is not None:
-            return tag_phrase(self._names[drawn])
-        return "auto" if self.settings.caption == "auto" else None
 
 
 def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
@@ -138,21 +134,18 @@ def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
     A name that stands for two classes is right for both: the control is not made weaker than it is.
     """
     section = unpack(codec.encode(photo.pixels, 1, "auto")).caption
-    names = class_names(codec.bundle.vocabulary)
+    names = class_names(codec)
     tag = decode_caption(section, codec.bundle.vocabulary).index if section else None
     named = tag if tag is not None and tag < len(names) else None
-    return {
-        "class": named,
-        "right": named is not None and names[named] == names[photo.class_index],
-        "bytes": len(section),
-    }
+    right = named is not None and names[named] == names[photo.class_index]
+    return {"class": named, "right": right, "bytes": len(section)}
 
 
 @dataclass(frozen=True)
 class Curve:
     """A codec under fixed settings, and the qualities at which it is run.
 
-    ``template``: of a command codec; ``slim``: how SLIM is run; neither: a name of ``peers.PEERS``.
+    ``template``: of a command codec; ``slim``: how SLIM is run; neither: a name of ``PEERS``.
     """
 
     name: str
@@ -195,40 +188,42 @@ def chosen_curves(
     ladders = dict(_ladder(text) for text in qualities)
     curves: list[Curve] = []
     for name in dict.fromkeys(names):
-        if name != "slim":
-            load_peer(name)
-            curves.append(Curve(name, ladders.pop(name, PEERS[name].qualities)))
-            continue
-        bundle = shared_codec(model, device).bundle
-        default = sorted({0, bundle.config.steps if bundle.config.enhancer else 0})
-        counts = default if steps is None else _numbers(steps, int, "--steps")
-        strengths = (
-            [bundle.config.guidance, bundle.config.machine_guidance]
-            if guidance is None
-            else _numbers(guidance, float, "--guidance")
-        )
-        ladder = ladders.pop("slim", QUALITIES)
-        if not all(1 <= quality <= 100 for quality in ladder):
-            raise SlimError("qualities of slim are whole numbers from 1 to 100")
-        settings = slim_settings(counts, strengths)
-        if any(chosen.caption == "wrong" for chosen in settings) and not class_names(bundle.vocabulary):
-            raise SlimError(
-                f"bundle {bundle.config.name} has {len(bundle.vocabulary)} tags: the control with wrong captions needs the "
-                "names of the ImageNet-1k classes in front; run it with --steps 0"
-            )
-        curves += [Curve(chosen.name, ladder, slim=chosen) for chosen in settings]
+        if name == "slim":
+            settings = _chosen_settings(shared_codec(model, device), steps, guidance)
+            ladder = ladders.pop(name, QUALITIES)
+            if not all(1 <= quality <= 100 for quality in ladder):
+                raise SlimError("qualities of slim are whole numbers from 1 to 100")
+            curves += [Curve(chosen.name, ladder, slim=chosen) for chosen in settings]
+        else:
+            curves.append(Curve(name, ladders.pop(name, load_peer(name).qualities)))
     for template in templates:
         name = CommandCodec.parse(template).name
         if name in {curve.name for curve in curves} | {"slim"}:
             raise SlimError(f"there is another codec {name}; choose another name in --codec")
         if name not in ladders:
             raise SlimError(f"codec {name}: say at which qualities, as in --qualities {name}=20,40,60")
-        curves.append(Curve(name, ladders.pop(name), template=template))
+        curves.append(Curve(name, ladders.pop(name), template))
     if ladders:
         raise SlimError(f"--qualities {next(iter(ladders))}=...: no such codec in this run")
     if not curves:
         raise SlimError("no codec chosen; name some with --codecs")
     return tuple(curves)
+
+
+def _chosen_settings(codec: Codec, steps: str | None, guidance: str | None) -> list[SlimSettings]:
+    config = codec.bundle.config
+    counts = sorted({0, config.steps if config.enhancer else 0})
+    strengths = [config.guidance, config.machine_guidance]
+    settings = slim_settings(
+        counts if steps is None else _numbers(steps, int, "--steps"),
+        strengths if guidance is None else _numbers(guidance, float, "--guidance"),
+    )
+    if any(chosen.caption == "wrong" for chosen in settings) and not class_names(codec):
+        raise SlimError(
+            f"bundle {config.name} has {len(codec.bundle.vocabulary)} tags: the control with wrong captions needs the "
+            "names of the ImageNet-1k classes in front; run it with --steps 0"
+        )
+    return settings
 
 
 def _ladder(text: str) -> tuple[str, tuple[int, ...]]:
@@ -239,10 +234,10 @@ def _ladder(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _numbers(text: str, kind: Callable[[str], T], option: str) -> list[T]:
+    numbers = text.split(",")
     try:
-        numbers = [kind(word) for word in text.split(",")]
-        if any(not 0 <= float(number) < 1e6 for number in numbers):  # type: ignore[arg-type]
-            raise ValueError
-    except ValueError as error:
-        raise SlimError(f"{option} {text!r}: write numbers from 0 up, separated by commas") from error
-    return numbers
+        if all(0 <= float(number) < 1e6 for number in numbers):
+            return [kind(number) for number in numbers]
+    except ValueError:
+        pass
+    raise SlimError(f"{option} {text!r}: write numbers from 0 up, separated by commas")

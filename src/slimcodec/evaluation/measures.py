@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,9 @@ def psnr(a: Pixels, b: Pixels, where: NDArray[np.bool_] | None = None) -> float 
 
 def ssim_and_contrast(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
     """Mean SSIM and mean contrast-structure term of [C, H, W] pictures in 0..255, Gaussian window of 11, valid positions."""
-    offsets = np.arange(WINDOW) - WINDOW // 2
-    kernel = np.exp(-(offsets**2) / (2 * SIGMA**2))
-    kernel /= kernel.sum()
     half = WINDOW // 2
+    kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * SIGMA**2))
+    kernel /= kernel.sum()
 
     def blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
         rows = correlate1d(x, kernel, axis=1)[:, half:-half]
@@ -78,19 +78,17 @@ def ms_ssim(a: Pixels, b: Pixels) -> float | None:
         return None
     x, y = (picture.transpose(2, 0, 1).astype(np.float64) for picture in (a, b))
     product = 1.0
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        ssim, contrast = ssim_and_contrast(x, y)
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        product *= max(ssim if last else contrast, 0.0) ** weight
+    for weight in MS_SSIM_WEIGHTS[:-1]:
+        product *= max(ssim_and_contrast(x, y)[1], 0.0) ** weight
         x, y = _halve(x), _halve(y)
-    return product
+    return product * max(ssim_and_contrast(x, y)[0], 0.0) ** MS_SSIM_WEIGHTS[-1]
 
 
 def _halve(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of 2x2 pixels; an odd last row or column is left out."""
-    channels, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+    height, width = x.shape[1] // 2, x.shape[2] // 2
     result: NDArray[np.float64] = (
-        x[:, : 2 * height, : 2 * width].reshape(channels, height, 2, width, 2).mean((2, 4))
+        x[:, : 2 * height, : 2 * width].reshape(-1, height, 2, width, 2).mean((2, 4))
     )
     return result
 
@@ -172,19 +170,17 @@ class Detector:
         height, width = pixels.shape[:2]
         picture = Image.fromarray(pixels)
         if self._size:
-            picture = picture.resize((self._size[1], self._size[0]), Image.Resampling.BILINEAR)
+            picture = picture.resize(self._size[::-1], Image.Resampling.BILINEAR)
         x = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
         outputs = self._session.run(self._outputs, {self._input: np.ascontiguousarray(x)})
         boxes = np.asarray(outputs[0], np.float32).reshape(-1, 4)
-        scores, classes = (np.asarray(values).reshape(-1) for values in outputs[1:])
+        scores, classes = (np.ravel(values) for values in outputs[1:])
         if not len(boxes) == len(scores) == len(classes):
             shapes = [list(np.shape(values)) for values in outputs]
             raise SlimError(f"{self.name}: outputs of {shapes} do not belong together")
-        scale = np.array([width / picture.width, height / picture.height] * 2, np.float32)
+        boxes *= np.array([width / picture.width, height / picture.height] * 2, np.float32)
         order = np.argsort(-scores, kind="stable")
-        ranked = Boxes(
-            boxes[order] * scale, scores[order].astype(np.float32), classes[order].astype(np.int64)
-        )
+        ranked = Boxes(boxes[order], scores[order].astype(np.float32), classes[order].astype(np.int64))
         return ranked.above(LEAST_SCORE)
 
 
@@ -195,8 +191,7 @@ def iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     shared = np.clip(high - low, 0, None).prod(2)
     area_a, area_b = ((x[:, 2:] - x[:, :2]).clip(0).prod(1) for x in (a, b))
     union = area_a[:, None] + area_b[None] - shared
-    result: NDArray[np.float32] = np.where(union > 0, shared / np.maximum(union, 1e-9), 0).astype(np.float32)
-    return result
+    return np.where(union > 0, shared / np.maximum(union, 1e-9), 0).astype(np.float32)
 
 
 def matched(detections: Boxes, truth: Boxes) -> list[tuple[int, float, bool]]:
@@ -205,16 +200,15 @@ def matched(detections: Boxes, truth: Boxes) -> list[tuple[int, float, bool]]:
     Right: the free true box of its class that it overlaps most has IoU of at least 0.5; a true box is found once (the rule
     of PASCAL VOC, Everingham et al. 2010, section 4.2, with a box taken being no longer a candidate, as COCO has it).
     """
-    overlap = iou(detections.boxes, truth.boxes)
     free = np.ones(len(truth.boxes), bool)
     result = []
-    for row, (score, class_) in enumerate(zip(detections.scores, detections.classes, strict=True)):
-        candidates = np.where(free & (truth.classes == class_), overlap[row], -1.0)
-        best = int(candidates.argmax()) if len(candidates) else -1
-        right = best >= 0 and candidates[best] >= MATCH_IOU
+    overlaps = iou(detections.boxes, truth.boxes)
+    for overlap, score, class_ in zip(overlaps, detections.scores, detections.classes, strict=True):
+        candidates = np.where(free & (truth.classes == class_), overlap, -1.0)
+        right = bool(candidates.max(initial=-1) >= MATCH_IOU)
         if right:
-            free[best] = False
-        result.append((int(class_), round(float(score), 4), bool(right)))
+            free[candidates.argmax()] = False
+        result.append((int(class_), round(float(score), 4), right))
     return result
 
 
@@ -225,23 +219,17 @@ def mean_average_precision(
 
     ``detections``: of every photo, what ``matched`` gives; ``truths``: the classes of its true boxes. None without any.
     """
-    total: dict[int, int] = defaultdict(int)
-    ranked: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for classes in truths:
-        for class_ in classes:
-            total[class_] += 1
-    for photo in detections:
-        for class_, score, right in photo:
-            ranked[class_].append((score, right))
-    if not total:
-        return None
-    return float(np.mean([_average_precision(ranked[class_], count) for class_, count in total.items()]))
-
-
-def _average_precision(ranked: list[tuple[float, bool]], count: int) -> float:
+    total = Counter(chain.from_iterable(truths))
+    ranked: dict[int, list[bool]] = defaultdict(list)
     # among equal scores the wrong ones first, so that the order of photos cannot matter
-    right = np.array([hit for _, hit in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))], bool)
-    hits = right.cumsum()
-    precision = hits / np.arange(1, len(right) + 1)
+    for class_, _, right in sorted(chain.from_iterable(detections), key=lambda one: (-one[1], one[2])):
+        ranked[class_].append(right)
+    precisions = [_average_precision(ranked[class_], count) for class_, count in total.items()]
+    return float(np.mean(precisions)) if precisions else None
+
+
+def _average_precision(ranked: list[bool], count: int) -> float:
+    right = np.array(ranked, bool)
+    precision = right.cumsum() / np.arange(1, len(right) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[right].sum() / count)

@@ -30,7 +30,7 @@ class PictureCodec(Protocol):
     """What the benchmark asks of a codec: real bytes, and the picture from these bytes alone."""
 
     def encode(self, photo: Photo, quality: int) -> bytes:
-        """The whole file for ``photo.pixels``."""
+        """The whole file for ``photo.pixels``: no EXIF data, no colour profile."""
 
     def decode(self, data: bytes) -> Pixels:
         """The picture [H, W, 3] uint8 in the size that was encoded."""
@@ -54,21 +54,18 @@ class Peer:
     plugin: tuple[str, str] | None = None
 
     def encode(self, photo: Photo, quality: int) -> bytes:
-        """A file of bare pixels: no EXIF data, no colour profile."""
         file = io.BytesIO()
         Image.fromarray(photo.pixels).save(file, self.format, **self.options(quality))
         return file.getvalue()
 
     def decode(self, data: bytes) -> Pixels:
-        """The picture of a file."""
         with Image.open(io.BytesIO(data), formats=[self.format]) as picture:
             return np.asarray(picture.convert("RGB"))
 
     def describe(self) -> dict[str, Any]:
         """Library's version and the arguments of ``Image.save``, q standing for the quality."""
-        if self.plugin is None:
-            library = f"Pillow, {self.library} {features.version(self.library)}"
-        else:
+        library = f"Pillow, {self.library} {features.version(self.library)}" if self.library else ""
+        if self.plugin is not None:
             module, package = self.plugin
             library = f"{package} {version(package)}"
             if module == "pillow_heif":
@@ -79,88 +76,6 @@ class Peer:
         return {"version": library, "settings": settings}
 
 
-@dataclass(frozen=True)
-class CommandCodec:
-    """A codec run by two commands, each in a folder of its own: the decoder sees nothing but the encoder's file.
-
-    ``{in}`` and ``{out}`` stand for files and ``{q}`` for the quality. Pictures are PNG files; the encoder's file ends in the
-    codec's ``name``, for tools that look at the suffix.
-    """
-
-    name: str
-    encoder: tuple[str, ...]
-    decoder: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, template: str) -> CommandCodec:
-        """The codec of ``name: enc COMMAND : dec COMMAND``; ``SlimError`` for another form or a missing program."""
-        match = re.fullmatch(r"\s*([\w.+-]+)\s*:\s*enc\s+(.+?)\s+:\s*dec\s+(.+?)\s*", template, re.DOTALL)
-        if not match:
-            raise SlimError(
-                f"{template!r} is no codec; write 'name: enc PROGRAM {{in}} {{out}} -q {{q}} : dec PROGRAM {{in}} {{out}}'"
-            )
-        name, *commands = match.groups()
-        try:
-            encoder, decoder = (tuple(shlex.split(command)) for command in commands)
-        except ValueError as error:
-            raise SlimError(f"codec {name}: {error} in its command") from error
-        for command, needed in ((encoder, ("{in}", "{out}", "{q}")), (decoder, ("{in}", "{out}"))):
-            missing = [mark for mark in needed if not any(mark in word for word in command)]
-            if missing:
-                raise SlimError(f"codec {name}: {' and '.join(missing)} missing in {shlex.join(command)!r}")
-            if shutil.which(command[0]) is None:
-                raise SlimError(f"codec {name}: no program {command[0]!r}; install it, or give its path")
-        return cls(name, encoder, decoder)
-
-    def encode(self, photo: Photo, quality: int) -> bytes:
-        """The file that the encoder writes for a PNG of the pixels."""
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "photo.png"), Path(folder, f"file.{self.name}")
-            Image.fromarray(photo.pixels).save(source)
-            self._run(self.encoder, source, target, quality)
-            return target.read_bytes()
-
-    def decode(self, data: bytes) -> Pixels:
-        """The PNG that the decoder writes for a file."""
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, f"file.{self.name}"), Path(folder, "decoded.png")
-            source.write_bytes(data)
-            self._run(self.decoder, source, target, None)
-            with Image.open(target) as picture:
-                return np.asarray(picture.convert("RGB"))
-
-    def describe(self) -> dict[str, Any]:
-        """The commands; a program's version is whatever was installed."""
-        return {"version": "", "settings": {"enc": shlex.join(self.encoder), "dec": shlex.join(self.decoder)}}
-
-    def _run(self, command: tuple[str, ...], source: Path, target: Path, quality: int | None) -> None:
-        words = [
-            word.replace("{in}", str(source)).replace("{out}", str(target)).replace("{q}", str(quality))
-            for word in command
-        ]
-        try:
-            done = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SlimError(f"codec {self.name}: {error}") from error
-        if done.returncode or not target.is_file():
-            lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            raise SlimError(
-                f"codec {self.name}: {command[0]} ended with status {done.returncode} "
-                f"and {'a' if target.is_file() else 'no'} file: {lines[-1] if lines else 'no message'}"
-            )
-
-
-def _jpeg2000(ratio: int) -> dict[str, Any]:
-    # the bare codestream: the JP2 boxes around it are 85 bytes that no decoder needs
-    return {
-        "quality_mode": "rates",
-        "quality_layers": [ratio],
-        "irreversible": True,
-        "mct": 1,
-        "no_jp2": True,
-    }
-
-
 #: quality of JPEG 2000 is the compression ratio, of the others what the library calls quality, 0 or 1..100
 PEERS = {
     "jpeg": Peer(
@@ -169,7 +84,19 @@ PEERS = {
         (1, 5, 10, 15, 25, 45),
         "jpg",
     ),
-    "jpeg2000": Peer("JPEG2000", _jpeg2000, (800, 400, 200, 100, 50, 25), "jpg_2000"),
+    "jpeg2000": Peer(
+        "JPEG2000",
+        # the bare codestream: the JP2 boxes around it are 85 bytes that no decoder needs
+        lambda q: {
+            "quality_mode": "rates",
+            "quality_layers": [q],
+            "irreversible": True,
+            "mct": 1,
+            "no_jp2": True,
+        },
+        (800, 400, 200, 100, 50, 25),
+        "jpg_2000",
+    ),
     "webp": Peer("WEBP", lambda q: {"quality": q, "method": 6}, (0, 2, 7, 20, 40, 60), "webp"),
     "avif": Peer(
         "AVIF",
@@ -199,14 +126,86 @@ def load_peer(name: str) -> Peer:
             f"{name!r} is no codec of the benchmark; take slim, {', '.join(PEERS)}, or a command with --codec"
         )
     peer = PEERS[name]
-    if peer.plugin is not None:
-        module, package = peer.plugin
-        try:
-            plugin = importlib.import_module(module)
-        except ImportError as error:
-            raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
-        if module == "pillow_heif":
-            plugin.register_heif_opener()
-    elif not features.check(peer.library):
-        raise SlimError(f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI")
+    if peer.plugin is None:
+        if not features.check(peer.library):
+            raise SlimError(
+                f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI"
+            )
+        return peer
+    module, package = peer.plugin
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        raise SlimError(f"{name}: needs {package}: pip install 'slimcodec[peers]'") from error
+    if module == "pillow_heif":
+        plugin.register_heif_opener()
     return peer
+
+
+@dataclass(frozen=True)
+class CommandCodec:
+    """A codec run by two commands, each in a folder of its own: the decoder sees nothing but the encoder's file.
+
+    ``{in}`` and ``{out}`` stand for files and ``{q}`` for the quality. Pictures are PNG files; the encoder's file ends in the
+    codec's ``name``, for tools that look at the suffix.
+    """
+
+    name: str
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, template: str) -> CommandCodec:
+        """The codec of ``name: enc COMMAND : dec COMMAND``; ``SlimError`` for another form or a missing program."""
+        match = re.fullmatch(r"\s*([\w.+-]+)\s*:\s*enc\s+(.+?)\s+:\s*dec\s+(.+?)\s*", template, re.DOTALL)
+        if not match:
+            raise SlimError(
+                f"{template!r} is no codec; write 'name: enc PROGRAM {{in}} {{out}} -q {{q}} : dec PROGRAM {{in}} {{out}}'"
+            )
+        name, *commands = match.groups()
+        try:
+            encoder, decoder = (tuple(shlex.split(command)) for command in commands)
+        except ValueError as error:
+            raise SlimError(f"codec {name}: {error} in its command") from error
+        for command, marks in ((encoder, ("{in}", "{out}", "{q}")), (decoder, ("{in}", "{out}"))):
+            missing = [mark for mark in marks if not any(mark in word for word in command)]
+            if missing:
+                raise SlimError(f"codec {name}: {' and '.join(missing)} missing in {shlex.join(command)!r}")
+            if shutil.which(command[0]) is None:
+                raise SlimError(f"codec {name}: no program {command[0]!r}; install it, or give its path")
+        return cls(name, encoder, decoder)
+
+    def encode(self, photo: Photo, quality: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(photo.pixels).save(file, "PNG")
+        return self._run(self.encoder, file.getvalue(), "photo.png", f"file.{self.name}", quality)
+
+    def decode(self, data: bytes) -> Pixels:
+        decoded = self._run(self.decoder, data, f"file.{self.name}", "decoded.png")
+        with Image.open(io.BytesIO(decoded)) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    def describe(self) -> dict[str, Any]:
+        """The commands; a program's version is whatever was installed."""
+        return {"version": "", "settings": {"enc": shlex.join(self.encoder), "dec": shlex.join(self.decoder)}}
+
+    def _run(
+        self, command: tuple[str, ...], data: bytes, source: str, target: str, quality: int | None = None
+    ) -> bytes:
+        """The file ``target`` that a command writes for the file ``source`` with ``data``."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = Path(folder, source), Path(folder, target)
+            paths[0].write_bytes(data)
+            marks = {"{in}": str(paths[0]), "{out}": str(paths[1]), "{q}": str(quality)}
+            words = [re.sub(r"\{(in|out|q)\}", lambda match: marks[match[0]], word) for word in command]
+            try:
+                done = subprocess.run(words, capture_output=True, timeout=PATIENCE, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise SlimError(f"codec {self.name}: {error}") from error
+            if done.returncode or not paths[1].is_file():
+                lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+                raise SlimError(
+                    f"codec {self.name}: {command[0]} ended with status {done.returncode} "
+                    f"and {'a' if paths[1].is_file() else 'no'} file: {lines[-1] if lines else 'no message'}"
+                )
+            return paths[1].read_bytes()

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import jinja2
 import numpy as np
 
-from slimcodec.evaluation import plots
-from slimcodec.evaluation.bd_rate import bd_rate, bd_score
-from slimcodec.evaluation.plots import Plot
-from slimcodec.evaluation.results import FIDELITY, MeasuredCurve
-from slimcodec.evaluation.sheet import Sheet
-from slimcodec.evaluation.summary import (
-    BD_RESAMPLES,
-    Difference,
+from slimcodec.errors import SlimError
+from slimcodec.evaluation import figures
+from slimcodec.evaluation.bd_rate import Comparison, bd_rate, bd_score, compare, relative_at
+from slimcodec.evaluation.figures import Sheet
+from slimcodec.evaluation.results import (
+    FIDELITY,
     Interval,
+    MeasuredCurve,
+    Point,
     Published,
-    Summary,
-    anchor_curve,
-    compare,
-    control_curves,
+    Result,
     interval,
-    relative_at,
-    resamples,
 )
 from slimcodec.files import atomic_write
 
@@ -42,67 +36,37 @@ LABELS = {
 }
 #: bits per pixel at which curves are read off
 RATES = (0.05, 0.1, 0.2, 0.35)
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading of level 1 or 2."""
-
-    kind: ClassVar[str] = "heading"
-    text: str
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph of plain text."""
-
-    kind: ClassVar[str] = "text"
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under headers; the first column names the row."""
-
-    kind: ClassVar[str] = "table"
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-Block = Heading | Text | Table | Plot | Sheet
+#: what a block is, and its content: a heading or text, a table's headers and rows, a ``Plot``, a ``Sheet``
+Block = tuple[str, Any]
 
 
 def report(
-    summary: Summary, published: Sequence[Published], anchor: str | None = None, sheet: Sheet | None = None
+    result: Result, published: Sequence[Published], anchor: str | None = None, sheet: Sheet | None = None
 ) -> list[Block]:
-    """The blocks of a report on a result whose controls are there (``summary.load_all`` sees to that).
+    """The blocks of a report on a result whose controls are there (``results.load_all`` sees to that).
 
-    ``anchor``: the curve that BD-rates refer to, by default AVIF. ``sheet``: example photos, or None for a report without.
+    ``anchor``: the curve that BD-rates refer to, by default AVIF, else the first codec that is not SLIM. ``sheet``: example
+    photos, or None for a report without. Raises ``SlimError`` where there is no such ``anchor``.
     """
-    result = summary.result
-    anchor_of_all = anchor_curve(result, anchor)
-    blocks: list[Block] = [Heading(TITLE, 1), *_setting(summary), Heading("Accuracy")]
-    blocks += [plots.rate_accuracy(summary, judge) for judge in result.judges]
-    blocks += _at_rates(summary)
-    blocks += _bd_tables(summary, anchor_of_all)
-    blocks += _controls(summary)
+    anchor_curve = _anchor(result, anchor)
+    judges, fidelity = result.judges, [name for name in FIDELITY if result.has(name)]
+    blocks: list[Block] = [*_setting(result), ("heading", "Accuracy")]
+    blocks += [("plot", figures.rate_accuracy(result, judge)) for judge in judges]
+    blocks += _at_rates(result) + _bd_tables(result, anchor_curve) + _controls(result)
     if published:
-        blocks.append(Heading("Beside published points"))
-        blocks += [
-            plots.beside_published(summary, judge, one) for one in published for judge in result.judges
-        ]
-    blocks.append(Heading("Fidelity"))
+        blocks.append(("heading", "Beside published points"))
     blocks += [
-        plots.rate_distortion(summary, name, LABELS[name][0]) for name in FIDELITY if summary.has(name)
+        ("plot", figures.beside_published(result, judge, one)) for one in published for judge in judges
     ]
+    blocks.append(("heading", "Fidelity"))
+    blocks += [("plot", figures.rate_distortion(result, name, LABELS[name][0])) for name in fidelity]
     if sheet is not None:
         text = (
             "The first photos by a hash of their bytes, chosen by nobody. Every codec shows its best quality that fits in "
             "the same bytes, or its smallest file where none does. The bit map shows where the bits of SLIM's file went."
         )
-        blocks += [Heading("Examples"), Text(text), sheet]
-    return [*blocks, Heading("Every point"), _points_table(summary)]
+        blocks += [("heading", "Examples"), ("text", text), ("sheet", sheet)]
+    return [*blocks, ("heading", "Every point"), _points_table(result, fidelity)]
 
 
 def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
@@ -114,21 +78,28 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
     )
     pages.filters["inline"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     files = {
-        f"report.{kind}": pages.get_template(f"report.{kind}").render(title=TITLE, blocks=blocks).encode()
-        for kind in ("html", "md")
+        name: pages.get_template(name).render(title=TITLE, blocks=blocks).encode()
+        for name in ("report.html", "report.md")
     }
-    for block in blocks:
-        if isinstance(block, Plot):
-            files |= {f"{block.name}.png": block.wide, f"{block.name}-narrow.png": block.narrow}
-        elif isinstance(block, Sheet):
-            files["examples.png"] = block.picture
+    for kind, content in blocks:
+        if kind == "plot":
+            files |= {f"{content.name}.png": content.wide, f"{content.name}-narrow.png": content.narrow}
+        elif kind == "sheet":
+            files["examples.png"] = content.png
     for name, data in files.items():
         atomic_write(folder / name, data)
     return [folder / name for name in files]
 
 
-def _setting(summary: Summary) -> list[Block]:
-    result = summary.result
+def _anchor(result: Result, name: str | None) -> MeasuredCurve:
+    by_name = {curve.name: curve for curve in result.curves}
+    if name is not None and name not in by_name:
+        raise SlimError(f"no curve {name!r}; there are {', '.join(by_name)}")
+    # False comes first: of the curves without SLIM's settings the first
+    return by_name.get(name or "avif") or min(result.curves, key=lambda curve: curve.slim is not None)
+
+
+def _setting(result: Result) -> list[Block]:
     dataset, protocol = result.described["dataset"], result.described["protocol"]
     judges = "; ".join(
         f"{c['name']} (SHA-256 {c['sha256'][:12]}…, input {c['preprocessing']['side'] or 'as coded'})"
@@ -151,63 +122,51 @@ def _setting(summary: Summary) -> list[Block]:
         ),
     ]
     rows = [
-        [f"uncompressed, {judge}", *(_with_interval(summary.uncompressed[f"{top} {judge}"]) for top in ("top1", "top5"))]
+        [f"uncompressed, {judge}", *(_with_interval(interval(result.uncompressed[f"top{k} {judge}"])) for k in (1, 5))]
         for judge in result.judges
     ]  # fmt: skip
-    return [*map(Text, lines), Table(["", "top-1, %", "top-5, %"], rows)]
+    return [*(("text", line) for line in lines), ("table", (["", "top-1, %", "top-5, %"], rows))]
 
 
-def _at_rates(summary: Summary) -> list[Block]:
-    result = summary.result
-    draws = resamples(len(result), BD_RESAMPLES)
-    blocks: list[Block] = [Heading("At equal bits")]
+def _at_rates(result: Result) -> list[Block]:
+    blocks: list[Block] = [("heading", "At equal bits")]
     for judge in result.judges:
         rows = [
-            [curve.name, *(_with_interval(relative_at(result, curve, judge, bpp, draws)) or "–" for bpp in RATES)]
+            [curve.name, *(_with_interval(relative_at(result, curve, judge, bpp)) or "–" for bpp in RATES)]
             for curve in result.curves
             if not curve.control
-        ]  # fmt: skip
+        ]
         headers = [f"top-1 to uncompressed, %, by {judge}", *(f"{bpp:.2f} bpp" for bpp in RATES)]
-        blocks.append(Table(headers, rows))
+        blocks.append(("table", (headers, rows)))
     text = "Between measured points, linear in the logarithm of the rate; – where a codec's files do not reach the rate."
-    return [*blocks, Text(text)]
+    return [*blocks, ("text", text)]
 
 
-def _bd_tables(summary: Summary, anchor: MeasuredCurve) -> list[Block]:
-    draws = resamples(len(summary.result), BD_RESAMPLES)
+def _bd_tables(result: Result, anchor: MeasuredCurve) -> list[Block]:
     with_grey = any("bpp_less_grey" in point.values for point in anchor.points)
     blocks: list[Block] = []
-    for judge in summary.result.judges:
-        rows = []
-        for curve in summary.result.curves:
+    for judge in result.judges:
+        top1, rows = f"top1 {judge}", []
+        for curve in result.curves:
             if curve is anchor or curve.control:
                 continue
-            top1 = f"top1 {judge}"
-            rate, points, psnr, less_grey = (
-                compare(method, anchor, curve, measure, draws, anchor_rate)
-                for method, measure, anchor_rate in (
-                    (bd_rate, top1, "bpp"),
-                    (bd_score, top1, "bpp"),
-                    (bd_rate, "psnr", "bpp"),
-                    (bd_rate, top1, "bpp_less_grey"),
-                )
-            )
+            rate = compare(bd_rate, anchor, curve, top1)
+            less_grey = compare(bd_rate, anchor, curve, top1, "bpp_less_grey") if with_grey else None
+            points = compare(bd_score, anchor, curve, top1)
+            psnr = compare(bd_rate, anchor, curve, "psnr")
             rows.append(
                 [
                     curve.name,
-                    _difference(rate, " %"),
-                    _overlap(rate, "{:.1f}..{:.1f} %"),
-                    _difference(less_grey, " %") if with_grey else "",
-                    _difference(points, ""),
-                    _overlap(points, "{:.3f}..{:.3f} bpp"),
-                    _difference(psnr, " %"),
-                    _overlap(psnr, "{:.1f}..{:.1f} dB"),
+                    *_compared(rate, " %", "{:.1f}..{:.1f} %"),
+                    _compared(less_grey, " %", "")[0] if less_grey else "",
+                    *_compared(points, "", "{:.3f}..{:.3f} bpp"),
+                    *_compared(psnr, " %", "{:.1f}..{:.1f} dB"),
                 ]
             )
         headers = [
             "curve", "BD-rate at equal top-1", "over", f"without container overhead of {anchor.name}", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
         ]  # fmt: skip
-        blocks += [Heading(f"Against {anchor.name}, judged by {judge}"), Table(headers, rows)]
+        blocks += [("heading", f"Against {anchor.name}, judged by {judge}"), ("table", (headers, rows))]
     text = (
         "Negative BD-rate: fewer bits for the same. PCHIP on the logarithm of the rate, over the part of the axis that both "
         "curves cover, which is given with its share of what either covers; without one, and with fewer than two points, "
@@ -216,116 +175,104 @@ def _bd_tables(summary: Summary, anchor: MeasuredCurve) -> list[Block]:
         f"Container overhead of {anchor.name}: its bytes for a flat grey picture of the same size and quality. They are "
         "subtracted from its files, so that no codec wins by the anchor's container. The other codec's files count in full."
     )
-    return [*blocks, Text(text)]
+    return [*blocks, ("text", text)]
 
 
-def _controls(summary: Summary) -> list[Block]:
-    result = summary.result
+def _controls(result: Result) -> list[Block]:
     enhanced = [curve for curve in result.curves if curve.slim and curve.slim.enhanced]
     if not enhanced:
         return []
     bits = 8 * result.uncompressed["caption bytes"]
     pixels = np.array(result.photos["pixels"], np.float64)
     text = (
-        f"The caption alone, without any picture, names the class of {_with_interval(summary.uncompressed['caption alone'])} % of the "
+        f"The caption alone, without any picture, names the class of {_with_interval(interval(result.uncompressed['caption alone']))} % of the "
         f"photos, in {bits.mean():.1f} bits ({(bits / pixels).mean():.5f} bpp, the file's header not counted). Accuracy "
         "near that line may come from the caption and not from the picture. A wrong caption names a class drawn at random: the more "
         "often it is seen in the picture, the more the caption paints."
     )
-    blocks: list[Block] = [Heading("What the caption does: controls"), Text(text)]
+    blocks: list[Block] = [("heading", "What the caption does: controls"), ("text", text)]
     for curve in enhanced:
-        blocks += [plots.controls(summary, curve, judge) for judge in result.judges]
-        blocks += [_controls_table(summary, curve, judge) for judge in result.judges]
+        blocks += [("plot", figures.controls(result, curve, judge)) for judge in result.judges]
+        blocks += [_controls_table(result, curve, judge) for judge in result.judges]
     return blocks
 
 
-def _controls_table(summary: Summary, curve: MeasuredCurve, judge: str) -> Table:
-    none, wrong = control_curves(summary.result, curve)
-    top1, rows = f"top1 {judge}", []
-    for point, other in zip(curve.points, none.points, strict=True):
-        captioned, bare, misled = (summary.points[c.name, point.quality] for c in (curve, none, wrong))
-        gain = interval(point.values[top1] - other.values[top1], summary.draws)
-        rows.append(
-            [
-                f"{curve.name}, quality {point.quality}",
-                _mean(captioned["bpp"], 3),
-                _with_interval(captioned[top1]),
-                _with_interval(bare[top1]),
-                _signed(gain),
-                _with_interval(misled[f"kept {judge}"]),
-                _with_interval(misled[f"drawn_in {judge}"]),
-            ]
-        )
+def _controls_table(result: Result, curve: MeasuredCurve, judge: str) -> Block:
+    top1 = f"top1 {judge}"
+    points = zip(curve.points, *(control.points for control in result.controls(curve)), strict=True)
+    rows = [
+        [
+            f"{curve.name}, quality {point.quality}",
+            _mean(point.summary["bpp"], 3),
+            _with_interval(point.summary[top1]),
+            _with_interval(none.summary[top1]),
+            _signed(interval(point.values[top1] - none.values[top1])),
+            _with_interval(wrong.summary[f"kept {judge}"]),
+            _with_interval(wrong.summary[f"drawn_in {judge}"]),
+        ]
+        for point, none, wrong in points
+    ]
     headers = [
         f"judged by {judge}", "bpp", "top-1, %", "no caption", "difference, paired", "wrong caption: true kept", "wrong drawn in",
     ]  # fmt: skip
-    return Table(headers, rows)
+    return "table", (headers, rows)
 
 
-def _points_table(summary: Summary) -> Table:
-    result = summary.result
-    fidelity = [name for name in FIDELITY if summary.has(name)]
+def _points_table(result: Result, fidelity: Sequence[str]) -> Block:
     detected = bool(result.described.get("detector"))
     headers = ["curve, quality", "bpp", "bytes", "of these header + caption"]
     for judge in result.judges:
         headers += [f"top-1, % ({judge})", "top-5, %", "top-1 to uncompressed"]
-    headers += [LABELS[name][0] for name in fidelity] + (["mAP@0.5"] if detected else [])
-    rows = []
-    for curve in result.curves:
-        for point in sorted(curve.points, key=lambda p: float(np.mean(p.values["bytes"]))):
-            point_means = summary.points[curve.name, point.quality]
-            parts = (
-                f"{_mean(point_means['header'], 0)} + {_mean(point_means['caption'], 1)}"
-                if "header" in point_means
-                else ""
-            )
-            row = [
-                f"{curve.name}, {point.quality}",
-                _mean(point_means["bpp"], 4),
-                _mean(point_means["bytes"], 0, ","),
-                parts,
+    headers += [LABELS[name][0] for name in fidelity] + ["mAP@0.5"] * detected + ["encode, ms", "decode, ms"]
+
+    def row(curve: MeasuredCurve, point: Point) -> list[str]:
+        summary = point.summary
+        cells = [f"{curve.name}, {point.quality}", _mean(summary["bpp"], 4), _mean(summary["bytes"], 0, ",")]
+        with_parts = "header" in summary
+        cells.append(f"{_mean(summary['header'], 0)} + {_mean(summary['caption'], 1)}" if with_parts else "")
+        for judge in result.judges:
+            cells += [
+                _with_interval(summary[f"top1 {judge}"]),
+                _mean(summary[f"top5 {judge}"], 1),
+                _signed(summary[f"change {judge}"]),
             ]
-            for judge in result.judges:
-                row += [
-                    _with_interval(point_means[f"top1 {judge}"]),
-                    _mean(point_means[f"top5 {judge}"], 1),
-                    _signed(point_means[f"change {judge}"]),
-                ]
-            row += [_mean(point_means.get(name), LABELS[name][1]) for name in fidelity]
-            if detected:
-                precision = point_means.get("map50")
-                row.append(f"{100 * precision[0]:.1f}" if precision else "")
-            rows.append([*row, *(f"{point.milliseconds[name]:.0f}" for name in ("encode", "decode"))])
-    return Table([*headers, "encode, ms", "decode, ms"], rows)
+        cells += [_mean(summary.get(name), LABELS[name][1]) for name in fidelity]
+        if detected:
+            precision = summary.get("map50")
+            cells.append(f"{100 * precision[0]:.1f}" if precision else "")
+        return [*cells, *(f"{point.milliseconds[name]:.0f}" for name in ("encode", "decode"))]
+
+    rows = [
+        row(curve, point)
+        for curve in result.curves
+        for point in sorted(curve.points, key=lambda p: float(np.mean(p.values["bytes"])))
+    ]
+    return "table", (headers, rows)
 
 
-def _mean(interval: Interval | None, digits: int, group: str = "") -> str:
-    return f"{interval[0]:{group}.{digits}f}" if interval else ""
+def _mean(ends: Interval | None, digits: int, group: str = "") -> str:
+    return f"{ends[0]:{group}.{digits}f}" if ends else ""
 
 
-def _with_interval(interval: Interval | None) -> str:
-    if interval is None:
+def _with_interval(ends: Interval | None) -> str:
+    if ends is None:
         return ""
-    mean, low, high = interval
+    mean, low, high = ends
     return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _signed(interval: Interval | None) -> str:
-    return "" if interval is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval)
+def _signed(ends: Interval | None) -> str:
+    return "" if ends is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
 
 
-def _difference(difference: Difference, unit: str) -> str:
-    value = difference.comparison.value
-    if value is None:
-        return "undefined"
-    ends = difference.interval
-    return f"{value:+.1f}{unit}" + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else "")
-
-
-def _overlap(difference: Difference, form: str) -> str:
-    comparison = difference.comparison
-    dropped = f" ({comparison.dropped} left out)" if comparison.dropped else ""
-    if comparison.low is None or comparison.high is None:
-        return f"no overlap{dropped}"
-    overlap = form.format(comparison.low, comparison.high)
-    return f"{overlap}, {100 * comparison.share:.0f} % of both{dropped}"
+def _compared(comparison: Comparison, unit: str, overlap: str) -> tuple[str, str]:
+    """The value with its interval, and the part of the axis that it was taken over, written as in ``overlap``."""
+    ends, dropped = comparison.interval, comparison.dropped
+    value = "undefined" if comparison.value is None else f"{comparison.value:+.1f}{unit}"
+    over = "no overlap"
+    if comparison.value is not None:
+        over = f"{overlap.format(comparison.low, comparison.high)}, {100 * comparison.share:.0f} % of both"
+    return (
+        value + (f" [{ends[0]:+.1f}, {ends[1]:+.1f}]" if ends else ""),
+        over + (f" ({dropped} left out)" if dropped else ""),
+    )

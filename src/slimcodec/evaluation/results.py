@@ -1,14 +1,16 @@
 """The long table of a run: a number for every photo, codec, quality, setting and measure, kept as JSON by columns.
 
 A column holds one measure of one curve at one quality, in the order of the photos: a file of as many rows would be thirty
-times as large.
+times as large. Means have bootstrap intervals over photos, which are resampled alike for every curve: differences are paired.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,42 @@ from numpy.typing import NDArray
 
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.curves import Curve, SlimSettings
+from slimcodec.evaluation.measures import mean_average_precision
 
-FORMAT = "slimcodec-bench-1"
+FORMAT, PUBLISHED = "slimcodec-bench-1", "slimcodec-published-1"
 #: measures of a point that are a number a photo
 FIDELITY = ("psnr", "psnr_roi", "psnr_background", "ms_ssim", "lpips")
 PARTS = ("header", "caption")
+RESAMPLES, SEED = 1000, 20251218
+#: ends of the interval, in percent
+ENDS = (2.5, 97.5)
 #: a measure of every photo, NaN where a photo has none
 Values = NDArray[np.float64]
+#: a mean with the ends of its 95 % interval, which are NaN where there is none
+Interval = tuple[float, float, float]
+
+
+@lru_cache(maxsize=2)
+def resamples(photos: int, count: int = RESAMPLES) -> Values:
+    """How often each photo is drawn in each resample: [count, photos], rows summing to ``photos`` (Efron 1979)."""
+    rng = np.random.default_rng(SEED)
+    return rng.multinomial(photos, np.full(photos, 1 / photos), size=count).astype(np.float64)
+
+
+def means(values: Values, draws: Values) -> Values:
+    """The mean of ``values`` [photos] in each resample, [count]; NaN values are left out."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Values = draws @ np.where(known, values, 0.0) / (draws @ known.astype(np.float64))
+    return result
+
+
+def interval(values: Values) -> Interval | None:
+    """Mean and 95 % percentile interval of ``values`` [photos] over photos; None where all are NaN."""
+    if np.isnan(values).all():
+        return None
+    low, high = np.nanpercentile(means(values, resamples(len(values))), ENDS)
+    return float(np.nanmean(values)), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -33,31 +64,36 @@ class Point:
     Measures: bpp (8 x bytes of the file / pixels that were coded), bpp_less_grey (without what a flat grey picture of that
     size costs with the codec), bytes, ``PARTS``, ``FIDELITY``; of each classifier top1 and top5 (100 or 0), change (paired
     difference of top1 to the uncompressed photo), and with a wrong caption kept (true class named) and drawn_in (wrong one).
-    ``detections``: of each photo, as ``measures.matched`` gives them.
+    ``pooled``: measures of all photos together, which have no interval: map50 of a detector's boxes.
     """
 
     quality: int
     values: Mapping[str, Values]
     milliseconds: Mapping[str, float]
-    detections: Sequence[Any] | None = None
+    pooled: Mapping[str, Interval | None]
+
+    @cached_property
+    def summary(self) -> dict[str, Interval | None]:
+        """Mean and interval of every measure, None where no photo has it."""
+        return {name: interval(column) for name, column in self.values.items()} | dict(self.pooled)
 
 
 @dataclass(frozen=True)
 class MeasuredCurve(Curve):
-    """A curve with what was measured. ``described``: version, settings and bundle of the codec."""
+    """A curve with its points. ``bundle``: name and hashes of SLIM's bundle, {} for another codec."""
 
     points: tuple[Point, ...] = ()
-    described: Mapping[str, Any] | None = None
+    bundle: Mapping[str, Any] | None = None
 
     @property
-    def bundle(self) -> Mapping[str, Any]:
-        """Name and hashes of SLIM's bundle, {} for another codec."""
-        return (self.described or {}).get("bundle") or {}
+    def key(self) -> tuple[SlimSettings | None, str]:
+        """What tells two curves of SLIM apart: settings and weights."""
+        return self.slim, str((self.bundle or {}).get("weights_sha256"))
 
 
 @dataclass(frozen=True)
 class Result:
-    """A result file.
+    """One or several result files of the same photos.
 
     ``described``: protocol, data set and classifiers; ``photos``: id, label, pixels and judgements by photo, sorted by id;
     ``uncompressed``: top1 and top5 of the photos themselves, and what their captions say alone.
@@ -76,6 +112,39 @@ class Result:
     def __len__(self) -> int:
         return len(self.photos["id"])
 
+    def has(self, measure: str) -> bool:
+        """Whether any point has a measure."""
+        return any(point.summary.get(measure) for curve in self.curves for point in curve.points)
+
+    def controls(self, curve: MeasuredCurve) -> tuple[MeasuredCurve, MeasuredCurve]:
+        """The controls of a curve that a caption enhances: without caption, and with a wrong one.
+
+        Raises ``SlimError`` where one is missing, has other qualities, or what the captions say alone was not measured.
+        """
+        assert curve.slim is not None
+        by_key = {other.key: other for other in self.curves if other.qualities == curve.qualities}
+        controls = {settings.name: by_key.get((settings, curve.key[1])) for settings in curve.slim.controls()}
+        missing = [name for name, control in controls.items() if control is None]
+        missing += [] if "caption" in self.photos else ["caption alone"]
+        if missing:
+            raise SlimError(
+                f"{curve.name}: shown only beside its controls, and these are missing: {', '.join(missing)}; run slim bench "
+                "with --codecs slim, which measures them, and give its whole result"
+            )
+        none, wrong = (control for control in controls.values() if control is not None)
+        return none, wrong
+
+
+@dataclass(frozen=True)
+class Published:
+    """Curves from a paper: points (bpp, top-1 in percent), and in what they differ from a measured result."""
+
+    title: str
+    source: str
+    differs: str
+    uncompressed: float
+    curves: tuple[tuple[str, list[tuple[float, float]]], ...]
+
 
 def assemble(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The JSON of a result, its summaries empty, from what was measured of each photo, in any order.
@@ -83,43 +152,36 @@ def assemble(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     ``described``: everything that is not measured; its "curves" get their points here.
     """
     rows = sorted(rows, key=lambda row: str(row["id"]))
-    photos: dict[str, Any] = {key: [row[key] for row in rows] for key in ("id", "label", "pixels")}
-    photos |= _by_judge([row["reference"] for row in rows])
-    if rows and "objects" in rows[0]:
-        photos["objects"] = [row["objects"] for row in rows]
-    if rows and "caption" in rows[0]:
+    photos = _columns(rows, ("id", "label", "pixels"))
+    photos |= _by_judge([row["reference"] for row in rows]) | _columns(rows, ("objects",))
+    if "caption" in rows[0]:
         photos["caption"] = {key: [row["caption"][key] for row in rows] for key in rows[0]["caption"]}
-    curves = [
-        {key: value for key, value in curve.items() if key != "qualities"}
-        | {
-            "points": [
-                _stored_point(quality, [row["points"][number][place] for row in rows])
-                for place, quality in enumerate(curve["qualities"])
-            ]
-        }
-        for number, curve in enumerate(described["curves"])
-    ]
+    curves = []
+    for number, curve in enumerate(described["curves"]):
+        points = [
+            _stored_point(quality, [row["points"][number][place] for row in rows])
+            for place, quality in enumerate(curve["qualities"])
+        ]
+        curves.append({key: curve[key] for key in curve if key != "qualities"} | {"points": points})
     return {**described, "photos": photos, "curves": curves}
 
 
-def _by_judge(pairs: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[list[int]]]:
+def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Columns by name, those that no row has left out."""
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+
+
+def _by_judge(pairs: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
     """[photo][judge] of (guess, rank) as columns by judge."""
-    judges = range(len(pairs[0]) if pairs else 0)
-    return {
-        name: [[photo[judge][place] for photo in pairs] for judge in judges]
-        for place, name in enumerate(("guess", "rank"))
-    }
+    return dict(zip(("guess", "rank"), np.array(pairs).transpose(2, 1, 0).tolist(), strict=True))
 
 
 def _stored_point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    columns: dict[str, Any] = {"bytes": [point["bytes"] for point in measured]}
-    columns |= _by_judge([point["judged"] for point in measured])
-    for name in (*PARTS, "drawn", *FIDELITY, "detections"):
-        column = [point.get(name) for point in measured]
-        if any(value is not None for value in column):
-            columns[name] = column
+    columns = _columns(measured, ("bytes",)) | _by_judge([point["judged"] for point in measured])
+    columns |= _columns(measured, (*PARTS, "drawn", *FIDELITY, "detections"))
     if all(point.get("grey") is not None for point in measured):
-        columns["grey"] = [point["grey"] for point in measured]
+        columns |= _columns(measured, ("grey",))
     milliseconds = {
         name: round(float(np.mean([point[f"{name}_ms"] for point in measured])), 2)
         for name in ("encode", "decode")
@@ -127,79 +189,135 @@ def _stored_point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[s
     return {"quality": quality, "summary": {}, "milliseconds": milliseconds, "photos": columns}
 
 
-def load_result(path: str | Path) -> Result:
-    """The result of a file; ``SlimError`` for a file that is none."""
-    try:
-        body = json.loads(Path(path).read_text(encoding="utf-8"))
-        if body.get("format") != FORMAT:
-            raise SlimError(f"{path}: not a result of slim bench in a format that this release reads")
-        return from_json(body)
-    except OSError as error:
-        raise SlimError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SlimError(f"{path}: not a whole result of slim bench; make it again") from error
-
-
 def from_json(body: Mapping[str, Any]) -> Result:
     """The result that a JSON object describes."""
     photos = body["photos"]
-    judges = [classifier["name"] for classifier in body["classifiers"]]
     uncompressed = {
-        f"top{k} {judge}": _top(photos, number, k) for number, judge in enumerate(judges) for k in (1, 5)
+        f"top{k} {judge['name']}": _top(photos, number, k)
+        for number, judge in enumerate(body["classifiers"])
+        for k in (1, 5)
     }
     if photos.get("caption"):
         uncompressed["caption alone"] = 100.0 * np.array(photos["caption"]["right"], np.float64)
         uncompressed["caption bytes"] = np.array(photos["caption"]["bytes"], np.float64)
-    curves = tuple(
+    described = {key: value for key, value in body.items() if key not in ("photos", "curves")}
+    result = Result(described, photos, uncompressed, ())
+    curves = [
         MeasuredCurve(
             curve["name"],
             tuple(point["quality"] for point in curve["points"]),
             curve.get("template"),
             SlimSettings(**curve["slim"]) if curve["slim"] else None,
-            tuple(_point(point, photos, judges, uncompressed) for point in curve["points"]),
-            {key: value for key, value in curve.items() if key != "points"},
+            tuple(_point(point, result) for point in curve["points"]),
+            curve.get("bundle"),
         )
         for curve in body["curves"]
-    )
-    described = {key: value for key, value in body.items() if key not in ("photos", "curves")}
-    return Result(described, photos, uncompressed, curves)
+    ]
+    return replace(result, curves=tuple(curves))
 
 
-def _point(
-    stored: Mapping[str, Any],
-    photos: Mapping[str, Any],
-    judges: Sequence[str],
-    uncompressed: Mapping[str, Values],
-) -> Point:
+def _point(stored: Mapping[str, Any], result: Result) -> Point:
     columns = stored["photos"]
-    pixels = np.array(photos["pixels"], np.float64)
+    pixels = np.array(result.photos["pixels"], np.float64)
     sizes = np.array(columns["bytes"], np.float64)
     values = {"bpp": 8 * sizes / pixels, "bytes": sizes}
     if "grey" in columns:
         values["bpp_less_grey"] = values["bpp"] - 8 * np.array(columns["grey"], np.float64) / pixels
     values |= {name: np.array(columns[name], np.float64) for name in PARTS + FIDELITY if name in columns}
-    for number, judge in enumerate(judges):
+    for number, judge in enumerate(result.judges):
         values[f"top1 {judge}"], values[f"top5 {judge}"] = (_top(columns, number, k) for k in (1, 5))
-        values[f"change {judge}"] = values[f"top1 {judge}"] - uncompressed[f"top1 {judge}"]
+        values[f"change {judge}"] = values[f"top1 {judge}"] - result.uncompressed[f"top1 {judge}"]
         if "drawn" in columns:
             values[f"kept {judge}"] = values[f"top1 {judge}"]
-            drawn_in = np.array(columns["guess"][number]) == np.array(columns["drawn"])
-            values[f"drawn_in {judge}"] = 100.0 * drawn_in
-    return Point(stored["quality"], values, stored["milliseconds"], columns.get("detections"))
+            values[f"drawn_in {judge}"] = 100.0 * np.equal(columns["guess"][number], columns["drawn"])
+    pooled: dict[str, Interval | None] = {}
+    if "detections" in columns:
+        precision = mean_average_precision(columns["detections"], result.photos["objects"])
+        pooled["map50"] = None if precision is None else (precision, np.nan, np.nan)
+    return Point(stored["quality"], values, stored["milliseconds"], pooled)
 
 
 def _top(columns: Mapping[str, Any], judge: int, k: int) -> Values:
     """For each photo 100 where the true class is among the first ``k`` of a classifier, else 0."""
-    hits: Values = (np.array(columns["rank"][judge]) < k).astype(np.float64)
-    return 100 * hits
+    return np.where(np.array(columns["rank"][judge]) < k, 100.0, 0.0)
+
+
+def _published(body: Mapping[str, Any]) -> Published:
+    curves = tuple((c["name"], [(float(x), float(y)) for x, y in c["points"]]) for c in body["curves"])
+    return Published(body["title"], body["source"], body["differs"], float(body["uncompressed"]), curves)
+
+
+READERS: dict[str, tuple[Callable[[Mapping[str, Any]], Result | Published], str]] = {
+    FORMAT: (from_json, "not a whole result of slim bench; make it again"),
+    PUBLISHED: (_published, "published points need title, source, differs, uncompressed, curves"),
+}
+
+
+def load_result(path: str | Path) -> Result | Published:
+    """The result or the published points of a file; ``SlimError`` for a file that is neither."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlimError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SlimError(f"{path}: no JSON; give results of slim bench") from error
+    kind = str(body.get("format")) if isinstance(body, dict) else ""
+    if kind not in READERS:
+        raise SlimError(f"{path}: not a result of slim bench in a format that this release reads")
+    read, problem = READERS[kind]
+    try:
+        return read(body)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SlimError(f"{path}: {problem}") from error
+
+
+def load_all(paths: Sequence[str | Path]) -> tuple[Result, list[Published]]:
+    """The curves of several result files as one result, and the published ones among the files.
+
+    Raises ``SlimError`` for files without a result, for results of other photos, protocols or classifiers than the first, and
+    for enhanced curves of SLIM without their controls.
+    """
+    loaded = [(Path(path), load_result(path)) for path in paths]
+    results = [(path, one) for path, one in loaded if isinstance(one, Result)]
+    if not results:
+        raise SlimError("no result of slim bench among these files")
+    merged = _merged(results)
+    for curve in merged.curves:
+        if curve.slim is not None and curve.slim.enhanced:
+            merged.controls(curve)
+    return merged, [one for _, one in loaded if isinstance(one, Published)]
+
+
+def _merged(results: Sequence[tuple[Path, Result]]) -> Result:
+    first_path, first = results[0]
+    for path, result in results[1:]:
+        for what, key in (("photos", "dataset"), ("protocol", "protocol"), ("classifiers", "classifiers")):
+            if _identity(result.described[key]) != _identity(first.described[key]):
+                raise SlimError(f"{path} and {first_path} have other {what}: report them apart")
+    times = Counter(curve.name for _, result in results for curve in result.curves)
+    curves = [
+        replace(curve, name=f"{curve.name} ({path.stem})") if times[curve.name] > 1 else curve
+        for path, result in results
+        for curve in result.curves
+    ]
+    if len({curve.name for curve in curves}) < len(curves):
+        raise SlimError("a result was given twice, or two files have one name and the same curves")
+    photos = {key: value for _, result in reversed(results) for key, value in result.photos.items()}
+    uncompressed = {k: v for _, result in reversed(results) for k, v in result.uncompressed.items()}
+    return Result(first.described, photos, uncompressed, tuple(curves))
+
+
+def _identity(described: Any) -> Any:
+    """A data set's hash, or what there is: its file may have another name elsewhere."""
+    return described["sha256"] if isinstance(described, Mapping) and "sha256" in described else described
 
 
 def to_text(value: Any, depth: int = 0) -> str:
     """JSON with one line a column, so that files stay readable and small."""
     space, end = "  " * (depth + 1), "\n" + "  " * depth
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         lines = [f"{space}{json.dumps(key)}: {to_text(entry, depth + 1)}" for key, entry in value.items()]
-        return "{\n" + ",\n".join(lines) + end + "}" if lines else "{}"
+        return "{\n" + ",\n".join(lines) + end + "}"
     if isinstance(value, (list, tuple)) and any(isinstance(entry, Mapping) for entry in value):
         return "[\n" + ",\n".join(space + to_text(entry, depth + 1) for entry in value) + end + "]"
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

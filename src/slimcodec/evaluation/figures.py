@@ -1,0 +1,344 @@
+"""The pictures of a report: plots, wide for a page and narrow for a telephone, and example photos at about equal bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from PIL import Image
+
+from slimcodec.bit_map import draw_bits
+from slimcodec.data.classifiers import Classifier, load_classifier
+from slimcodec.data.contact_sheet import Tile, contact_sheet
+from slimcodec.data.photos import Photo
+from slimcodec.data.sources import LabelledPhotos
+from slimcodec.encoder import largest_that_fits
+from slimcodec.errors import SlimError
+from slimcodec.evaluation.bench import prepare
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, class_names, shared_codec
+from slimcodec.evaluation.peers import PictureCodec
+from slimcodec.evaluation.results import MeasuredCurve, Published, Result
+from slimcodec.images import Pixels
+
+#: Okabe & Ito's palette, which eyes of every kind of colour vision tell apart; black is for guidance
+BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
+SKY, PURPLE, YELLOW, GREY, BLACK = "#56B4E9", "#CC79A7", "#B8A600", "#808080", "#000000"
+PEER_STYLES = {
+    "jpeg": (GREY, "s"),
+    "jpeg2000": (SKY, "D"),
+    "webp": (GREEN, "^"),
+    "avif": (ORANGE, "v"),
+    "jxl": (PURPLE, "P"),
+    "heic": (YELLOW, "X"),
+}
+OTHER_COLOURS = (SKY, GREEN, PURPLE, ORANGE, GREY, YELLOW)
+BYTE_TICKS = (100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.5))
+#: how far above the target a smallest file may be and still count as equal
+TOLERANCE = 1.02
+#: side of a picture on the contact sheet, and the colour of a verdict
+SIDE = 256
+INK = {True: "#00604a", False: "#9c3d00", None: "black"}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as PNG bytes: ``wide``, 1920 pixels for 1280 on a page, and ``narrow``, 800 for 400."""
+
+    name: str
+    caption: str
+    wide: bytes
+    narrow: bytes
+
+
+def rate_accuracy(result: Result, judge: str) -> Plot:
+    """Top-1 of a classifier against bits per pixel, every curve but those with wrong captions."""
+    measure = f"top1 {judge}"
+    shown = [curve for curve in result.curves if not curve.control]
+    level = float(result.uncompressed[measure].mean())
+    axes = _axes(f"top-1, %  ({judge})", result)
+    _level(axes, level, f"uncompressed {level:.1f}", GREY)
+    if any(curve.slim and curve.slim.enhanced for curve in shown):
+        _caption_level(axes, result, level)
+    _draw_curves(axes, shown, measure)
+    axes.set_ylim(0, max(level, 1) * 1.12)
+    text = (
+        f"Top-1 accuracy of {judge} against bits per pixel of whole files, {len(result)} photos; bars are 95 % intervals "
+        "over photos."
+    )
+    return _plot(axes, _name(result, judge, "rate-accuracy"), text)
+
+
+def rate_distortion(result: Result, measure: str, label: str) -> Plot:
+    """A fidelity measure against bits per pixel."""
+    axes = _axes(label, result)
+    _draw_curves(axes, (curve for curve in result.curves if not curve.control), measure)
+    return _plot(axes, _slug(f"rate {measure}"), f"{label} against bits per pixel, {len(result)} photos.")
+
+
+def controls(result: Result, curve: MeasuredCurve, judge: str) -> Plot:
+    """An enhanced curve of SLIM with what its caption does without a picture, what no caption gives, and what a wrong one does."""
+    none, wrong = result.controls(curve)
+    axes = _axes(f"photos, %  ({judge})", result)
+    _caption_level(axes, result)
+    lines = (
+        # from thick to thin: where a caption does nothing the first three lie upon each other
+        ("with its caption", curve, "top1", VERMILLION, "o", "-", 6),
+        ("no caption", none, "top1", BLUE, "h", "-", 3),
+        ("wrong caption: true class kept", wrong, "kept", ORANGE, "^", DASHED, 1.5),
+        ("wrong caption: drawn in", wrong, "drawn_in", BLACK, "X", DOTTED, 1.5),
+    )
+    for label, drawn, measure, colour, marker, line, width in lines:
+        how = {"color": colour, "marker": marker, "linestyle": line, "linewidth": width}
+        _draw_curve(axes, drawn, f"{measure} {judge}", label, how)
+    axes.set_ylim(0, 100)
+    name = _name(result, judge, f"controls {curve.name}")
+    return _plot(axes, name, f"{curve.name} and its controls, judged by {judge}.")
+
+
+def beside_published(result: Result, judge: str, published: Published) -> Plot:
+    """SLIM's measured curves (solid) and published ones (dashed), whose bpp is estimated and whose photos differ."""
+    axes = _axes("top-1, %")
+    _draw_curves(axes, (curve for curve in result.curves if curve.slim and curve.headline), f"top1 {judge}")
+    for number, (name, points) in enumerate(published.curves):
+        colour = OTHER_COLOURS[number % len(OTHER_COLOURS)]
+        how: dict[str, Any] = {"color": colour, "linestyle": (0, (3, 3)), "marker": ".", "linewidth": 1.2}
+        axes.plot(*zip(*points, strict=True), label=f"{name} (published)", **how)
+    _level(axes, published.uncompressed, f"uncompressed there {published.uncompressed:.1f}", GREY)
+    axes.set_ylim(bottom=0)
+    # said in the picture itself, which may be shown without its caption
+    axes.set_title("dashed: published; estimated bpp, other photos and classifier", loc="left")
+    text = f"Not one experiment: the dashed points are published. {published.differs}. {published.source}"
+    return _plot(axes, _name(result, judge, f"published {published.title[:40]}"), text)
+
+
+def _style(curve: Curve, number: int) -> dict[str, Any]:
+    """Colour, marker and line of a curve: SLIM strong, a caption that acts solid, peers thin."""
+    slim = curve.slim
+    if slim is None:
+        colour, marker = PEER_STYLES.get(curve.name, (OTHER_COLOURS[number % len(OTHER_COLOURS)], "*"))
+        return {"color": colour, "marker": marker, "linewidth": 1.4, "markersize": 5, "zorder": 2}
+    return {
+        "color": BLUE if not slim.steps else BLACK if slim.guidance else VERMILLION,
+        "marker": "o" if slim.caption == "auto" else "h",
+        "linestyle": "-" if curve.headline else DASHED,
+        "linewidth": 2.4,
+        "markersize": 6,
+        "zorder": 3,
+    }
+
+
+def _axes(label: str, result: Result | None = None) -> Any:
+    """Axes over bits per pixel; with a ``result`` whose photos have one size, bytes of a file on top."""
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_xlabel("bits per pixel, whole files (log scale)")
+    axes.set_ylabel(label)
+    axes.grid(True, which="major", alpha=0.25)
+    axes.spines[["right"]].set_visible(False)
+    sizes = set(result.photos["pixels"]) if result else set()
+    if len(sizes) == 1:
+        pixels = sizes.pop()
+        top = axes.secondary_xaxis("top", functions=(lambda x: x * pixels / 8, lambda x: x * 8 / pixels))
+        top.set_xlabel("bytes a file")
+        _set_ticks(top, BYTE_TICKS, ",.0f")
+    return axes
+
+
+def _set_ticks(axes: Any, ticks: Sequence[float], form: str) -> None:
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format(x, form)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_curves(axes: Any, curves: Iterable[MeasuredCurve], measure: str) -> None:
+    for number, curve in enumerate(curves):
+        _draw_curve(axes, curve, measure, curve.name, _style(curve, number))
+
+
+def _draw_curve(axes: Any, curve: MeasuredCurve, measure: str, label: str, how: dict[str, Any]) -> None:
+    summaries = [point.summary for point in curve.points]
+    pairs = [(bpp[0], score) for one in summaries if (bpp := one["bpp"]) and (score := one.get(measure))]
+    if not pairs:
+        return
+    x, scores = zip(*sorted(pairs), strict=True)
+    y, low, high = np.array(scores).T
+    axes.plot(x, y, label=label, **how)
+    ends = np.abs([low - y, high - y])
+    axes.errorbar(x, y, yerr=ends, fmt="none", ecolor=how["color"], alpha=0.35, linewidth=1)
+
+
+def _level(axes: Any, y: float, label: str, colour: str, below: bool = False) -> None:
+    axes.axhline(y, color=colour, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    where |= {"xytext": (0, -3), "va": "top"} if below else {"xytext": (0, 2), "va": "bottom"}
+    axes.annotate(label, (0.01, y), color=colour, **where)
+
+
+def _caption_level(axes: Any, result: Result, other: float = 0.0) -> None:
+    """The accuracy of the caption alone, labelled away from another level."""
+    alone = float(result.uncompressed["caption alone"].mean())
+    _level(axes, alone, f"caption alone, no picture {alone:.1f}", VERMILLION, below=alone < other)
+
+
+def _plot(axes: Any, name: str, caption: str) -> Plot:
+    low, high = axes.get_xlim()
+    _set_ticks(axes, [tick for tick in TICKS if low <= tick <= high], "g")
+    wide = _saved(axes.figure, (12.8, 6.6), 150, 11, "outside right upper")
+    for line in axes.lines:
+        line.set_linewidth(0.6 * line.get_linewidth())
+        line.set_markersize(0.7 * line.get_markersize())
+    return Plot(name, caption, wide, _saved(axes.figure, (4.0, 6.2), 200, 7.5, "outside lower left"))
+
+
+def _saved(figure: Any, inches: tuple[float, float], dpi: int, size: float, legend: str) -> bytes:
+    """A figure as PNG at a size, with text of a ``size`` in points and its legend."""
+    figure.set_size_inches(inches)
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_fontsize")):
+        text.set_fontsize(size)
+    drawn = figure.legend(fontsize=size, frameon=False, handlelength=3, loc=legend)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    drawn.remove()
+    return file.getvalue()
+
+
+def _name(result: Result, judge: str, what: str) -> str:
+    """The file name of a plot for a classifier; the first one's goes without its name."""
+    return _slug(what if judge == result.judges[0] else f"{what} {judge}")
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture with what made it, its size, and a verdict: right, wrong, or None where none is due."""
+
+    pixels: Pixels
+    title: str
+    detail: str
+    verdict: str = ""
+    right: bool | None = None
+
+    @property
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        return _png(Image.fromarray(self.pixels))
+
+    def tile(self) -> Tile:
+        """The picture and its words on a contact sheet."""
+        picture = Image.fromarray(self.pixels)
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        lines = (self.title, self.detail, self.verdict)
+        return Tile(np.asarray(picture), lines, ("black", "#444444", INK[self.right]))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Example photos, a row of cells each; ``png``: all of them as one picture."""
+
+    rows: list[list[Cell]]
+
+    @property
+    def png(self) -> bytes:
+        return _png(contact_sheet([[cell.tile() for cell in row] for row in self.rows]))
+
+
+def example_sheet(
+    result: Result,
+    samples: LabelledPhotos,
+    classifier: str,
+    target: int,
+    count: int,
+    model: str | None,
+    device: str,
+) -> Sheet:
+    """``count`` photos of the result, coded again by its codecs to at most ``target`` bytes each.
+
+    The photos are the first by id, a hash of their bytes: nobody chose them. Of each codec the largest quality that fits is
+    shown; a codec that cannot make a file so small shows its smallest one, and its bytes say so.
+
+    Raises ``SlimError`` where the data set lacks a photo of the result, or the classifier is not one of the result's.
+    """
+    protocol = result.described["protocol"]["name"]
+    judge = load_classifier(classifier, protocol)
+    if judge.sha256 not in {known["sha256"] for known in result.described["classifiers"]}:
+        raise SlimError(
+            f"{classifier}: not a classifier of this result, which has {', '.join(result.judges)}"
+        )
+    rows = []
+    for id_, label in list(zip(result.photos["id"], result.photos["label"], strict=True))[:count]:
+        if id_ not in samples.ids:
+            raise SlimError(f"{samples.name}: photo {id_} of the result is not in this data set")
+        photo = replace(prepare(samples.read(samples.ids.index(id_)), protocol), class_index=int(label))
+        rows.append(_examples(photo, [c for c in result.curves if c.headline], judge, target, model, device))
+    return Sheet(rows)
+
+
+def _examples(
+    photo: Photo,
+    curves: Sequence[MeasuredCurve],
+    classifier: Classifier,
+    target: int,
+    model: str | None,
+    device: str,
+) -> list[Cell]:
+    """The photo, where SLIM's bits went, and what each codec makes of it."""
+    names: tuple[str, ...] = ()
+    if classifier.classes == IMAGENET_CLASSES and any(curve.slim for curve in curves):
+        names = class_names(shared_codec(model, device))
+
+    def cell(pixels: Pixels, title: str, detail: str) -> Cell:
+        guess, rank = classifier.judge(pixels, photo.class_index)
+        verdict = f"{'right' if rank == 0 else 'wrong'}: {names[guess] if names else f'class {guess}'}"
+        return Cell(pixels, title, detail, verdict, rank == 0)
+
+    cells: list[Cell] = []
+    bit_map: list[Cell] = []
+    for curve in curves:
+        codec = curve.codec(model, device)
+        quality, data = _best_that_fits(codec, photo, curve.qualities, target)
+        fits = len(data) <= target * TOLERANCE
+        detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
+        cells.append(cell(codec.decode(data), curve.name, detail))
+        if curve.slim is not None and not bit_map:
+            slim = shared_codec(model, device)
+            drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell)
+            bit_map.append(Cell(np.asarray(drawn.convert("RGB")), "bit map", f"of {curve.name}"))
+    return [cell(photo.pixels, "original", f"{photo.pixels.nbytes:,} bytes raw"), *bit_map, *cells]
+
+
+def _best_that_fits(
+    codec: PictureCodec, photo: Photo, qualities: Sequence[int], target: int
+) -> tuple[int, bytes]:
+    """The best quality whose file has at most ``target`` bytes, else that of the smallest file, and the file.
+
+    All whole numbers between the least and the greatest of ``qualities`` count, best being the end with the larger file.
+    """
+    low, high = min(qualities), max(qualities)
+    smallest, largest = sorted((low, high), key=lambda quality: len(codec.encode(photo, quality)))
+    if len(data := codec.encode(photo, smallest)) > target:
+        return smallest, data
+    # JPEG 2000's qualities are ratios: its files shrink as they grow
+    sign = 1 if smallest <= largest else -1
+    quality, data = largest_that_fits(
+        lambda number: codec.encode(photo, sign * number), target, (sign * smallest, sign * largest)
+    )
+    return sign * quality, data
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
