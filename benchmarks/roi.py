@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from slimcodec.codec import Codec, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.classifiers import load_teacher
-from slimcodec.data.mobilenet import start_from_classifier
+from slimcodec.data.networks import start_from_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
 from slimcodec.encoder import Roi

@@ -19,7 +19,7 @@ from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_teacher
 from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, picture_tiles
 from slimcodec.data.masks import mask_from_boxes
-from slimcodec.data.mobilenet import start_from_classifier
+from slimcodec.data.networks import start_from_classifier
 from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index

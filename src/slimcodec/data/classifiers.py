@@ -15,9 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.data.mobilenet import MAPS, MobileNet, quick_copy
-from slimcodec.data.networks import ACCEPTED, Network, OnnxNetwork, ScriptNetwork, TransformersNetwork
+from slimcodec.data.networks import (
+    ACCEPTED,
+    MAPS,
+    MobileNet,
+    Network,
+    OnnxNetwork,
+    ScriptNetwork,
+    TransformersNetwork,
+    quick_copy,
+)
 from slimcodec.errors import SlimError
+from slimcodec.files import file_sha256
 from slimcodec.images import Pixels
 from slimcodec.models.pretrained.hub import (
     DEFAULT_SIDE,
@@ -25,7 +34,6 @@ from slimcodec.models.pretrained.hub import (
     image_processor_settings,
     pretrained_folder,
     read_preprocessing,
-    weights_sha256,
 )
 
 #: outputs of the ImageNet classifiers that have a background class in front
@@ -56,7 +64,7 @@ class Preprocessing:
         """Whether the network sees other values than RGB in [0, 1]."""
         return self.bgr or any(self.mean) or set(self.std) != {1.0}
 
-    def network_input(self, pixels: Pixels) -> NDArray[np.float32]:
+    def network_input(self, pixels: Pixels) -> Tensor:
         """[H, W, 3] uint8 as [1, 3, S, S] float32."""
         picture = Image.fromarray(pixels)
         if self.side is not None and self.crop:
@@ -66,17 +74,14 @@ class Preprocessing:
             picture = picture.crop((margin, margin, margin + self.side, margin + self.side))
         elif self.side is not None and picture.size != (self.side, self.side):
             picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
-        scaled = np.asarray(picture, np.float32) / 255
-        if self.bgr:
-            scaled = scaled[..., ::-1]
-        normal = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(2, 0, 1)[None], dtype=np.float32)
+        scaled = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+        return self.normalise(scaled).contiguous()
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] as the network's input of the same size; differentiable."""
-        pictures = pictures.flip(1) if self.bgr else pictures
         if not self.normalises:
             return pictures
+        pictures = pictures.flip(1) if self.bgr else pictures
         mean, std = (pictures.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pictures - mean) / std
 
@@ -102,7 +107,8 @@ class Classifier:
 
     As a judge it scores one decoded picture (``scores``, ``judge``). As a teacher it is called with pictures [B, 3, S, S] in
     [0, 1], and gives logits [B, K] and feature maps, differentiably. ``sha256``: of the file, or of the tensors of a transformers
-    model; ``labels``: class names, or (); ``classes``: K. Of 1001 scores the first, background, is left out.
+    model; ``labels``: class names, or (); ``classes``: K; ``side``: of its input in pixels, other sizes work too. Of 1001
+    scores the first, background, is left out.
     """
 
     def __init__(
@@ -116,8 +122,9 @@ class Classifier:
     ) -> None:
         """Raises ``SlimError`` where the network does not give scores [1, classes] for a picture."""
         self.name, self.sha256, self.preprocessing, self.network = name, sha256, preprocessing, network
-        self.device = torch.device(device)
-        self.labels, self._background, side = tuple(labels), 0, preprocessing.side or 256
+        self.device, self.labels = torch.device(device), tuple(labels)
+        self.side, self._background = preprocessing.side or DEFAULT_SIDE, 0
+        side = preprocessing.side or 256
         try:
             shape = self._logits(torch.full((1, 3, side, side), 0.5, device=device)).shape
         except Exception as error:
@@ -130,16 +137,10 @@ class Classifier:
         self._background = 1 if shape[1] == WITH_BACKGROUND else 0
         self.classes = shape[1] - self._background
 
-    @property
-    def side(self) -> int:
-        """Side of its input in pixels; other sizes work too."""
-        return self.preprocessing.side or DEFAULT_SIDE
-
     def describe(self) -> dict[str, Any]:
         """What a result says of this classifier."""
-        preprocessing = asdict(self.preprocessing)
-        if not preprocessing["bgr"]:
-            del preprocessing["bgr"]
+        known = asdict(self.preprocessing)
+        preprocessing = {key: value for key, value in known.items() if key != "bgr" or value}
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -149,9 +150,7 @@ class Classifier:
 
     def scores(self, pixels: Pixels) -> NDArray[np.float32]:
         """Scores [classes] of a picture [H, W, 3] uint8."""
-        scores: NDArray[np.float32] = self._logits(
-            torch.from_numpy(self.preprocessing.network_input(pixels))
-        )[0].numpy()
+        scores: NDArray[np.float32] = self._logits(self.preprocessing.network_input(pixels))[0].numpy()
         return scores
 
     def judge(self, pixels: Pixels, label: int) -> tuple[int, int]:
@@ -171,10 +170,7 @@ class Classifier:
     def features(
         self, pictures: Tensor, count: int, with_logits: bool = False
     ) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """Logits [B, K], if asked for, and the first ``count`` maps of pictures [B, 3, S, S] in [0, 1].
-
-        Much faster than a call for a MobileNet-v2.
-        """
+        """As a call, but with the first ``count`` maps, and logits only if asked for; much faster for a MobileNet-v2."""
         quick = self._quick
         if quick is not None and count <= MAPS and (quick.classes is not None or not with_logits):
             return quick(pictures, count, with_logits)
@@ -190,7 +186,7 @@ class Classifier:
         if not isinstance(self.network, ScriptNetwork) or self.preprocessing.normalises:
             return None
         with torch.autocast(self.device.type, enabled=False):
-            return quick_copy(self.network.script)
+            return quick_copy(self.network.script, self.device)
 
 
 def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
@@ -205,20 +201,19 @@ def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
     """
     name, at, number = source.rpartition("@")
     side = int(number) if at and number.isdecimal() else 0
-    path, full = Path(name if side else source), protocol == "full"
-    if _is_file(path):
-        network: Any = OnnxNetwork(path) if path.suffix == ".onnx" else ScriptNetwork(path)
-        preprocessing = _file_preprocessing(path, side, getattr(network, "side", None), full)
-        return Classifier(path.name, weights_sha256(path), preprocessing, network)
-    folder = _folder(path)
-    known = read_preprocessing(folder)
-    network = TransformersNetwork(folder)
+    given, full = Path(name if side else source), protocol == "full"
+    path = _found(given)
+    if path.is_file():
+        network = OnnxNetwork(path) if path.suffix == ".onnx" else ScriptNetwork(path)
+        preprocessing = _file_preprocessing(path, side, network.side, full)
+        return Classifier(path.name, file_sha256(path), preprocessing, network)
+    known, model = read_preprocessing(path), TransformersNetwork(path)
     preprocessing = Preprocessing(side or None, known.mean, known.std, bgr=known.bgr)
     if full:
-        stated, crop, share = stated_size(image_processor_settings(folder))
+        stated, crop, share = stated_size(image_processor_settings(path))
         preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
-    label = path.name if path.is_dir() else str(path)
-    return Classifier(label, network.sha256(), preprocessing, network, class_names(network.model))
+    label = given.name if given.is_dir() else str(given)
+    return Classifier(label, model.sha256(), preprocessing, model, class_names(model.model))
 
 
 def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
@@ -226,18 +221,18 @@ def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
 
     Raises ``SlimError`` where there is none, or its feature maps cannot be told.
     """
-    path = Path(source)
-    if _is_file(path):
+    path = _found(Path(source))
+    if path.is_file():
         if path.suffix == ".onnx":
             raise SlimError(f"{path}: an ONNX file has no gradients to learn from; export it as TorchScript")
         script = ScriptNetwork(path, device)
-        return Classifier(path.stem, weights_sha256(path), _file_preprocessing(path), script, device=device)
-    folder = _folder(path)
-    known = read_preprocessing(folder)
-    network = TransformersNetwork(folder, device, known.side)
+        return Classifier(path.stem, file_sha256(path), _file_preprocessing(path), script, device=device)
+    known = read_preprocessing(path)
+    model = TransformersNetwork(path, device, known.side)
     preprocessing = Preprocessing(known.side, known.mean, known.std, bgr=known.bgr)
     # a hub snapshot's folder is called by its revision
-    return Classifier(path.name, network.sha256(), preprocessing, network, class_names(network.model), device)
+    name = Path(source).name
+    return Classifier(name, model.sha256(), preprocessing, model, class_names(model.model), device)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,14 +264,12 @@ def stated_size(settings: dict[str, Any]) -> tuple[int, bool, float]:
     return shortest, True, float(settings.get("crop_pct") or 1.0)
 
 
-def _is_file(path: Path) -> bool:
-    """Whether a source is a network's file, which must be there."""
-    if path.suffix in SUFFIXES and not path.is_dir() and not path.is_file():
+def _found(path: Path) -> Path:
+    """The file of a network, or the folder of a model of transformers."""
+    if path.is_file():
+        return path
+    if path.suffix in SUFFIXES and not path.is_dir():
         raise SlimError(f"{path}: no such file; {ACCEPTED}")
-    return path.is_file()
-
-
-def _folder(path: Path) -> Path:
     try:
         return pretrained_folder(path)
     except SlimError as error:

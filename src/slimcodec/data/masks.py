@@ -125,68 +125,62 @@ def read_annotations(path: str | Path) -> dict[str, Annotation]:
     raise SlimError(f"{path}: no annotations; give a COCO .json file or a folder of Pascal VOC .xml files")
 
 
-def read_coco(path: str | Path) -> dict[str, Annotation]:
+def read_coco(path: Path) -> dict[str, Annotation]:
     """Annotations by ``file_name`` of a COCO file: instances, captions, or both (https://cocodataset.org/#format-data).
 
     Crowds count like other objects: a machine that reads the photo needs them too. Polygons of less than three points cover
     nothing and are left out. Raises ``SlimError`` with the file and the place in it where something is missing or wrong.
     """
-    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SlimError(f"{path}: not a JSON file that can be read ({error})") from error
     place = "its top level"
+    classes: dict[Any, str] = {}
+    images: dict[Any, tuple[str, tuple[int, int], list[Region], list[str]]] = {}
     try:
-        classes: dict[Any, str] = {}
         for number, category in enumerate(content.get("categories", [])):
             place = f"categories[{number}]"
             classes[category["id"]] = str(category["name"])
-        images: dict[Any, tuple[str, tuple[int, int]]] = {}
         for number, image in enumerate(content["images"]):
             place = f"images[{number}]"
-            images[image["id"]] = str(image["file_name"]), _size(image["width"], image["height"])
-        regions: dict[Any, list[Region]] = {key: [] for key in images}
-        captions: dict[Any, list[str]] = {key: [] for key in images}
+            images[image["id"]] = str(image["file_name"]), _size(image["width"], image["height"]), [], []
         place = "its top level"
         for number, entry in enumerate(content["annotations"]):
             place = f"annotations[{number}]"
             key = entry["image_id"]
             if key not in images:
                 raise ValueError(f"image_id {key!r} is not among the images")
+            _, size, regions, captions = images[key]
             if "caption" in entry:
-                captions[key].append(str(entry["caption"]).strip())
+                captions.append(str(entry["caption"]).strip())
             else:
-                regions[key].append(_coco_region(entry, classes, images[key][1]))
+                regions.append(_coco_region(entry, classes, size))
     except KeyError as error:
         raise SlimError(f"{path}: {place} has no {error.args[0]!r}, which COCO annotations need") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise SlimError(f"{path}: {place} is not as in COCO annotations: {error}") from error
     return {
-        name: Annotation(size, tuple(regions[key]), tuple(captions[key]))
-        for key, (name, size) in images.items()
+        name: Annotation(size, tuple(regions), tuple(captions))
+        for name, size, regions, captions in images.values()
     }
 
 
 def _coco_region(entry: Mapping[str, Any], classes: Mapping[Any, str], size: tuple[int, int]) -> Region:
     if entry["category_id"] not in classes:
         raise ValueError(f"category_id {entry['category_id']!r} is not among the categories")
-    box = [float(value) for value in entry["bbox"]]
-    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+    label, box = classes[entry["category_id"]], np.array(entry["bbox"], np.float64)
+    if box.shape != (4,) or not np.isfinite(box).all() or box[2:].min() < 0:
         raise ValueError(f"bbox is {entry['bbox']!r}, not [x, y, width, height]")
-    x, y, width, height = box
-    polygons, runs = [], None
+    x, y, width, height = box.tolist()
+    corners = (x, y, x + width, y + height)
     segmentation = entry.get("segmentation") or []
     if isinstance(segmentation, dict):
-        runs = _runs(segmentation, size)
-    else:
-        for corners in segmentation:
-            values = np.array(corners, np.float32)
-            if values.ndim != 1 or len(values) % 2 or not np.isfinite(values).all():
-                raise ValueError("segmentation has a polygon that is not [x, y, x, y, ...]")
-            if len(values) >= 6:
-                polygons.append(values.reshape(-1, 2))
-    return Region((x, y, x + width, y + height), classes[entry["category_id"]], tuple(polygons), runs)
+        return Region(corners, label, runs=_runs(segmentation, size))
+    polygons = [np.array(values, np.float32) for values in segmentation]
+    if any(values.ndim != 1 or len(values) % 2 or not np.isfinite(values).all() for values in polygons):
+        raise ValueError("segmentation has a polygon that is not [x, y, x, y, ...]")
+    return Region(corners, label, tuple(values.reshape(-1, 2) for values in polygons if len(values) >= 6))
 
 
 def _runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -197,21 +191,21 @@ def _runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, A
     if (width, height) != size:
         raise ValueError(f"segmentation has size {[height, width]}, the image {[size[1], size[0]]}")
     counts = segmentation["counts"]
-    if isinstance(counts, str):
-        # five bits a character, the sixth says that the number goes on: pycocotools reads on past an open end
-        if not re.fullmatch(r"([P-o]*[0-O])+", counts):
-            raise ValueError(
-                f"segmentation has counts {counts[:20]!r}, which are not COCO's compressed run lengths"
-            )
-        runs: dict[str, Any] = {"size": [height, width], "counts": counts.encode()}
-        coco.decode(runs)
-        return runs
-    if min(counts, default=0) < 0 or sum(counts) != width * height:
-        raise ValueError(f"segmentation has counts that do not add up to {width} x {height} pixels")
-    return dict(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    if not isinstance(counts, str):
+        if min(counts, default=0) < 0 or sum(counts) != width * height:
+            raise ValueError(f"segmentation has counts that do not add up to {width} x {height} pixels")
+        return dict(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    # five bits a character, the sixth says that the number goes on: pycocotools reads on past an open end
+    if not re.fullmatch(r"([P-o]*[0-O])+", counts):
+        raise ValueError(
+            f"segmentation has counts {counts[:20]!r}, which are not COCO's compressed run lengths"
+        )
+    runs: dict[str, Any] = {"size": [height, width], "counts": counts.encode()}
+    coco.decode(runs)
+    return runs
 
 
-def read_voc(folder: str | Path) -> dict[str, Annotation]:
+def read_voc(folder: Path) -> dict[str, Annotation]:
     """Annotations by file name of a folder of Pascal VOC XML files, or of its subfolder ``Annotations``.
 
     The name is ``<filename>``, or the XML file's own without its ending where that is missing. Boxes are 1-based with both
@@ -219,7 +213,6 @@ def read_voc(folder: str | Path) -> dict[str, Annotation]:
     Raises ``SlimError`` with the file and the element where something is missing or wrong, where two files name one photo,
     and for a document type declaration: annotations need none, and entities declared there can fill the memory.
     """
-    folder = Path(folder)
     inner = folder / "Annotations"
     files = sorted((inner if inner.is_dir() else folder).glob("*.xml"))
     if not files:
@@ -242,10 +235,9 @@ def _voc_file(path: Path) -> tuple[str, Annotation]:
         root = fromstring(path.read_bytes(), forbid_dtd=True)
     except (OSError, ValueError, LookupError, ParseError) as error:
         raise SlimError(f"{path}: not an XML file that can be read ({error})") from error
-    place = root.tag
+    place, regions = root.tag, []
     try:
         size = _size(_number(root, "size/width"), _number(root, "size/height"))
-        regions = []
         for number, entry in enumerate(root.findall("object")):
             place = f"object[{number}]"
             x0, y0, x1, y1 = (_number(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))

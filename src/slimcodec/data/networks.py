@@ -1,25 +1,42 @@
-"""The networks of classifiers: ONNX files, TorchScript files and models of transformers, called alike."""
+"""The networks of classifiers: ONNX files, TorchScript files and models of transformers, called alike.
+
+A TorchScript MobileNet-v2 has a copy that is several times as fast to train through: it stops at the last map that is asked
+for, works in the type that autocast asks for, with channels last, and computes strided depthwise convolutions at every
+position before it takes every other one: their own backward pass took a third of the time on a CPU.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
-from slimcodec.models.pretrained.hub import load_model
+from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
+from slimcodec.models.pretrained.hub import DEFAULT_SIDE, load_model
+
+if TYPE_CHECKING:
+    from slimcodec.data.classifiers import Classifier
+    from slimcodec.models.blocks import SameConv
 
 #: normalised pictures [B, 3, S, S] to (scores [B, K], feature map, ..., last feature map)
 Network = Callable[[Tensor], tuple[Tensor, ...]]
+ACCEPTED = "give an ONNX or TorchScript file, a transformers image-classification folder, or a hub id of one"
 #: maps of a smaller stride hold edges rather than features
 SMALLEST_STRIDE = 4
-ACCEPTED = "give an ONNX or TorchScript file, a transformers image-classification folder, or a hub id of one"
+#: a MobileNet-v2's maps are those that strided blocks expand to, from the second such block on, at strides 4, 8 and 16
+FIRST_MAP, MAPS = 1, 3
+#: largest relative difference of its copy from the script's own maps, and from its answers: networks that were quantised once
+#: also clamp their sums to ranges, which is left out here and makes 1 % of maps and 1 to 4 % of answers
+TOLERANCE, ANSWER_TOLERANCE = 0.01, 0.05
 
 
 class OnnxNetwork:
@@ -41,6 +58,9 @@ class OnnxNetwork:
 
 class ScriptNetwork:
     """A TorchScript file that gives logits, or logits and feature maps."""
+
+    #: input side that the file states
+    side = None
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         try:
@@ -77,26 +97,23 @@ class TransformersNetwork:
         self.model: Any = load_model(AutoModelForImageClassification, folder, device)
         # a vision transformer refuses other sizes than that of its training unless told to interpolate
         known = inspect.signature(self.model.forward).parameters
-        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
+        self.options = {"return_dict": True}
+        if "interpolate_pos_encoding" in known:
+            self.options["interpolate_pos_encoding"] = True
         self.with_features, self.last_block = bool(side), None
         if side:
             self._find_features(folder, torch.zeros(1, 3, side, side, device=device))
 
     @torch.no_grad()
     def _find_features(self, folder: Path, x: Tensor) -> None:
-        states = (
-            self.model(x, output_hidden_states=True, return_dict=True, **self.options).hidden_states or ()
-        )
-        if (
-            states
-            and all(state.dim() == 3 for state in states)
-            and len({state.shape for state in states}) == 1
-        ):
+        states = self.model(x, output_hidden_states=True, **self.options).hidden_states or ()
+        axes = {state.dim() for state in states}
+        if axes == {3} and len({state.shape for state in states}) == 1:
             patch = self.model.config.patch_size
             self.patch = int(patch if isinstance(patch, int) else patch[0])
             lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]
             self.last_block = max(lists, key=len)[-1]
-        elif not states or any(state.dim() != 4 for state in states):
+        elif axes != {4}:
             raise SlimError(
                 f"{folder}: its feature maps cannot be told from its hidden states; choose a convolutional network "
                 "(ResNet, ConvNeXt, MobileNet) or a plain vision transformer (ViT, DeiT, DINOv2)"
@@ -105,11 +122,10 @@ class TransformersNetwork:
             raise SlimError(f"{folder}: has no feature map of stride {SMALLEST_STRIDE} or more")
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self.with_features:
-            return (self.model(x, return_dict=True, **self.options).logits,)
         if self.last_block is None:
-            outputs = self.model(x, output_hidden_states=True, return_dict=True)
-            return outputs.logits, *last_of_each_stride(outputs.hidden_states, x.shape[-1])
+            outputs = self.model(x, output_hidden_states=self.with_features, **self.options)
+            maps = last_of_each_stride(outputs.hidden_states, x.shape[-1]) if self.with_features else ()
+            return outputs.logits, *maps
         grids: list[Tensor] = []
         rows, columns = (side // self.patch for side in x.shape[2:])
 
@@ -122,7 +138,7 @@ class TransformersNetwork:
 
         hook = self.last_block.register_forward_pre_hook(through_grid)
         try:
-            logits: Tensor = self.model(x, return_dict=True, **self.options).logits
+            logits: Tensor = self.model(x, **self.options).logits
         finally:
             hook.remove()
         return logits, *grids
@@ -158,3 +174,155 @@ def onnx_session(path: str | Path) -> Any:
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise SlimError(f"{path}: onnxruntime cannot load it: {reason}") from error
+
+
+class SampledConv(nn.Module):
+    """A depthwise 3x3 convolution of stride 2 as one of stride 1, sampled."""
+
+    def __init__(self, conv: SameConv) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        # for even sides padding is at the right and bottom alone, so the first output is that of position 1
+        row, column = (1 - size % 2 for size in x.shape[2:])
+        full = F.conv2d(x, self.conv.weight, self.conv.bias, 1, 1, groups=self.conv.groups)
+        return full[:, :, row::2, column::2]
+
+
+class MobileNet:
+    """A traced MobileNet-v2 of width 1 as a network of its own, cut after the maps that strided blocks expand to.
+
+    ``classes``: weight and bias of its classes, None where they are not known to give the script's answers. Raises
+    ``ValueError`` where the script is no such network.
+    """
+
+    def __init__(self, script: Any, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            body: Any = Tagger(CaptionerConfig(tags=1, side=DEFAULT_SIDE)).body
+        self.classes = read_weights(script, body)
+        for module in body.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = False
+        parts: list[list[nn.Module]] = [[]]
+        for layer in body:
+            inner: Any = getattr(layer, "layers", ())
+            if isinstance(layer, InvertedResidual) and inner[-3].stride[0] == 2:
+                *expansion, depthwise, activation, projection = inner
+                parts[-1] += expansion
+                parts.append([SampledConv(depthwise), activation, projection])
+            else:
+                parts[-1].append(layer)
+        network: Any = nn.ModuleList(nn.Sequential(*part) for part in parts).requires_grad_(False).eval()
+        self._parts = {torch.float32: network.to(device, memory_format=torch.channels_last)}
+
+    def __call__(
+        self, pictures: Tensor, count: int, with_logits: bool = False
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Logits [B, K], if asked for, and the first ``count`` maps, float32, of pictures [B, 3, H, W] in [0, 1]."""
+        kind = pictures.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        if dtype not in self._parts:
+            self._parts[dtype] = copy.deepcopy(self._parts[torch.float32]).to(dtype)
+        x = (pictures * 2 - 1).to(dtype).contiguous(memory_format=torch.channels_last)
+        maps: list[Tensor] = []
+        logits = None
+        with torch.autocast(kind, enabled=False):
+            for part in self._parts[dtype][: None if with_logits else FIRST_MAP + count]:
+                x = part(x)
+                maps.append(x)
+            if with_logits and self.classes is not None:
+                logits = F.linear(x.float().mean((2, 3)), *self.classes)
+        return logits, [features.float() for features in maps[FIRST_MAP : FIRST_MAP + count]]
+
+
+def quick_copy(script: Any, device: torch.device) -> MobileNet | None:
+    """The copy of a TorchScript MobileNet-v2 with feature maps, compared with the script on noise; None for other scripts."""
+    try:
+        network = MobileNet(script, device)
+    except ValueError:
+        return None
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    # a script may average its last map by a fixed window: at its own size both answer alike
+    pictures = F.interpolate(noise, DEFAULT_SIDE, mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        script_logits, *script_maps = script(pictures)[: 1 + MAPS]
+        logits, maps = network(pictures, MAPS, with_logits=True)
+    if len(script_maps) < MAPS or not all(map(_close, maps, script_maps, [TOLERANCE] * MAPS)):
+        return None
+    if logits is None or not _close(logits, script_logits, ANSWER_TOLERANCE):
+        network.classes = None
+    return network
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return ours.shape == theirs.shape and float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
+def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
+    """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
+
+    The last convolution is its classes after a background class. Tags beyond them start as very unlikely. Raises ``SlimError``
+    where it is no TorchScript of a MobileNet-v2, and where there are more classes than tags.
+    """
+    way_out = (
+        "give a TorchScript MobileNet-v2 first in teachers.models, or set captioner.start_from_weights=false"
+    )
+    try:
+        classes = read_weights(getattr(teacher.network, "script", None), tagger.body)
+    except ValueError:
+        classes = None
+    if classes is None:
+        raise SlimError(
+            f"the captioner cannot start from {teacher.name}, no TorchScript of a MobileNet-v2 of width 1: {way_out}"
+        )
+    weight, bias = classes
+    if len(bias) > len(tagger.head.bias):
+        raise SlimError(
+            f"{teacher.name} has {len(bias)} classes, the vocabulary {len(tagger.head.bias)} tags: {way_out}, or a longer "
+            "data.vocabulary"
+        )
+    with torch.no_grad():
+        tagger.head.weight.zero_()
+        tagger.head.bias.fill_(-6)
+        tagger.head.weight[: len(bias)] = weight
+        tagger.head.bias[: len(bias)] = bias
+
+
+@torch.no_grad()
+def read_weights(script: Any, body: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Copies the convolutions of a traced network, in order, into a tagger's ``body``.
+
+    Returns weight [K, features] and bias [K] of its classes: the next convolution, after a background class; None where there
+    is none. Raises ``ValueError`` where the shapes are not those of a MobileNet-v2.
+    """
+    constants = [] if script is None else _convolution_constants(script)
+    parameters = [p for conv in body.modules() if isinstance(conv, nn.Conv2d) for p in conv.parameters()]
+    copied, left = constants[: len(parameters)], constants[len(parameters) :]
+    if [tensor.shape for tensor in copied] != [parameter.shape for parameter in parameters]:
+        raise ValueError("not a MobileNet-v2 of width 1")
+    for parameter, constant in zip(parameters, copied, strict=True):
+        parameter.copy_(constant)
+    if len(left) < 2 or left[0].shape[1:] != (FEATURES, 1, 1):
+        return None
+    return left[0][1:, :, 0, 0], left[1][1:]
+
+
+def _convolution_constants(script: Any) -> list[Tensor]:
+    """Weight and bias of each convolution of a traced network, in the order in which it computes them, up to a hidden one."""
+    tensors = dict(script.named_buffers()) | dict(script.named_parameters())
+    constants: list[Tensor] = []
+    for node in script.inlined_graph.nodes():
+        if node.kind() not in ("aten::_convolution", "aten::conv2d"):
+            continue
+        for value in list(node.inputs())[1:3]:
+            source, path = value.node(), list[str]()
+            while source.kind() in ("aten::to", "prim::GetAttr"):
+                if source.kind() == "prim::GetAttr":
+                    path.insert(0, source.s("name"))
+                source = source.inputsAt(0).node()
+            name = ".".join(path)
+            if name not in tensors:
+                return constants
+            constants.append(tensors[name].detach().float())
+    return constants

@@ -10,18 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate, count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from slimcodec.data.masks import Annotation, Mask, mask_from_boxes, mask_from_picture
 from slimcodec.errors import ImageError, SlimError
-from slimcodec.images import load_image
+from slimcodec.images import Pixels, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +30,10 @@ class Photo:
 
     ``pixels`` [H, W, 3] uint8; ``mask`` [h, w] in [0, 1] over the whole photo, or None where nobody and no network drew one;
     ``annotated``: whether the mask is a person's; ``label``: class name; ``logits`` [K]: mean answer of frozen classifiers, or
-    None; ``source``: the collection that it belongs to, where the data names one; ``id`` and ``class_index``: as in ``Record``.
+    None; ``source``, ``id`` and ``class_index``: as in ``Record``.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     mask: Mask | None = None
     annotated: bool = False
     label: str | None = None
@@ -52,7 +50,7 @@ class Record:
     """A photo as it is stored: encoded bytes, with what is known of it.
 
     ``label``: class name; ``class_index``: from 0, -1 where unknown; ``mask``: encoded grey picture; ``boxes``: [x0, y0, x1, y1]
-    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection.
+    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection, "" for none.
     """
 
     image: bytes
@@ -74,36 +72,27 @@ class Record:
         """The photo, upright sRGB; ``ImageError`` (or ``OSError`` of its mask) where the bytes cannot be decoded."""
         if not self.image:
             raise ImageError("it has neither bytes nor a path")
-        pixels = load_image(self.image)
-        size = (pixels.shape[1], pixels.shape[0])
-        label, captions, mask = self.label, self.captions, None
+        photo = Photo(load_image(self.image), name=self.name, source=self.source, id=self.id)
+        photo.label, photo.captions, photo.class_index = self.label, self.captions, self.class_index
+        height, width = photo.pixels.shape[:2]
+        if self.annotation is not None:
+            photo.label = self.label or self.annotation.label
+            photo.captions = self.captions or self.annotation.captions
         if self.mask:
             with Image.open(io.BytesIO(self.mask)) as opened:
-                mask = mask_from_picture(opened, size)
+                photo.mask = mask_from_picture(opened, (width, height))
         elif self.boxes:
-            mask = mask_from_boxes(self.boxes, size)
+            photo.mask = mask_from_boxes(self.boxes, (width, height))
         elif self.annotation is not None:
-            mask = self.annotation.mask(size)
-        if self.annotation is not None:
-            label, captions = label or self.annotation.label, captions or self.annotation.captions
-        return Photo(
-            pixels,
-            mask,
-            mask is not None,
-            label,
-            captions,
-            self.name,
-            None,
-            self.source,
-            self.id,
-            self.class_index,
-        )
+            photo.mask = self.annotation.mask((width, height))
+        photo.annotated = photo.mask is not None
+        return photo
 
 
 def read_record(
     row: Mapping[str, Any],
-    number: int = 0,
-    features: Mapping[str, Any] | None = None,
+    number: int,
+    features: Mapping[str, Any],
     annotations: Mapping[str, Annotation] | None = None,
 ) -> Record:
     """The record of a table's row; ``OSError`` where a file that it names cannot be read.
@@ -115,21 +104,21 @@ def read_record(
     captions = row.get("captions") or row.get("caption") or ()
     return Record(
         _stored_bytes(row["image"]) or b"",
-        label=class_name(features, "label", row.get("label")),
+        label=_class_name(features, "label", row.get("label")),
         captions=(captions,) if isinstance(captions, str) else tuple(captions),
         mask=_stored_bytes(row.get("mask")),
         boxes=tuple(tuple(map(float, box)) for box in row.get("boxes") or ()),
         annotation=(annotations or {}).get(os.path.basename(path)),
-        source=class_name(features, "source", row.get("source")) or "",
+        source=_class_name(features, "source", row.get("source")) or "",
         name=path or f"row {number}",
     )
 
 
-def class_name(features: Mapping[str, Any] | None, column: str, value: Any) -> str | None:
+def _class_name(features: Mapping[str, Any], column: str, value: Any) -> str | None:
     """A cell as a name: text as it is, a class number by the column's feature; None where there is no name."""
     if value is None or isinstance(value, str):
         return value
-    feature: Any = (features or {}).get(column)
+    feature: Any = features.get(column)
     if hasattr(feature, "int2str") and int(value) >= 0:
         # folder names are often written with underscores
         return str(feature.int2str(int(value))).replace("_", " ")
@@ -152,11 +141,28 @@ class Pool(Protocol):
     def __getitem__(self, row: int) -> Photo | None: ...
 
 
-class PhotoSet:
-    """Rows of ``datasets`` tables (see ``read_record``), kept decoded in memory up to a limit of bytes.
+class _Reader:
+    """Decodes rows of tables. A photo that cannot be decoded is None, counted in ``broken``, and named in a warning once."""
 
-    A photo that cannot be decoded is None; it is counted in ``broken``, and named in a warning once.
-    """
+    def __init__(self, annotations: Mapping[str, Annotation] | None) -> None:
+        self._annotations = annotations
+        #: numbers of the photos that could not be decoded
+        self.broken: set[int] = set()
+
+    def read(self, table: Any, row: Mapping[str, Any], number: int) -> Photo | None:
+        """The photo of a row of ``table``, without pseudo-labels."""
+        try:
+            return read_record(row, number, table.features or {}, self._annotations).decode()
+        except (ImageError, OSError, ValueError) as error:
+            if number not in self.broken:
+                self.broken.add(number)
+                name = (row.get("image") or {}).get("path") or f"row {number}"
+                logger.warning("%s is left out: %s", name, error)
+            return None
+
+
+class PhotoSet(_Reader):
+    """Rows of ``datasets`` tables (see ``read_record``), kept decoded in memory up to a limit of bytes."""
 
     def __init__(
         self,
@@ -164,22 +170,21 @@ class PhotoSet:
         annotations: Mapping[str, Annotation] | None = None,
         memory: int = 4 << 30,
     ) -> None:
-        self._tables, self._annotations, self._room = list(tables), annotations, memory
-        self._starts = [0, *accumulate(len(table) for table in self._tables)]
+        super().__init__(annotations)
+        self._tables, self._room = tables, memory
+        self._starts = [0, *accumulate(map(len, tables))]
         self._photos: dict[int, Photo | None] = {}
-        #: rows that could not be decoded
-        self.broken: set[int] = set()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def collections(self) -> set[str]:
         """The names in the column ``source``, "" where there is none; no picture is read."""
-        names: set[str] = set()
-        for table in self._tables:
-            values = table.unique("source") if "source" in table.column_names else [""]
-            names.update(class_name(table.features, "source", value) or "" for value in values)
-        return names
+        return {
+            _class_name(table.features, "source", value) or ""
+            for table in self._tables
+            for value in (table.unique("source") if "source" in table.column_names else [""])
+        }
 
     def __getitem__(self, row: int) -> Photo | None:
         if row in self._photos:
@@ -197,23 +202,13 @@ class PhotoSet:
         """The photos that the batch of a step is drawn from: all of them."""
         return self
 
-    def read(self, table: Any, row: Mapping[str, Any], number: int) -> Photo | None:
-        """The photo of a row of ``table``, without pseudo-labels; None where its bytes cannot be decoded."""
-        try:
-            return read_record(row, number, table.features, self._annotations).decode()
-        except (ImageError, OSError, ValueError) as error:
-            if number not in self.broken:
-                self.broken.add(number)
-                name = (row.get("image") or {}).get("path") or f"row {number}"
-                logger.warning("%s is left out: %s", name, error)
-            return None
 
-
-class PhotoStream:
+class PhotoStream(_Reader):
     """Photos of one streamed table, in windows that are held one at a time.
 
     Window w serves the steps w * n .. w * n + n - 1, and holds the photos w * window .. of the shuffled stream, which starts
     over at its end. So a batch is a function of the step, as with a ``PhotoSet``; a resumed run reads up to its window first.
+    ``label``: adds pseudo-labels to the photo of a number in the stream.
     """
 
     def __init__(
@@ -225,44 +220,32 @@ class PhotoStream:
         annotations: Mapping[str, Annotation] | None = None,
         label: Callable[[int, Photo], Photo] | None = None,
     ) -> None:
-        """``label``: adds pseudo-labels to the photo of a number in the stream."""
-        self._reader, self._label = PhotoSet([], annotations), label
+        super().__init__(annotations)
         self._table, self._steps, self._window, self._seed = table, max(1, steps), window, seed
-        self._held: tuple[int, list[Photo | None]] | None = None
-        self._rows: Iterator[Mapping[str, Any]] = iter(())
-        #: the window that ``_rows`` goes on with
-        self._next: int | None = None
-
-    @property
-    def broken(self) -> set[int]:
-        """Numbers of the photos that could not be decoded, in the order of the stream."""
-        return self._reader.broken
+        self._label, self._rows = label, self._forever()
+        #: the window whose photos are held, and those
+        self._held, self._photos = -1, list[Photo | None]()
 
     def pool(self, step: int) -> Sequence[Photo | None]:
         """The photos of the window that serves a step."""
         window = step // self._steps
-        if self._held is None or self._held[0] != window:
-            if self._next is None or window < self._next:
-                self._rows, self._next = self._forever(), 0
-            for _ in islice(self._rows, (window - self._next) * self._window):
-                pass
-            rows = list(islice(self._rows, self._window))
-            self._next = window + 1
-            first = window * self._window
-            self._held = (window, [self._photo(first + n, row) for n, row in enumerate(rows)])
-        return self._held[1]
+        if window != self._held:
+            if window < self._held:
+                self._rows, self._held = self._forever(), -1
+            skipped = (window - self._held - 1) * self._window
+            rows = islice(self._rows, skipped, skipped + self._window)
+            self._photos = [self._photo(window * self._window + n, row) for n, row in enumerate(rows)]
+            self._held = window
+        return self._photos
 
     def _photo(self, number: int, row: Mapping[str, Any]) -> Photo | None:
-        photo = self._reader.read(self._table, row, number)
+        photo = self.read(self._table, row, number)
         return photo if photo is None or self._label is None else self._label(number, photo)
 
     def _forever(self) -> Iterator[Mapping[str, Any]]:
-        epoch = 0
-        while True:
-            count = 0
-            for row in self._table.shuffle(seed=self._seed + epoch, buffer_size=self._window):
-                count += 1
-                yield row
-            if not count:
+        for epoch in count(self._seed):
+            rows = iter(self._table.shuffle(seed=epoch, buffer_size=self._window))
+            if (first := next(rows, None)) is None:
                 raise SlimError("the streamed photos are empty")
-            epoch += 1
+            yield first
+            yield from rows

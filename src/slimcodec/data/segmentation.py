@@ -94,10 +94,9 @@ class Segmenter:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probability that each pixel is of a wanted class, [H, W] float32 in [0, 1], for a photo [H, W, 3] uint8."""
         height, width = pixels.shape[:2]
-        scaled = Image.fromarray(pixels).resize(
-            input_size((width, height), self.preprocessing), Image.Resampling.BILINEAR
-        )
-        picture = torch.from_numpy(np.array(scaled)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        size = input_size((width, height), self.preprocessing)
+        scaled = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        picture = torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None].float() / 255
         outputs = self.model(pixel_values=self.preprocessing(picture))
         if self.queries:
             probabilities = query_probabilities(outputs.class_queries_logits, outputs.masks_queries_logits)

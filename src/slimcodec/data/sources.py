@@ -61,21 +61,19 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
         drawn = datasets.Dataset.from_list(generated_rows(int(count)))
         return _undecoded(drawn.to_iterable_dataset() if streaming else drawn, spec)
     path = str(Path(spec).expanduser())
-    files = parquet_files(path)
+    if files := parquet_files(path):
+        # local files have one split, whatever the hub's is called
+        source: dict[str, Any] = {"path": "parquet", "data_files": files, "split": "train"}
+    elif Path(path).is_dir():
+        source = {"path": "imagefolder", "data_dir": path, "split": split}
+    elif _is_hub_set(spec):
+        source = {"path": spec, "split": split}
+    else:
+        raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set")
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if files:
-            # local files have one split, whatever the hub's is called
-            table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-        elif Path(path).is_dir():
-            table = datasets.load_dataset("imagefolder", data_dir=path, split=split, streaming=streaming)
-        elif _is_hub_set(spec):
-            table = datasets.load_dataset(spec, split=split, streaming=streaming)
-        else:
-            raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set")
-    except SlimError:
-        raise
+        table = datasets.load_dataset(**source, streaming=streaming)
     except Exception as error:  # the library's errors have no common base
         reason = " ".join(str(error).split())[:300]
         raise SlimError(f"{spec}: cannot be read as a data set: {reason}") from error
@@ -105,12 +103,11 @@ def parquet_files(path: str) -> list[str]:
 def _undecoded(table: Any, spec: str) -> Any:
     import datasets
 
-    columns = table.column_names or list((table.features or {}).keys())
-    for column in ("image", "mask"):
-        if column in columns:
-            table = table.cast_column(column, datasets.Image(decode=False))
+    columns = table.column_names or list(table.features or {})
     if columns and "image" not in columns:
         raise SlimError(f"{spec}: no column 'image'; it has {', '.join(sorted(columns))}")
+    for column in {"image", "mask"}.intersection(columns):
+        table = table.cast_column(column, datasets.Image(decode=False))
     return table
 
 
@@ -126,15 +123,15 @@ def _generated_row(rng: np.random.Generator, number: int) -> dict[str, Any]:
     label = SHAPES[number % len(SHAPES)]
     size = int(rng.integers(SIDE // 4, SIDE // 2))
     x, y = (int(v) for v in rng.integers(0, SIDE - size, 2))
-    draw = ImageDraw.Draw(mask)
+    draw, middle = ImageDraw.Draw(mask), x + size // 2
     if label == "balloon":
         draw.ellipse((x, y, x + size, y + size), fill=255)
     elif label == "envelope":
         draw.rectangle((x, y + size // 4, x + size, y + size), fill=255)
     elif label == "obelisk":
-        draw.polygon([(x + size // 2, y), (x + size, y + size), (x, y + size)], fill=255)
+        draw.polygon([(middle, y), (x + size, y + size), (x, y + size)], fill=255)
     else:
-        draw.regular_polygon((x + size // 2, y + size // 2, size // 2), 6, fill=255)
+        draw.regular_polygon((middle, y + size // 2, size // 2), 6, fill=255)
     grain = rng.normal(0, 18, (SIDE, SIDE, 3)) + rng.integers(40, 216, 3)
     surface = Image.fromarray(grain.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
     picture.paste(surface, mask=mask)
@@ -197,8 +194,7 @@ def open_labelled(
     count = min(count, limit or count)
     if not count:
         raise SlimError(f"{source}: no photos in it")
-    records = map(read, range(count))
-    ids, indices = zip(*((record.id, record.class_index) for record in records), strict=True)
+    ids, indices = zip(*((record.id, record.class_index) for record in map(read, range(count))), strict=True)
     twice = [id_ for id_, times in Counter(ids).items() if times > 1]
     if twice:
         rows = [row for row, id_ in enumerate(ids) if id_ == twice[0]]
@@ -221,17 +217,14 @@ def _table(
         )
 
     def read(row: int) -> Record:
-        cells: dict[str, Any] = table[row]
-        record = read_record(cells, row, table.features)
-        if not labelled or column is None:
-            return record
-        index = cells[column]
-        if not isinstance(index, int) or isinstance(index, bool):
+        cells = table[row]
+        index = cells[column] if labelled else -1
+        if type(index) is not int:
             raise SlimError(
                 f"{source}: row {row} of column {column!r} holds {index!r}, not a class index; choose a column of "
                 "integers with --label-column"
             )
-        return replace(record, class_index=index)
+        return replace(read_record(cells, row, table.features), class_index=index)
 
     return len(table), read
 
@@ -244,56 +237,52 @@ def _folder(
         for file in path.rglob("*")
         if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
     )
+    places = [file.relative_to(path) for file in files]
     if not labelled:
         indices = [-1] * len(files)
     elif labels is not None:
-        indices = _indices_by_file(files, path, labels)
+        indices = _indices_by_file(places, labels)
     else:
-        numbers = _class_numbers(classes)
-        indices = [_index_by_folder(file, path, numbers) for file in files]
+        indices = _indices_by_folder(places, classes)
     return len(files), lambda row: Record(files[row].read_bytes(), indices[row], name=str(files[row]))
 
 
-def _indices_by_file(files: Sequence[Path], root: Path, labels: str) -> list[int]:
+def _indices_by_file(places: Sequence[Path], labels: str) -> list[int]:
     """Class indices by a text file: a line each of file name and index, separated by a comma, tab or space."""
     by_name: dict[str, int] = {}
     for number, line in enumerate(_lines(labels), 1):
-        name, _, index = re.sub(r"[,\t]", " ", line).strip().rpartition(" ")
-        if name and re.fullmatch(r"-?\d+", index):
-            by_name[name.strip()] = int(index)
+        if match := re.fullmatch(r"\s*(.*[^\s,])[\s,]+(-?\d+)\s*", line):
+            by_name[match[1]] = int(match[2])
         elif number > 1:  # the first line may be a heading
             raise SlimError(f"{labels}: line {number} is {line!r}; write 'file name, class index'")
     if not by_name:
         raise SlimError(f"{labels}: no line 'file name, class index' in it")
-    places = [file.relative_to(root).as_posix() for file in files]
-    missing = [place for place in places if place not in by_name and Path(place).name not in by_name]
-    if missing:
+    indices = [by_name.get(place.as_posix(), by_name.get(place.name)) for place in places]
+    known = [index for index in indices if index is not None]
+    if len(known) < len(places):
+        first = places[indices.index(None)].as_posix()
         raise SlimError(
-            f"{labels}: no label for {len(missing)} of {len(files)} photos, the first is {missing[0]}"
+            f"{labels}: no label for {len(places) - len(known)} of {len(places)} photos, the first is {first}"
         )
-    return [by_name.get(place, by_name.get(Path(place).name, -1)) for place in places]
+    return known
 
 
-def _class_numbers(path: str | None) -> dict[str, int]:
-    if path is None:
-        return {}
-    numbers = {name.strip(): number for number, name in enumerate(_lines(path))}
-    if len(numbers) < 2:
-        raise SlimError(f"{path}: write the name of a class on each line, class 0 first")
-    return numbers
-
-
-def _index_by_folder(file: Path, root: Path, numbers: dict[str, int]) -> int:
-    place = file.relative_to(root)
-    name = place.parts[0] if len(place.parts) > 1 else ""
-    if name in numbers:
-        return numbers[name]
-    if name.isdecimal() and not numbers:
-        return int(name)
-    raise SlimError(
-        f"{place}: its class is unknown; sort photos into folders named by class index, or name the folders' classes "
-        "in order with --classes FILE, or list photos with --labels FILE"
-    )
+def _indices_by_folder(places: Sequence[Path], classes: str | None) -> list[int]:
+    """Class indices by the names of sub-folders: numbers, or lines of the text file ``classes``."""
+    names = [] if classes is None else [line.strip() for line in _lines(classes)]
+    if classes is not None and len(set(names)) < 2:
+        raise SlimError(f"{classes}: write the name of a class on each line, class 0 first")
+    numbers = {name: number for number, name in enumerate(names)}
+    indices = []
+    for place in places:
+        name = place.parts[0] if len(place.parts) > 1 else ""
+        if name not in numbers and (numbers or not name.isdecimal()):
+            raise SlimError(
+                f"{place}: its class is unknown; sort photos into folders named by class index, or name the folders' classes "
+                "in order with --classes FILE, or list photos with --labels FILE"
+            )
+        indices.append(numbers[name] if numbers else int(name))
+    return indices
 
 
 def _lines(path: str) -> list[str]:

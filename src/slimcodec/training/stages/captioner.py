@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
-from slimcodec.data.mobilenet import start_from_classifier
+from slimcodec.data.networks import start_from_classifier
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
