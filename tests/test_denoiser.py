@@ -16,7 +16,7 @@ from torch import Tensor
 from slimcodec import SlimError
 from slimcodec.models.enhancer import EnhancerConfig, seeded_noise
 from slimcodec.models.latent_model import CaptionEmbedding
-from slimcodec.models.pretrained.denoiser import (
+from slimcodec.models.pretrained.networks import (
     Denoiser,
     PromptEncoder,
     clean_latent,

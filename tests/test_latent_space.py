@@ -10,7 +10,7 @@ import torch
 from pretrained import autoencoder, tiny_autoencoder
 
 from slimcodec.models.blocks import dtype_of
-from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
+from slimcodec.models.pretrained.networks import PretrainedAutoencoder
 from slimcodec.models.pretrained.pipeline import load_autoencoder
 from slimcodec.models.pretrained.references import FoundPart
 

@@ -19,7 +19,7 @@ from support import photo
 
 from slimcodec import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.pretrained.captioner import MAX_BYTES, clean_caption
+from slimcodec.models.pretrained.hub import MAX_BYTES, clean_caption
 from slimcodec.training.pseudo_labels import RoiCaptioner, label_captions, roi_box
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run

@@ -17,9 +17,9 @@ from slimcodec.models.pretrained.hub import (
     class_names,
     load_model,
     pretrained_folder,
-    read_json,
     read_preprocessing,
 )
+from slimcodec.models.pretrained.references import read_json
 
 #: models that answer with queries, a class and a mask each, in place of a class for each pixel
 QUERY_MODELS = ("maskformer", "mask2former")

@@ -30,14 +30,13 @@ from slimcodec.models.compressor import CONVOLUTIONS, Compressor, CompressorConf
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_codec import LatentCodec
 from slimcodec.models.native import NativeModel
-from slimcodec.models.pretrained.captioner import CaptionModelConfig
-from slimcodec.models.pretrained.hub import hub_folder
+from slimcodec.models.pretrained.hub import CaptionModelConfig
 from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
-from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part
+from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part, hub_folder
 from slimcodec.models.storage import Parts, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
-    from slimcodec.models.pretrained.captioner import ImageToText, ZeroShotTagger
+    from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
 
 FORMAT = 1
 EMBEDDED = "slim-tiny"
@@ -193,7 +192,7 @@ class Bundle:
             return None
 
         def build() -> ImageToText | ZeroShotTagger:
-            from slimcodec.models.pretrained.captioner import load_captioner
+            from slimcodec.models.pretrained.hub import load_captioner
 
             self.latent_model.make_room()
             folder = self.pretrained_part(config.part.name).folder

@@ -2,7 +2,7 @@
 
 A straight path leads from the decompressed latent, plus a little noise of the size of what was lost, to the original; the UNet
 sees the decompressed latent beside the state and predicts the path's end, from which the velocity follows (flow matching,
-Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.pretrained.denoiser``.
+Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.pretrained.networks``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
+from slimcodec.models.latent_model import CaptionEmbedding
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def small_unet_config(latent_channels: int = 128, size: UNetSize | None = None) 
 class Enhancer(nn.Module):
     """A diffusers UNet and scheduler applied to decompressed latents."""
 
+    #: the side of a picture that it works on best: any
+    tile = None
     error_scale: Tensor
 
     def __init__(self, config: EnhancerConfig, unet: nn.Module, scheduler: Any) -> None:
@@ -100,7 +103,9 @@ class Enhancer(nn.Module):
             raise SlimError(f"enhancer.scheduler: {name!r} is not a scheduler of diffusers")
         return cls(config, unet, scheduler_class.from_config(settings))
 
-    def predict(self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: Tensor) -> Tensor:
+    def predict(
+        self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: CaptionEmbedding
+    ) -> Tensor:
         """The UNet's estimate, in units of the error scale, of latents minus original, at times [B] in (0, 1] of the path.
 
         It sees the state as its distance from the decompressed latent ``latents``, in the same units, beside ``latents`` itself.
@@ -114,7 +119,7 @@ class Enhancer(nn.Module):
         # the UNet halves its grid once: odd sizes are padded and cropped
         height, width = sample.shape[2:]
         sample = nn.functional.pad(sample, (0, width % 2, 0, height % 2), mode="replicate")
-        output = self.unet(sample, time * 1000, text.to(dtype), timestep_cond=condition).sample
+        output = self.unet(sample, time * 1000, text.states.to(dtype), timestep_cond=condition).sample
         result: Tensor = output[:, :, :height, :width].float()
         return result
 
@@ -129,17 +134,11 @@ class Enhancer(nn.Module):
         quality: int,
         steps: int,
         noise: Tensor,
-        text: Tensor,
-        empty_text: Tensor,
+        captions: CaptionEmbedding,
+        no_captions: CaptionEmbedding,
         text_scale: float = 1.0,
     ) -> Tensor:
-        """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
-
-        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text`` and ``empty_text`` [B, tokens, D] are
-        the caption's states and those of no caption; ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans
-        2022), 1 = off.
-        """
-
+        """Decompressed latents [B, C, h, w] to enhanced ones; see ``LatentModel.enhance``."""
         if self.config.mode != "bridge":
             raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
         level = quality_to_level(
@@ -152,9 +151,9 @@ class Enhancer(nn.Module):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))
         for time in scheduler.timesteps:
             moment = (time / 1000).expand(len(latents)).to(latents.device)
-            lost = self.predict(state, latents, moment, level, text)
+            lost = self.predict(state, latents, moment, level, captions)
             if text_scale != 1.0:
-                unconditional = self.predict(state, latents, moment, level, empty_text)
+                unconditional = self.predict(state, latents, moment, level, no_captions)
                 lost = unconditional + text_scale * (lost - unconditional)
             # the straight path through this state that ends at latents - scale * lost
             velocity = (state - latents + scale * lost) / moment.reshape(-1, 1, 1, 1)

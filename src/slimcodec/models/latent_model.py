@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from slimcodec.errors import SlimError
 from slimcodec.models.pretrained.references import PartReference
+from slimcodec.models.storage import Parts
 
 #: side of a tile in latent positions: 1024 pixels at 16 pixels a position
 TILE = 64
@@ -23,45 +27,69 @@ class CaptionEmbedding:
     pooled: Tensor | None = None
 
 
-class LatentModel(Protocol):
+class LatentModel(ABC):
     """A latent diffusion model: ours (``native``), or a pipeline of diffusers (``pretrained.pipeline``).
 
     Pictures are [B, 3, H, W] in [-1, 1], latents [B, C, H / stride, W / stride], both float32. Every network is loaded when
-    a method first needs it. ``SlimError`` names a network that the model lacks, and why.
+    it is first needed. ``SlimError`` names a network that the model lacks, and why.
     """
 
-    @property
-    def stride(self) -> int:
-        """Pixels a side of a latent position; no weights are read for it."""
+    #: pixels a side of a latent position
+    stride: int
+    #: the pretrained parts that the model is made of; () for one whose weights a bundle holds
+    references: tuple[PartReference, ...] = ()
+    #: why a tagger cannot guide this model's latents; "" where it can
+    guidance_unavailable = ""
+    parts: Parts
 
     @property
-    def references(self) -> tuple[PartReference, ...]:
-        """The pretrained parts that the model is made of; () for one whose weights a bundle holds."""
+    @abstractmethod
+    def autoencoder(self) -> Any:
+        """The latent space: ``encode`` and ``decode``, and the latent positions that each looks to a side.
+
+        A radius of None: it divides large pictures itself.
+        """
+
+    @property
+    @abstractmethod
+    def enhancer(self) -> Any:
+        """The UNet with its scheduler; ``tile`` is the side in latent positions that it works on best, None: any."""
+
+    @property
+    @abstractmethod
+    def text_encoder(self) -> Any:
+        """Tokenizers and text encoders: captions to a ``CaptionEmbedding``."""
 
     @property
     def encoder_radius(self) -> int | None:
-        """Latent positions that an encoded value depends on to each side; None: ``encode`` divides large pictures itself."""
+        radius: int | None = self.autoencoder.encoder_radius
+        return radius
 
     @property
     def decoder_radius(self) -> int | None:
-        """Latent positions that a decoded pixel depends on to each side; None: ``decode`` divides large latents itself."""
+        radius: int | None = self.autoencoder.decoder_radius
+        return radius
 
     @property
     def enhancer_tile(self) -> int | None:
-        """Side in latent positions that ``enhance`` works on best; None: any."""
-
-    @property
-    def guidance_unavailable(self) -> str:
-        """Why a tagger cannot guide this model's latents; "" where it can."""
+        tile: int | None = self.enhancer.tile
+        return tile
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures whose sides are multiples of ``stride``."""
+        latents: Tensor = self.autoencoder.encode(pictures)
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of latents, near [-1, 1] and not clipped."""
+        pictures: Tensor = self.autoencoder.decode(latents)
+        return pictures
 
     def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
         """Captions as ``enhance`` takes them; None is no caption."""
+        with self.parts.lock, torch.no_grad():
+            embedding: CaptionEmbedding = self.text_encoder(captions)
+        return embedding
 
     def enhance(
         self,
@@ -78,14 +106,18 @@ class LatentModel(Protocol):
         ``noise``: standard normal, of the latents' shape (``seeded_noise``). ``text_scale``: classifier-free guidance (Ho &
         Salimans 2022), 1 = off.
         """
+        enhanced: Tensor = self.enhancer(latents, quality, steps, noise, captions, no_captions, text_scale)
+        return enhanced
 
     def error_scale(self, quality: int) -> Tensor:
         """Standard deviation [C] of what compression loses at a quality."""
+        raise SlimError(self.guidance_unavailable)
 
+    @abstractmethod
     def offload(self) -> None:
         """From now on the device holds one network at a time, that which runs."""
 
-    def make_room(self, module: Any = None) -> None:
+    def make_room(self, module: Any = None) -> None:  # noqa: B027  networks that stay on the device need none
         """With ``offload``: takes the network on the device away, and brings another ``module`` there."""
 
 
@@ -103,28 +135,26 @@ def tiled(
     and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call. Without a margin
     the function divides its input itself.
     """
-    if margin is None:
-        return function(*inputs)
     rows, columns = (length // cell_in for length in inputs[0].shape[2:])
-    if rows <= tile + 2 * margin and columns <= tile + 2 * margin:
+    if margin is None or max(rows, columns) <= tile + 2 * margin:
         return function(*inputs)
+
+    def tiles(length: int) -> Iterator[tuple[int, int, int, int]]:
+        """First and last cell of each tile, without and with the margin."""
+        for start in range(0, length, tile):
+            stop = min(start + tile, length)
+            yield start, stop, max(start - margin, 0), min(stop + margin, length)
+
+    def cells(start: int, stop: int, cell: int) -> slice:
+        return slice(start * cell, stop * cell)
+
     result: Tensor | None = None
-    for top in range(0, rows, tile):
-        for left in range(0, columns, tile):
-            bottom, right = min(top + tile, rows), min(left + tile, columns)
-            y0, x0 = max(top - margin, 0), max(left - margin, 0)
-            y1, x1 = min(bottom + margin, rows), min(right + margin, columns)
-            place = (..., slice(y0 * cell_in, y1 * cell_in), slice(x0 * cell_in, x1 * cell_in))
-            piece = function(*(x[place] for x in inputs))
-            if result is None:
-                result = piece.new_empty(*piece.shape[:2], rows * cell_out, columns * cell_out)
-            inner = piece[
-                :,
-                :,
-                (top - y0) * cell_out : (bottom - y0) * cell_out,
-                (left - x0) * cell_out : (right - x0) * cell_out,
-            ]
-            result[:, :, top * cell_out : bottom * cell_out, left * cell_out : right * cell_out] = inner
+    for (top, bottom, y0, y1), (left, right, x0, x1) in product(tiles(rows), tiles(columns)):
+        piece = function(*(x[..., cells(y0, y1, cell_in), cells(x0, x1, cell_in)] for x in inputs))
+        if result is None:
+            result = piece.new_empty(*piece.shape[:2], rows * cell_out, columns * cell_out)
+        inner = piece[..., cells(top - y0, bottom - y0, cell_out), cells(left - x0, right - x0, cell_out)]
+        result[..., cells(top, bottom, cell_out), cells(left, right, cell_out)] = inner
     assert result is not None
     return result
 
@@ -154,11 +184,10 @@ def blended(function: Callable[..., Tensor], *inputs: Tensor, tile: int = TILE, 
         ramp = torch.arange(1, size + 1, dtype=torch.float32)
         return torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap) / overlap
 
-    for top in rows:
-        for left in columns:
-            place = (..., slice(top, min(top + tile, height)), slice(left, min(left + tile, width)))
-            piece = function(*(x[place] for x in inputs))
-            weight = (fade(piece.shape[2])[:, None] * fade(piece.shape[3])).to(piece.device)
-            total[place] += piece * weight
-            weights[place] += weight
+    for top, left in product(rows, columns):
+        place = (..., slice(top, top + tile), slice(left, left + tile))
+        piece = function(*(x[place] for x in inputs))
+        weight = (fade(piece.shape[2])[:, None] * fade(piece.shape[3])).to(piece.device)
+        total[place] += piece * weight
+        weights[place] += weight
     return total / weights

@@ -13,10 +13,11 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
 from slimcodec.models.blocks import at_level, quality_to_level
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig
-from slimcodec.models.latent_model import CaptionEmbedding
-from slimcodec.models.pretrained.references import PartReference
+from slimcodec.models.latent_model import CaptionEmbedding, LatentModel
 from slimcodec.models.storage import Parts
 
+#: special tokens of our text encoders, in the order of their numbers
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
 #: longer captions are cut for the enhancer (the file keeps them whole)
 MAX_TOKENS = 24
 
@@ -28,8 +29,8 @@ class CaptionEncoder(nn.Module):
         super().__init__()
         self.tokenizer, self.text_model = tokenizer, text_model
 
-    def forward(self, captions: Sequence[str | None]) -> Tensor:
-        """Captions to hidden states [B, tokens, D]; None is the empty caption, on which guidance is free to drop."""
+    def forward(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        """The embedding of captions; None is the empty caption, on which guidance is free to drop."""
         limit = min(MAX_TOKENS, self.text_model.config.max_position_embeddings)
         tokens = self.tokenizer(
             [caption or "" for caption in captions],
@@ -38,19 +39,16 @@ class CaptionEncoder(nn.Module):
             max_length=limit,
             return_tensors="pt",
         )
-        device = next(self.text_model.parameters()).device
-        hidden: Tensor = self.text_model(
-            tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-        ).last_hidden_state
-        return hidden
+        tokens = tokens.to(self.text_model.device)
+        output = self.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return CaptionEmbedding(output.last_hidden_state)
 
 
 def fast_tokenizer(tokenizer: Any, **options: Any) -> Any:
     """A tokenizer of the library tokenizers as transformers calls it, with the special tokens of our text encoders."""
     from transformers import PreTrainedTokenizerFast
 
-    special = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, **options)
 
 
 def small_text_encoder(
@@ -63,10 +61,9 @@ def small_text_encoder(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<start>", "<end>"]
     trainer = trainers.BpeTrainer(
         vocab_size=tokens,
-        special_tokens=special,
+        special_tokens=list(SPECIAL.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -90,13 +87,10 @@ def small_text_encoder(
     return CaptionEncoder(fast, CLIPTextModel(config))
 
 
-class NativeModel:
-    """Our networks as a ``LatentModel``; the branches of the autoencoder run in the parts' type, all else in float32."""
+class NativeModel(LatentModel):
+    """Our networks; the branches of the autoencoder run in the parts' type, all else in float32."""
 
     stride = PATCH
-    enhancer_tile = None
-    references: tuple[PartReference, ...] = ()
-    guidance_unavailable = ""
 
     def __init__(
         self,
@@ -112,7 +106,6 @@ class NativeModel:
 
     @property
     def autoencoder(self) -> PatchAutoencoder:
-        """The latent space."""
         config = self.autoencoder_config
         return self.parts.network("autoencoder", lambda: PatchAutoencoder(config), ("encoder", "decoder"))
 
@@ -140,45 +133,9 @@ class NativeModel:
 
         return self.parts.network("text", build, meta=False)
 
-    @property
-    def encoder_radius(self) -> int:
-        return self.autoencoder.encoder_radius
-
-    @property
-    def decoder_radius(self) -> int:
-        return self.autoencoder.decoder_radius
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.autoencoder.encode(pictures)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents)
-
-    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
-        with self.parts.lock, torch.no_grad():
-            return CaptionEmbedding(self.text_encoder(captions))
-
-    def enhance(
-        self,
-        latents: Tensor,
-        quality: int,
-        steps: int,
-        noise: Tensor,
-        captions: CaptionEmbedding,
-        no_captions: CaptionEmbedding,
-        text_scale: float = 1.0,
-    ) -> Tensor:
-        result: Tensor = self.enhancer(
-            latents, quality, steps, noise, captions.states, no_captions.states, text_scale
-        )
-        return result
-
     def error_scale(self, quality: int) -> Tensor:
         table = self.enhancer.error_scale
         return at_level(table, quality_to_level(torch.tensor([quality], device=table.device), len(table)))[0]
-
-    def make_room(self, module: Any = None) -> None:
-        """Nothing: our networks stay on the device."""
 
     def offload(self) -> None:
         raise SlimError(f"offload moves pretrained parts, and {self.name} has none; leave it out")

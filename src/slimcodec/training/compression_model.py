@@ -20,7 +20,7 @@ from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import GATE, Compressor
 from slimcodec.models.exact import FloatLayer
-from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
+from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.models.prior import (
     SCALES,
     PriorNetwork,

@@ -22,10 +22,8 @@ from slimcodec.images import load_image
 from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
 from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.pretrained.autoencoder import PretrainedAutoencoder
-from slimcodec.models.pretrained.captioner import CaptionModelConfig
-from slimcodec.models.pretrained.denoiser import fitting_strength
-from slimcodec.models.pretrained.hub import pretrained_folder
+from slimcodec.models.pretrained.hub import CaptionModelConfig, pretrained_folder
+from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import LdmFacts, load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer, revision_of
 from slimcodec.models.prior import PriorConfig

@@ -20,8 +20,8 @@ from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_open
 from slimcodec.models.bundle import EMBEDDED, Bundle
-from slimcodec.models.pretrained.captioner import ImageToText, clean_caption
-from slimcodec.models.pretrained.hub import DEFAULT_SIDE, pretrained_folder, read_json
+from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
+from slimcodec.models.pretrained.references import read_json
 from slimcodec.processes import track
 
 #: a field of ``PseudoLabels``
@@ -246,7 +246,7 @@ class RoiCaptioner:
         x0, y0, x1, y1 = roi_box(mask, (width, height))
         crop = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         if self.bundle is None:
-            return self.model(crop)
+            return self.model.captions([crop])[0]
         picture = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         tagger = self.bundle.captioners[0]
         (name,) = tagger.captions(tagger(picture), self.bundle.vocabulary)

@@ -1,4 +1,7 @@
-"""Pretrained models of transformers, by folder or hub id: found, loaded whole, and fed as they were trained."""
+"""Pretrained models of transformers, by folder or hub id: loaded whole, fed as they were trained, and asked for captions.
+
+Captioners run at the encoder alone: the caption travels in the file, so no decoder needs them and no file depends on them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,83 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import file_sha256, is_hub_id, load_json
+from slimcodec.files import file_sha256, is_hub_id
+from slimcodec.models.pretrained.references import PartReference, hub_folder, read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
+#: longest caption that a model may give
+MAX_BYTES, MAX_NEW_TOKENS = 200, 24
+#: tags whose text is encoded at a time
+TAGS_AT_ONCE = 64
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------
+
+
+def pretrained_folder(source: str | Path) -> Path:
+    """The folder of a model that ``save_pretrained`` wrote: ``source`` itself, or a snapshot of that Hugging Face hub id.
+
+    Weights are safetensors only. Raises ``SlimError`` where there is no such folder or it has no config.json.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if not is_hub_id(source):
+            raise SlimError(
+                f"{source}: no such model; give a folder that save_pretrained wrote, or a hub id like owner/name"
+            )
+        folder = hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"])
+    if not (folder / "config.json").is_file():
+        raise SlimError(f"{source}: has no config.json; give a folder that save_pretrained wrote")
+    return folder
+
+
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """A folder's model by a class of transformers or diffusers: frozen, for inference.
+
+    Raises ``SlimError`` where the library cannot load it, or where weights are missing: it would fill them with random numbers.
+    """
+    try:
+        model, report = kind.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, **options
+        )
+    except Exception as error:  # the libraries' errors have no common base
+        reason = " ".join(str(error).split())
+        raise SlimError(f"{folder}: {kind.__name__} cannot load it ({reason})") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise SlimError(
+            f"{folder}: no weights for {missing}, so it is not a trained {kind.__name__}; choose a model of that kind"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_model(auto_class: Any, folder: Path, device: str = "cpu") -> Any:
+    """A folder's model by one of transformers' ``AutoModelFor...`` classes, in float32; see ``load_pretrained``."""
+    return load_pretrained(auto_class, folder, trust_remote_code=False).float().to(device)
+
+
+def class_names(model: Any) -> tuple[str, ...]:
+    """A model's class names in the order of its outputs, () where it has numbered labels only."""
+    names = [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
+    numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return () if numbered else tuple(names)
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
+    return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
+
+
+# ---- preprocessing ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,56 +109,6 @@ class Preprocessing:
         return ((pictures.flip(1) if self.bgr else pictures) - mean) / std
 
 
-def pretrained_folder(source: str | Path) -> Path:
-    """The folder of a model that ``save_pretrained`` wrote: ``source`` itself, or a snapshot of that Hugging Face hub id.
-
-    Weights are safetensors only. Raises ``SlimError`` where there is no such folder or it has no config.json.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if not is_hub_id(source):
-            raise SlimError(
-                f"{source}: no such model; give a folder that save_pretrained wrote, or a hub id like owner/name"
-            )
-        folder = hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"])
-    if not (folder / "config.json").is_file():
-        raise SlimError(f"{source}: has no config.json; give a folder that save_pretrained wrote")
-    return folder
-
-
-def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
-    """A snapshot of a Hugging Face hub id with the files that match ``patterns``, at a commit ("" = the newest).
-
-    Raises ``SlimError`` where the hub does not give it and the cache does not have it.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                source,
-                revision=revision or None,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(without),
-            )
-        )
-    except Exception as error:  # the hub client's errors have no common base
-        at = f" at revision {revision}" if revision else ""
-        reason = " ".join(str(error).split())
-        raise SlimError(f"{source}{at}: no such folder, and the hub did not give it ({reason})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ``SlimError`` if it cannot be read."""
-    try:
-        content = load_json(path)
-    except (OSError, ValueError, SlimError) as error:
-        raise SlimError(f"{path}: cannot be read ({error}); get the model again") from error
-    if not isinstance(content, dict):
-        raise SlimError(f"{path}: holds no JSON object; get the model again")
-    return content
-
-
 def read_preprocessing(folder: Path) -> Preprocessing:
     """Input size and normalisation by a folder's preprocessor_config.json, or the part of its processor_config.json.
 
@@ -96,22 +119,16 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     try:
         size = settings.get("size") or read_json(folder / "config.json").get("image_size") or DEFAULT_SIDE
         keep_shape = isinstance(size, dict) and "shortest_edge" in size
-        if settings.get("do_center_crop") and settings.get("crop_size"):
-            size = settings["crop_size"]
-        normalised = bool(settings.get("do_normalize", True))
-        mean = settings.get("image_mean") or IMAGENET_MEAN
-        std = settings.get("image_std") or IMAGENET_STD
-        return Preprocessing(
-            _side(size),
-            tuple(map(float, mean)) if normalised else (0.0, 0.0, 0.0),
-            tuple(map(float, std)) if normalised else (1.0, 1.0, 1.0),
-            keep_shape,
-            bool(settings.get("do_flip_channel_order")),
-        )
+        if settings.get("do_center_crop"):
+            size = settings.get("crop_size") or size
+        mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+        if not settings.get("do_normalize", True):
+            mean, std = (0, 0, 0), (1, 1, 1)
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        return Preprocessing(_side(size), mean, std, keep_shape, bool(settings.get("do_flip_channel_order")))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SlimError(
-            f"{_processor_file(folder)}: not the settings of an image processor ({error!r})"
-        ) from error
+        file = _processor_file(folder)
+        raise SlimError(f"{file}: not the settings of an image processor ({error!r})") from error
 
 
 def image_processor_settings(folder: Path) -> dict[str, Any]:
@@ -136,36 +153,137 @@ def _side(size: Any) -> int:
     return int(size)
 
 
-def load_model(auto_class: Any, folder: Path, device: str = "cpu") -> Any:
-    """A folder's model by one of transformers' ``AutoModelFor...`` classes: float32, frozen, for inference.
+# ---- captions --------------------------------------------------------------------------------------------------
 
-    Raises ``SlimError`` where transformers cannot load it, or where weights are missing: transformers would fill them with
-    random numbers.
-    """
+
+@dataclass(frozen=True)
+class CaptionModelConfig:
+    """A pretrained captioner that a bundle names."""
+
+    part: PartReference
+    #: what an image-to-text model is asked, or the words that it goes on with
+    prompt: str = ""
+    #: below this probability a zero-shot tagger names nothing
+    threshold: float = 0.2
+
+
+def clean_caption(text: str) -> str | None:
+    """The text on one line, without control characters, cut after a word to at most 200 bytes; None if nothing is left."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    words = normalise_caption(printable)
+    if len(words.encode()) > MAX_BYTES:
+        # the 201st byte shows whether a word ends at the 200th
+        start = words.encode()[: MAX_BYTES + 1].decode(errors="ignore")
+        words = start.rpartition(" ")[0] or words.encode()[:MAX_BYTES].decode(errors="ignore")
+    return words or None
+
+
+class ImageToText:
+    """An image-to-text model: of its own accord (BLIP, GIT), or answering a prompt (BLIP-2, Florence-2, chat models)."""
+
+    def __init__(self, folder: Path, device: str = "cpu", prompt: str = "") -> None:
+        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
+        from transformers import AutoModelForImageTextToText
+
+        self.model = load_model(AutoModelForImageTextToText, folder, device)
+        self.processor, self.device, self.prompt = load_processor(folder), device, prompt
+        self.chats = bool(prompt and getattr(self.processor, "chat_template", None))
+
+    @torch.no_grad()
+    def captions(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str | None]:
+        """The caption of every picture [H, W, 3] uint8, one line of at most 200 bytes, or None.
+
+        All are looked at in one pass, but by a chat model one at a time: how many tokens a picture takes may follow its size.
+        """
+        images = [Image.fromarray(pixels) for pixels in pictures]
+        if self.chats:
+            return [caption for image in images for caption in self._generate(self._chat(image))]
+        words = {"text": [self.prompt] * len(images)} if self.prompt else {}
+        return self._generate(self.processor(images=images, return_tensors="pt", **words))
+
+    def _chat(self, image: Image.Image) -> Any:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    def _generate(self, inputs: Any) -> list[str | None]:
+        inputs = inputs.to(self.device)
+        tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
+        prompt = inputs.get("input_ids")
+        if prompt is not None and not self.model.config.is_encoder_decoder:
+            length = prompt.shape[1]
+            # models without an encoder repeat the prompt
+            if tokens.shape[1] > length and torch.equal(tokens[:, :length], prompt):
+                tokens = tokens[:, length:]
+        return [clean_caption(text) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+class ZeroShotTagger:
+    """A model of pictures and texts (CLIP, SigLIP) that names the likeliest tag of a list."""
+
+    @torch.no_grad()
+    def __init__(self, folder: Path, tags: Sequence[str], device: str, threshold: float) -> None:
+        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
+        from transformers import AutoModelForZeroShotImageClassification
+
+        if not tags:
+            raise SlimError(f"{folder}: a zero-shot tagger needs a list of tags: give --tags FILE")
+        self.model = load_model(AutoModelForZeroShotImageClassification, folder, device)
+        self.processor, self.device = load_processor(folder), device
+        self.phrases, self.threshold = [tag_phrase(tag) for tag in tags], threshold
+        states = []
+        for start in range(0, len(tags), TAGS_AT_ONCE):
+            phrases = self.phrases[start : start + TAGS_AT_ONCE]
+            tokens = self.processor(text=phrases, padding=True, truncation=True, return_tensors="pt")
+            states.append(_unit(self.model.get_text_features(**tokens.to(device))))
+        self.texts = torch.cat(states)
+
+    @torch.no_grad()
+    def captions(self, pictures: Sequence[NDArray[np.uint8]]) -> list[str | None]:
+        """The caption "a photo of a {tag}" of every picture [H, W, 3] uint8, None where no tag is likely enough."""
+        images = [Image.fromarray(pixels) for pixels in pictures]
+        inputs = self.processor(images=images, return_tensors="pt").to(self.device)
+        scores = _unit(self.model.get_image_features(**inputs)) @ self.texts.T * self.model.logit_scale.exp()
+        return [
+            self.phrases[int(tag)] if float(probability) >= self.threshold else None
+            for probability, tag in zip(*scores.softmax(-1).max(-1), strict=True)
+        ]
+
+
+def _unit(features: Any) -> Tensor:
+    """Features of length 1, whichever way a release of transformers gives them."""
+    states: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return states / states.norm(dim=-1, keepdim=True)
+
+
+def is_zero_shot(folder: Path) -> bool:
+    """Whether a model compares pictures with texts and writes none."""
+    from transformers.models.auto import modeling_auto
+
+    kind = read_json(folder / "config.json").get("model_type")
+    writes = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return not writes and kind in modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
+def load_captioner(
+    folder: Path, config: CaptionModelConfig, tags: Sequence[str], device: str
+) -> ImageToText | ZeroShotTagger:
+    """The captioner in a folder, of whichever kind it is."""
+    if is_zero_shot(folder):
+        return ZeroShotTagger(folder, tags, device, config.threshold)
+    return ImageToText(folder, device, config.prompt)
+
+
+def load_processor(folder: Path) -> Any:
+    """A model's image processor and tokenizer; ``SlimError`` where transformers cannot load them."""
+    from transformers import AutoProcessor
+
     try:
-        model, report = auto_class.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-        )
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers' errors have no common base
-        raise SlimError(
-            f"{folder}: {auto_class.__name__} of transformers cannot load it ({error})"
-        ) from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise SlimError(
-            f"{folder}: no weights for {missing}, so it is not a trained {auto_class.__name__}; "
-            "choose a model of that kind"
-        )
-    return model.float().eval().requires_grad_(False).to(device)
-
-
-def class_names(model: Any) -> tuple[str, ...]:
-    """A model's class names in the order of its outputs, () where it has numbered labels only."""
-    names = [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
-    numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    return () if numbered else tuple(names)
-
-
-def weights_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
-    return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
+        raise SlimError(f"{folder}: its image processor or tokenizer cannot be loaded ({error})") from error

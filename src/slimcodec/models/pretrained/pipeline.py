@@ -9,23 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id
 from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.latent_model import CaptionEmbedding
-from slimcodec.models.pretrained.autoencoder import KNOWN, PretrainedAutoencoder, stride_of
-from slimcodec.models.pretrained.denoiser import Denoiser, PromptEncoder
-from slimcodec.models.pretrained.hub import hub_folder, read_json
-from slimcodec.models.pretrained.references import FoundPart, PartReference, part_from_hub, refer, revision_of
+from slimcodec.models.latent_model import LatentModel
+from slimcodec.models.pretrained.hub import load_pretrained
+from slimcodec.models.pretrained.networks import (
+    AUTOENCODERS,
+    Denoiser,
+    PretrainedAutoencoder,
+    PromptEncoder,
+    stride_of,
+)
+from slimcodec.models.pretrained.references import (
+    FoundPart,
+    PartReference,
+    hub_folder,
+    part_from_hub,
+    read_json,
+    refer,
+    revision_of,
+)
 from slimcodec.models.storage import Parts, from_storage
-
-if TYPE_CHECKING:
-    from slimcodec.models.pretrained.offload import Offload
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
 REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
@@ -80,10 +90,10 @@ def refer_ldm(
             continue
         local = _local(home)
         top = local or part_from_hub(home, "", subfolder)
-        folders[name] = folder = top / subfolder
+        folders[name] = top / subfolder
         # a path is written down so that it means the same from any working folder
-        origin = home if local is None else str(local.resolve())
-        parts.append(refer(name, folder, origin, subfolder, revision_of(top), others))
+        origin = str(local.resolve()) if local else home
+        parts.append(refer(name, folders[name], origin, subfolder, revision_of(top), others))
     vae = read_json(folders["vae"] / "config.json")
     unet = read_json(folders["unet"] / "config.json")
     _check(source, vae, unet)
@@ -102,12 +112,11 @@ def _local(source: str) -> Path | None:
 
 
 def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
-    if vae.get("_class_name") not in KNOWN:
-        raise SlimError(
-            f"{source}: its autoencoder is {vae.get('_class_name')}; known are {', '.join(KNOWN)}"
-        )
-    if unet.get("_class_name") != "UNet2DConditionModel":
-        raise SlimError(f"{source}: its network is {unet.get('_class_name')}; known is UNet2DConditionModel")
+    vae_name, unet_name = vae.get("_class_name"), unet.get("_class_name")
+    if vae_name not in AUTOENCODERS:
+        raise SlimError(f"{source}: its autoencoder is {vae_name}; known are {', '.join(AUTOENCODERS)}")
+    if unet_name != "UNet2DConditionModel":
+        raise SlimError(f"{source}: its network is {unet_name}; known is UNet2DConditionModel")
     # what diffusers takes where a configuration says nothing
     channels = vae.setdefault("latent_channels", 4)
     if unet.get("in_channels", 4) != channels:
@@ -122,6 +131,13 @@ def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
 # ---- loading ---------------------------------------------------------------------------------------------------
 
 
+def load_part(kind: Any, part: FoundPart, dtype: torch.dtype) -> Any:
+    """A network of a pipeline, by its class of diffusers or transformers, frozen, in ``dtype``."""
+    name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
+    options = {"variant": part.variant or None, "local_files_only": True, name: dtype}
+    return load_pretrained(kind, part.folder, **options)
+
+
 def load_autoencoder(part: FoundPart, dtype: torch.dtype) -> PretrainedAutoencoder:
     """The latent space, frozen; in ``dtype``, or in float32 where half precision would overflow."""
     import diffusers
@@ -130,15 +146,8 @@ def load_autoencoder(part: FoundPart, dtype: torch.dtype) -> PretrainedAutoencod
     if settings.get("force_upcast") and dtype == torch.float16:
         # some decoders overflow in half precision, and say so
         dtype = torch.float32
-    vae = _load(getattr(diffusers, str(settings.get("_class_name"))), part, dtype)
-    return PretrainedAutoencoder(vae).requires_grad_(False).eval()
-
-
-def load_unet(part: FoundPart, dtype: torch.dtype) -> Any:
-    """The UNet, frozen, in ``dtype``."""
-    from diffusers import UNet2DConditionModel
-
-    return _load(UNet2DConditionModel, part, dtype).requires_grad_(False).eval()
+    vae = load_part(getattr(diffusers, str(settings.get("_class_name"))), part, dtype)
+    return PretrainedAutoencoder(vae).eval()
 
 
 def load_scheduler(part: FoundPart) -> Any:
@@ -169,69 +178,35 @@ def load_scheduler(part: FoundPart) -> Any:
     return scheduler
 
 
-def load_text_model(part: FoundPart, dtype: torch.dtype, *, projected: bool) -> Any:
-    """A CLIP text encoder, frozen; ``projected``: with the projection of its pooled state, as SDXL's second one."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
-    return _load(kind, part, dtype).requires_grad_(False).eval()
-
-
 def load_tokenizer(part: FoundPart) -> Any:
     """A CLIP tokenizer."""
     from transformers import CLIPTokenizer
 
-    made: Any = CLIPTokenizer
+    tokenizer: Any = CLIPTokenizer
     try:
-        return made.from_pretrained(part.folder, local_files_only=True)
+        return tokenizer.from_pretrained(part.folder, local_files_only=True)
     except Exception as error:  # transformers' errors have no common base
         raise SlimError(f"{part.folder}: its tokenizer cannot be loaded ({error})") from error
 
 
-def _load(kind: Any, part: FoundPart, dtype: torch.dtype) -> Any:
-    name = "dtype" if kind.__module__.startswith("transformers") else "torch_dtype"
-    try:
-        model, report = kind.from_pretrained(
-            part.folder,
-            variant=part.variant or None,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{name: dtype},
-        )
-    except Exception as error:  # the libraries' errors have no common base
-        raise SlimError(
-            f"{part.folder}: {kind.__name__} cannot be loaded ({' '.join(str(error).split())})"
-        ) from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise SlimError(f"{part.folder}: no weights for {missing}, so it is not a whole {kind.__name__}")
-    return model
-
-
 @torch.no_grad()
-def merge_lora(network: Any, matrices: dict[str, Tensor]) -> None:
+def merge_lora(network: nn.Module, matrices: dict[str, Tensor]) -> None:
     """Adds the product of ``<layer>.up.weight`` and ``<layer>.down.weight`` (LoRA, Hu et al. 2022) to every layer's weight.
 
-    Decoding needs no peft for it. Raises ``KeyError`` or ``ValueError`` where a layer is missing or has another shape.
+    Decoding needs no peft for it. Raises ``KeyError`` or ``RuntimeError`` where a layer is missing or has another shape.
     """
+    weights = network.state_dict()
     for name, down in matrices.items():
-        if not name.endswith(".down.weight"):
-            continue
-        layer = name.removesuffix(".down.weight")
-        try:
-            weight = network.get_parameter(f"{layer}.weight")
-        except AttributeError as error:
-            raise KeyError(f"lora: the UNet has no layer {layer}") from error
-        up = matrices[f"{layer}.up.weight"]
-        change = (up.flatten(1).float() @ down.flatten(1).float()).reshape(weight.shape)
-        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+        layer, part, _ = name.rpartition(".down.weight")
+        if part:
+            weight, up = weights[f"{layer}.weight"], matrices[f"{layer}.up.weight"]
+            change = (up.flatten(1).float() @ down.flatten(1).float()).reshape(weight.shape)
+            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
 
 
-class PretrainedModel:
-    """A pipeline of diffusers as a ``LatentModel``: each part is found, checked by its hash and loaded when first used."""
+class PretrainedModel(LatentModel):
+    """A pipeline of diffusers: each part is found, checked by its hash and loaded when first used."""
 
-    encoder_radius = decoder_radius = None
     guidance_unavailable = "a pretrained model follows the caption by classifier-free guidance"
 
     def __init__(
@@ -265,9 +240,11 @@ class PretrainedModel:
         """The UNet with its scheduler, low-rank matrices merged; imports diffusers."""
 
         def build() -> Denoiser:
+            from diffusers import UNet2DConditionModel
+
             if self.enhancer_config is None:
                 raise SlimError("the bundle has no enhancer")
-            unet = load_unet(self.find("unet"), self.parts.dtype)
+            unet = load_part(UNet2DConditionModel, self.find("unet"), self.parts.dtype)
             if "lora" in self.parts.stored:
                 merge_lora(unet, from_storage(self.parts.stored["lora"]))
             self._place(unet)
@@ -277,15 +254,17 @@ class PretrainedModel:
 
     @property
     def text_encoder(self) -> PromptEncoder:
-        """Tokenizers and text encoders; imports diffusers and transformers."""
+        """Tokenizers and CLIP text encoders; imports diffusers and transformers."""
 
         def build() -> PromptEncoder:
-            numbers = [number for number in ("", "_2") if self.config.part(f"text_encoder{number}")]
+            from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+            # SDXL's second one projects its pooled state
+            kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+            numbers = [number for number in kinds if self.config.part(f"text_encoder{number}")]
             tokenizers = [load_tokenizer(self.find(f"tokenizer{number}")) for number in numbers]
             models = [
-                load_text_model(
-                    self.find(f"text_encoder{number}"), self.parts.dtype, projected=number == "_2"
-                )
+                load_part(kinds[number], self.find(f"text_encoder{number}"), self.parts.dtype)
                 for number in numbers
             ]
             for model in models:
@@ -294,47 +273,11 @@ class PretrainedModel:
 
         return self.parts.get("text", build)
 
-    @property
-    def enhancer_tile(self) -> int:
-        return self.enhancer.tile
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.autoencoder.encode(pictures)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents)
-
-    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
-        with self.parts.lock:
-            embedding: CaptionEmbedding = self.text_encoder(captions)
-        return embedding
-
-    def enhance(
-        self,
-        latents: Tensor,
-        quality: int,
-        steps: int,
-        noise: Tensor,
-        captions: CaptionEmbedding,
-        no_captions: CaptionEmbedding,
-        text_scale: float = 1.0,
-    ) -> Tensor:
-        result: Tensor = self.enhancer(latents, quality, steps, noise, captions, no_captions, text_scale)
-        return result
-
-    def error_scale(self, quality: int) -> Tensor:
-        raise SlimError(self.guidance_unavailable)
-
     def offload(self) -> None:
         """Raises ``SlimError`` without Accelerate."""
-        try:
-            from slimcodec.models.pretrained.offload import Offload
-        except ImportError as error:
-            raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
         self.offloaded = Offload(self.parts.device)
 
     def make_room(self, module: Any = None) -> None:
-        """With offload: sends the network that is on the device back to memory, and brings ``module`` there."""
         if self.offloaded is not None:
             self.offloaded.bring(module)
 
@@ -344,3 +287,39 @@ class PretrainedModel:
             module.to(self.parts.device)
         else:
             self.offloaded.add(module)
+
+
+class Offload:
+    """Keeps at most one of its modules on a device, by hooks of Accelerate; serves one thread at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            import accelerate
+        except ImportError as error:
+            raise SlimError(f"offload needs {error.name}: install it with pip install accelerate") from error
+        self.accelerate: Any = accelerate
+        self.device = device
+        self._there: nn.Module | None = None
+
+    def add(self, module: nn.Module) -> None:
+        """From now on the module comes to the device when it is called, and leaves when another one comes."""
+        hook = self.accelerate.hooks.ModelHook()
+        # called before the module's forward, and by diffusers before an autoencoder's methods
+        hook.pre_forward, hook.execution_device = self._come, self.device
+        self.accelerate.hooks.add_hook_to_module(module, hook)
+
+    def _come(self, module: nn.Module, *arguments: Any, **named: Any) -> Any:
+        self.bring(module)
+        return self.accelerate.utils.send_to_device((arguments, named), self.device)
+
+    def bring(self, module: nn.Module | None) -> None:
+        """Sends away what is on the device, and brings a module there (None: nothing), for one that is not called as a whole."""
+        if self._there is module:
+            return
+        if self._there is not None:
+            self._there.to("cpu")
+        # noted last: a module that did not fit is not there
+        self._there = None
+        if module is not None:
+            module.to(self.device)
+        self._there = module

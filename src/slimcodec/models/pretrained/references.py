@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slimcodec.errors import ModelMismatchError, SlimError
-from slimcodec.files import JSON_BYTES, hub_snapshot, inside, is_hub_id, read_bounded
-from slimcodec.models.pretrained.hub import hub_folder, read_json
+from slimcodec.files import JSON_BYTES, hub_snapshot, inside, is_hub_id, load_json, read_bounded
 from slimcodec.models.storage import read_header
 
 #: folders, separated as in PATH, in which pretrained parts are looked for first
@@ -97,6 +96,38 @@ class Fingerprint:
     size: int
 
 
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
+    """A snapshot of a Hugging Face hub id with the files that match ``patterns``, at a commit ("" = the newest).
+
+    Raises ``SlimError`` where the hub does not give it and the cache does not have it.
+    """
+    from huggingface_hub import snapshot_download
+
+    only, never = list(patterns), list(without)
+    try:
+        return Path(
+            snapshot_download(source, revision=revision or None, allow_patterns=only, ignore_patterns=never)
+        )
+    except Exception as error:  # the hub client's errors have no common base
+        at = f" at revision {revision}" if revision else ""
+        reason = " ".join(str(error).split())
+        raise SlimError(f"{source}{at}: no such folder, and the hub did not give it ({reason})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ``SlimError`` if it cannot be read."""
+    try:
+        content = load_json(path)
+    except (OSError, ValueError, SlimError) as error:
+        raise SlimError(f"{path}: cannot be read ({error}); get the model again") from error
+    if not isinstance(content, dict):
+        raise SlimError(f"{path}: holds no JSON object; get the model again")
+    return content
+
+
 # ---- hashes ----------------------------------------------------------------------------------------------------
 
 
@@ -115,29 +146,25 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
 
     Memory stays at a few megabytes. Raises ``SlimError`` where a file is damaged, or weights are there in pickled form only.
     """
-    settings: dict[str, Any] = {
-        name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()
-    }
+    settings = {name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()}
     kind = str(settings.get("config.json", {}).get("_class_name", ""))
-    decoding = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    encoder = hashlib.sha256()
-    size = 0
+    encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
+    decoding, encoder = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()), hashlib.sha256()
+    size, split = 0, False
     for name in OTHER_FILES:
         if (path := folder / name).exists():
             digest = hashlib.sha256(read_bounded(path, JSON_BYTES)).hexdigest()
             decoding.update(f"{name} {digest}\n".encode())
             size += path.stat().st_size
-    encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
     files = weight_files(folder)
     if not files and any(folder.glob("*.bin")):
         raise SlimError(
             f"{folder}: its weights are pickled (.bin), which can run code; convert them to safetensors"
         )
     tensors = sorted(entry for path in files.get(variant, []) for entry in _tensors(path))
-    split = False
     for name, described, path, start, length in tensors:
-        chosen = encoder if name.startswith(encoder_only) and encoder_only else decoding
-        split = split or chosen is encoder
+        chosen = encoder if name.startswith(encoder_only) else decoding
+        split |= chosen is encoder
         chosen.update(f"{name} {described}\n".encode())
         with open(path, "rb") as file:
             file.seek(start)
@@ -209,26 +236,22 @@ def find_part(
 
 def _match_source(source: str, reference: PartReference, reasons: list[str]) -> FoundPart | None:
     """The part in a folder or a hub repository; None, and a reason more, where it is not there as it must be."""
-    local = Path(source).expanduser()
-    before = len(reasons)
+    local, before, part = Path(source).expanduser(), len(reasons), None
     if local.is_dir():
         part = _match(local, reference, "folder", reasons)
     elif not is_hub_id(source):
         reasons.append(f"no folder {source}")
-        return None
     else:
         # the commit belongs to the first source, a mirror has its own
         revision = reference.revision if source == reference.source else ""
-        part = None
-        for variants in (False, True):
-            try:
+        try:
+            for variants in (False, True):
                 root = part_from_hub(source, revision, reference.subfolder, variants=variants)
-            except SlimError as error:
-                reasons.append(str(error))
-                return None
-            part = part or _match(root, reference, "hub", reasons)
-            if part is not None or len(reasons) == before:
-                break
+                part = _match(root, reference, "hub", reasons)
+                if part is not None or len(reasons) == before:
+                    break
+        except SlimError as error:
+            reasons.append(str(error))
     if part is None and len(reasons) == before:
         reasons.append(f"{source} has no such part")
     return part
@@ -255,9 +278,8 @@ def _has_part(folder: Path) -> bool:
 
 def _match(root: Path, reference: PartReference, place: str, reasons: list[str]) -> FoundPart | None:
     """The part in a folder or its subfolder, with the variant of its weights; None, and reasons more, where none is right."""
-    folder = next(
-        (f for name in (reference.subfolder, reference.name, "") if _has_part(f := root / name)), None
-    )
+    folders = (root / name for name in (reference.subfolder, reference.name, ""))
+    folder = next(filter(_has_part, folders), None)
     if folder is None:
         return None
     for variant in weight_files(folder) or {"": []}:
@@ -273,22 +295,17 @@ def _match(root: Path, reference: PartReference, place: str, reasons: list[str])
     return None
 
 
-def how_to_get(reference: PartReference) -> str:
-    """The command that brings a part to this machine, or what else helps."""
-    otherwise = f"name a folder that has it in the variable {BASE_VARIABLE}"
-    hub = next((source for source in (reference.source, *reference.alternatives) if is_hub_id(source)), None)
-    if hub is None:
-        return otherwise
-    revision = f" --revision {reference.revision}" if reference.revision and hub == reference.source else ""
-    files = f"{reference.subfolder}/*" if reference.subfolder else "*"
-    return f"run `hf download {hub}{revision} --include '{files}'`, or {otherwise}"
-
-
 def _missing(reference: PartReference, reasons: Sequence[str]) -> ModelMismatchError:
-    origin = reference.source + (f" at revision {reference.revision}" if reference.revision else "")
+    at_revision = f" at revision {reference.revision}" if reference.revision else ""
+    remedy = f"name a folder that has it in the variable {BASE_VARIABLE}"
+    hub = next((source for source in (reference.source, *reference.alternatives) if is_hub_id(source)), None)
+    if hub is not None:
+        revision = f" --revision {reference.revision}" if at_revision and hub == reference.source else ""
+        files = f"{reference.subfolder}/*" if reference.subfolder else "*"
+        remedy = f"run `hf download {hub}{revision} --include '{files}'`, or {remedy}"
     return ModelMismatchError(
-        f"the bundle needs the pretrained part {reference.name} of {origin}, expected sha256 {reference.sha256}, and it "
-        f"is not there: {'; '.join(dict.fromkeys(reasons))}. To get it, {how_to_get(reference)}"
+        f"the bundle needs the pretrained part {reference.name} of {reference.source}{at_revision}, expected sha256 "
+        f"{reference.sha256}, and it is not there: {'; '.join(dict.fromkeys(reasons))}. To get it, {remedy}"
     )
 
 
@@ -304,9 +321,17 @@ def refer(
             f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
         )
     actual = fingerprint(folder, next(iter(weight_files(folder)), ""))
-    licence, megabytes = licence_of(folder.parent if subfolder else folder), round(actual.size / 1e6, 3)
-    origin = (source, subfolder, revision, actual.encoder_sha256)
-    return PartReference(name, actual.sha256, *origin, megabytes, licence, tuple(alternatives))
+    return PartReference(
+        name,
+        actual.sha256,
+        source,
+        subfolder,
+        revision,
+        actual.encoder_sha256,
+        round(actual.size / 1e6, 3),
+        licence_of(folder.parent if subfolder else folder),
+        tuple(alternatives),
+    )
 
 
 def licence_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.models.compressor import Compressor
-from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
+from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.training.batches import Batch, Crops, Draws, part_mean
 from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
 from slimcodec.training.loop import Stage

@@ -15,9 +15,10 @@ from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.native import CaptionEncoder
-from slimcodec.models.pretrained.autoencoder import Autoencoder, PretrainedAutoencoder
-from slimcodec.models.pretrained.denoiser import (
+from slimcodec.models.pretrained.networks import (
+    Autoencoder,
     Denoiser,
+    PretrainedAutoencoder,
     PromptEncoder,
     clean_latent,
     fitting_strength,
@@ -223,7 +224,7 @@ class OwnEnhanceStage(EnhanceStage):
 class PretrainedEnhanceStage(EnhanceStage):
     """On a pretrained model: its own objective, with the error of compression in the place of noise.
 
-    Low-rank matrices in its UNet are trained. See ``slimcodec.models.pretrained.denoiser``.
+    Low-rank matrices in its UNet are trained. See ``slimcodec.models.pretrained.networks``.
     """
 
     autoencoder: PretrainedAutoencoder

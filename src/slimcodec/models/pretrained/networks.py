@@ -1,7 +1,8 @@
-"""Enhancement by a pretrained diffusion UNet, with or without training of ours.
+"""The networks of a pretrained pipeline: autoencoder, UNet with its scheduler, and text encoders.
 
-With a = sqrt(cumulative alpha) and s = sqrt(1 - a^2) at step T of the model's own schedule, and n standard normal noise seeded
-by the file, denoising starts from ``z_T = a z^ + nu s n``, z^ the decompressed latent:
+The UNet enhances decompressed latents with or without training of ours. With a = sqrt(cumulative alpha) and s = sqrt(1 - a^2) at
+step T of the model's own schedule, and n standard normal noise seeded by the file, denoising starts from ``z_T = a z^ + nu s n``,
+z^ the decompressed latent:
 
 - ``noise`` (zero-shot, no training): nu = 1, SDEdit (Meng et al. 2022). The noise drowns what compression did, and the model
   paints it anew.
@@ -24,11 +25,91 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import dtype_of
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.latent_model import CaptionEmbedding
 
+#: how a pretrained UNet is used (see above)
 MODES = ("noise", "trained")
+#: pixels a side up to which a picture is worked on whole, where the model's configuration says nothing
+WHOLE_SIDE = 512
+#: classes of diffusers that are known to map pictures to latents of two spatial dimensions
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+class PretrainedAutoencoder(nn.Module):
+    """Pictures in [-1, 1] to the scaled latents that a diffusion model was trained on, and back.
+
+    z = (mode of the posterior - shift) * scale, with both factors from the model's configuration. Its normalisation and
+    attention look at the whole picture, so it divides large ones itself, by the tiling of diffusers (its radii are None).
+    """
+
+    encoder_radius = decoder_radius = None
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, config = vae, vae.config
+        self.stride = stride_of(config)
+        self.latent_channels: int = config.latent_channels
+        self.scale = float(config.get("scaling_factor") or 1.0)
+        self.shift = float(config.get("shift_factor") or 0.0)
+        if hasattr(vae, "tile_sample_min_size"):
+            vae.tile_sample_min_size = max(_longest(config.get("sample_size") or 0), WHOLE_SIDE)
+            vae.tile_latent_min_size = vae.tile_sample_min_size // self.stride
+        vae.enable_tiling()
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1], sides multiples of ``stride``, to latents [B, C, H/stride, W/stride], float32.
+
+        The most likely latent is taken, not a random one: a picture has one file.
+        """
+        encoded = self.vae.encode(pictures.to(dtype_of(self.vae)))
+        latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (latents.float() - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to pictures [B, 3, stride * h, stride * w], float32, near [-1, 1] and not clipped."""
+        raw = latents.float() / self.scale + self.shift
+        decoded: Tensor = self.vae.decode(raw.to(dtype_of(self.vae))).sample
+        return decoded.float()
+
+    @torch.no_grad()
+    def latent_scale(self, latents: Tensor) -> Tensor:
+        """Picture energy of a unit of each latent channel [C], as ``PatchAutoencoder.latent_scale``, measured around ``latents``.
+
+        The root of |D(z + d e) - D(z)|^2 per latent position, over d = 0.1, for a change e of one channel by +-1 at every position.
+        """
+        change, before = 0.1, self.decode(latents)
+        generator = torch.Generator().manual_seed(0)
+        energy = []
+        for channel in range(latents.shape[1]):
+            sign = (
+                torch.randint(0, 2, latents[:, channel].shape, generator=generator).to(latents.device) * 2.0
+                - 1
+            )
+            moved = latents.clone()
+            moved[:, channel] += change * sign
+            energy.append((self.decode(moved) - before).square().sum() / (sign.numel() * change**2))
+        return torch.stack(energy).sqrt().clamp(min=1e-4)
+
+
+Autoencoder = PatchAutoencoder | PretrainedAutoencoder
+
+
+def stride_of(config: Any) -> int:
+    """Pixels a side of a latent position, by the configuration of a diffusers autoencoder."""
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    if not blocks:
+        raise SlimError(
+            f"an autoencoder without block_out_channels is not known; give one of {', '.join(AUTOENCODERS)}"
+        )
+    return int(2 ** (len(blocks) - 1))
+
+
+def _longest(size: Any) -> int:
+    """The longest side of a configuration's ``sample_size``, one number or two."""
+    return int(max(size) if isinstance(size, (list, tuple)) else size)
 
 
 class Denoiser(nn.Module):
@@ -46,8 +127,7 @@ class Denoiser(nn.Module):
     @property
     def tile(self) -> int:
         """Side, in latent positions, of the pictures that the UNet was trained on."""
-        size = self.unet.config.sample_size or 64
-        return int(max(size) if isinstance(size, (list, tuple)) else size)
+        return _longest(self.unet.config.sample_size or 64)
 
     @property
     def noise_share(self) -> float:
@@ -98,10 +178,9 @@ class Denoiser(nn.Module):
         no_captions: CaptionEmbedding,
         text_scale: float = 1.0,
     ) -> Tensor:
-        """Decompressed latents [B, C, h, w] to enhanced ones in ``steps`` >= 1 denoising steps.
+        """Decompressed latents [B, C, h, w] to enhanced ones.
 
-        ``noise`` is standard normal, of the latents' shape (``seeded_noise``). ``text_scale`` is the strength of classifier-free guidance (Ho & Salimans 2022), 1 = off. Models that were
-        distilled with guidance (LCM) take it as a condition.
+        See ``LatentModel.enhance``. Models that were distilled with guidance (LCM) take ``text_scale`` as a condition.
         """
         scheduler, times = self.times(quality, steps, latents.device)
         options: dict[str, Any] = {}
@@ -133,6 +212,28 @@ class Denoiser(nn.Module):
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(len(scheduler.timesteps) - steps)
         return scheduler, times
+
+
+def prediction_target(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """What a model of prediction type ``kind`` should say of ``a * clean + s * error``."""
+    if kind == "epsilon":
+        return error
+    if kind == "v_prediction":
+        return a * error - s * clean
+    if kind == "sample":
+        return clean
+    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
+
+
+def clean_latent(kind: str, prediction: Tensor, state: Tensor, a: Tensor, s: Tensor) -> Tensor:
+    """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``prediction_target``."""
+    if kind == "epsilon":
+        return (state - s * prediction) / a
+    if kind == "v_prediction":
+        return a * state - s * prediction
+    if kind == "sample":
+        return prediction
+    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
 
 
 def fitting_strength(errors: tuple[float, float], scheduler: Any) -> tuple[float, float]:
@@ -196,28 +297,3 @@ class PromptEncoder(nn.Module):
             kept = torch.tensor([caption is not None for caption in captions], device=states.device)
             return CaptionEmbedding(states * kept[:, None, None], pooled[0] * kept[:, None])
         return CaptionEmbedding(states, pooled[0])
-
-
-# ---- what the UNet predicts --------------------------------------------------------------------------------------
-
-
-def prediction_target(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """What a model of prediction type ``kind`` should say of ``a * clean + s * error``."""
-    if kind == "epsilon":
-        return error
-    if kind == "v_prediction":
-        return a * error - s * clean
-    if kind == "sample":
-        return clean
-    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
-
-
-def clean_latent(kind: str, prediction: Tensor, state: Tensor, a: Tensor, s: Tensor) -> Tensor:
-    """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``prediction_target``."""
-    if kind == "epsilon":
-        return (state - s * prediction) / a
-    if kind == "v_prediction":
-        return a * state - s * prediction
-    if kind == "sample":
-        return prediction
-    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
