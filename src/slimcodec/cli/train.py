@@ -66,7 +66,7 @@ def train(
         logger = logging.getLogger("slimcodec")
         logger.setLevel(logging.INFO if run.accelerator.is_main_process else logging.ERROR)
         if run.accelerator.is_main_process:
-            card = data_card(run.data.photos(run.recipe.compressor.optimisation))
+            card = data_card(run.data.photos("compressor"))
             for line in card_lines(card):
                 logger.info(line)
             atomic_write(run.folder / "data_card.json", json.dumps(card, indent=2).encode())

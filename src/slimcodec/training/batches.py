@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,19 +49,16 @@ WHOLE = Share()
 
 
 class Draws:
-    """The random numbers of a step for the pictures of a share.
-
-    Each picture has its own generator on the CPU, seeded by (seed, step, number of the picture). What is common to the batch
-    has one more.
-    """
+    """The random numbers of a step: a generator for each picture of a share, and one that all shares have in common."""
 
     def __init__(
         self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | None = None
     ) -> None:
         self.numbers, self.batch = list(numbers), batch
         self.device = device or torch.device("cpu")
-        self._generators = [_generator(seed, step, number + 1) for number in numbers]
-        self._common = _generator(seed, step, 0)
+        self._common, *self._generators = (
+            _generator(seed, step, number) for number in (0, *(number + 1 for number in numbers))
+        )
 
     def of(self, chosen: Tensor) -> Draws:
         """The draws of the pictures that are ``chosen`` (booleans [pictures]); what is common stays common."""
@@ -96,10 +93,9 @@ class Draws:
 
 
 def part_mean(values: Tensor, chosen: Tensor, share: float, batch: int) -> Tensor:
-    """Mean of ``values`` [chosen pictures] over ``Draws.every(share)`` of a batch of ``batch``, as a share's part of it.
+    """A share's part of the mean of ``values`` [chosen pictures] over ``Draws.every(share)`` of a batch of ``batch``.
 
-    Shares may hold unequal numbers of chosen pictures. Divided by what an average share holds, the mean over shares is the mean
-    over the batch.
+    Shares may hold unequal numbers of chosen pictures: divided by the average number, the mean over shares is that over the batch.
     """
     expected = len(chosen) * max(1, round(share * batch)) / batch
     return values.sum() / expected
@@ -110,25 +106,17 @@ def _generator(seed: int, step: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-# ---- photos of a batch -----------------------------------------------------------------------------------------
-
-
 def draw_photo(
     photos: Photos, step: int, rng: np.random.Generator, shares: Mapping[str, float] | None = None
 ) -> Photo:
-    """A photo at random, broken ones passed over; ``SlimError`` where none can be decoded.
-
-    ``shares``: of the photos of these sources, only that share counts when they are drawn.
-    """
+    """A photo at random, of each source as often as ``shares`` says; ``SlimError`` where none can be decoded."""
     pool = photos.pool(step)
     decoded = 0
     for _ in range(MANY):
-        photo = pool[int(rng.integers(len(pool)))]
-        if photo is None:
-            continue
-        decoded += 1
-        if is_drawn(photo, shares or {}, rng):
-            return photo
+        if (photo := pool[int(rng.integers(len(pool)))]) is not None:
+            decoded += 1
+            if is_drawn(photo, shares or {}, rng):
+                return photo
     if decoded:
         raise SlimError(f"data.shares left none of {decoded} photos: give the sources that are there more")
     raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
@@ -170,12 +158,11 @@ class Batch(StageBatch):
 
 
 def crop(
-    photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float]
+    photo: Photo, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.2)
 ) -> tuple[Tensor, Tensor]:
-    """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S] from the same place.
+    """A random square crop with a random flip: picture [3, S, S] uint8 and mask [S, S], of ones where the photo has none.
 
-    The crop covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, resized to ``size``. A photo that is
-    too small is enlarged until the crop fits. A photo without mask has one of ones.
+    It covers ``size / s`` pixels a side of the photo for a scale s drawn from ``scale``, fewer of a small photo.
     """
     height, width = photo.pixels.shape[:2]
     side = min(round(size / rng.uniform(*scale)), height, width)
@@ -187,12 +174,8 @@ def crop(
     if photo.mask is not None:
         # the mask may be coarser than the photo (class-activation maps): it is cropped in its own pixels
         rows, columns = photo.mask.shape
-        box = (
-            x * columns / width,
-            y * rows / height,
-            (x + side) * columns / width,
-            (y + side) * rows / height,
-        )
+        left, right = x * columns / width, (x + side) * columns / width
+        box = (left, y * rows / height, right, (y + side) * rows / height)
         method = Image.Resampling.BOX if rows == height else Image.Resampling.BILINEAR
         mask = np.asarray(Image.fromarray(photo.mask).resize((size, size), method, box=box))
     if rng.random() < 0.5:
@@ -206,48 +189,44 @@ def random_caption(photo: Photo, rng: np.random.Generator, templates: Sequence[s
     return choices[int(rng.integers(len(choices)))] if choices else None
 
 
+@dataclass
 class Crops:
-    """Random crops by step and share, with masks and captions."""
+    """Random crops (see ``crop``) by step and share, with masks and captions."""
 
-    def __init__(
-        self,
-        photos: Photos,
-        size: int,
-        batch: int,
-        seed: int,
-        scale: tuple[float, float] = (0.8, 1.2),
-        templates: Sequence[str] = (),
-        shares: Mapping[str, float] | None = None,
-    ) -> None:
-        """``scale``: see ``crop``; ``shares``: see ``draw_photo``."""
-        self.photos, self.size, self.batch, self.seed = photos, size, batch, seed
-        self.scale, self.templates, self.shares = scale, tuple(templates), dict(shares or {})
+    photos: Photos
+    size: int
+    batch: int
+    seed: int
+    templates: Sequence[str] = ()
+    #: see ``draw_photo``
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, step: int, share: Share = WHOLE) -> Batch:
-        numbers = share.numbers(self.batch)
-        pictures, masks, captions = [], [], []
+        numbers, pictures, masks, captions = share.numbers(self.batch), [], [], []
         for number in numbers:
             rng = np.random.default_rng([self.seed, step, number])
             photo = draw_photo(self.photos, step, rng, self.shares)
-            picture, mask = crop(photo, self.size, rng, self.scale)
+            picture, mask = crop(photo, self.size, rng)
             pictures.append(picture)
             masks.append(mask)
             captions.append(random_caption(photo, rng, self.templates))
-        scaled = torch.stack(pictures).float() / 127.5 - 1
-        return Batch(numbers, scaled, torch.stack(masks)[:, None].float(), captions)
+        return Batch(numbers, scaled(pictures), torch.stack(masks)[:, None].float(), captions)
+
+
+def scaled(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures [3, H, W] uint8 as a batch [B, 3, H, W] in [-1, 1]."""
+    return torch.stack(list(pictures)).float() / 127.5 - 1
 
 
 @dataclass
 class Views(StageBatch):
-    """Views for classification.
-
-    Pictures [B, 3, S, S] in [-1, 1]; probabilities [B, tags] and whether a label was known [B]; masks [B, 1, S/16, S/16] in [0, 1],
-    and the trust in each [B]: 1 for an annotated one, less for a network's, 0 where there is none.
-    """
+    """Views for classification: pictures [B, 3, S, S] in [-1, 1]."""
 
     pictures: Tensor
+    #: probabilities [B, tags], and whether a label was known [B]
     targets: Tensor
     known: Tensor
+    #: [B, 1, S/16, S/16] in [0, 1], and the trust in each [B]: 1 if annotated, less if a network's, 0 if there is none
     masks: Tensor
     trust: Tensor
 
@@ -255,7 +234,7 @@ class Views(StageBatch):
 def view(
     photo: Photo, size: int, rng: np.random.Generator, smallest_area: float
 ) -> tuple[Tensor, Tensor | None]:
-    """A random view for classification: a part of the photo, squeezed to a square, maybe flipped.
+    """A random part of the photo, squeezed to a square, maybe flipped.
 
     Picture [3, size, size] uint8, and the mask [size/16, size/16] in [0, 1] of the same place where the photo has one.
     """
@@ -278,42 +257,42 @@ def view(
     return picture, None if photo.mask is None else torch.from_numpy(part(photo.mask, size // 16).copy())
 
 
+@dataclass
 class LabelledViews:
     """Random views by step and share with what they show: the classifiers' soft label of the photo mixed with its label.
 
-    ``thumbnails`` have labels alone, and make up ``thumbnail_share`` of the pictures. A photo with neither kind of label is
-    passed over.
+    A photo with neither kind of label is passed over.
     """
 
-    def __init__(
-        self,
-        photos: Photos,
-        vocabulary: Sequence[str],
-        thumbnails: Photos | None = None,
-        *,
-        size: int,
-        batch: int,
-        seed: int,
-        thumbnail_share: float = 0.15,
-        smallest_area: float = 0.5,
-        labelled_later: bool = False,
-    ) -> None:
-        """``labelled_later``: classifiers will see every view, so that their soft label of the photo does not count."""
-        self.labelled_later = labelled_later
-        self.photos, self.thumbnails = photos, thumbnails
-        self.size, self.batch, self.seed, self.smallest_area = size, batch, seed, smallest_area
-        self.thumbnail_share = thumbnail_share
+    photos: Photos
+    vocabulary: Sequence[str]
+    #: photos with labels alone, and their share of the pictures
+    thumbnails: Photos | None = None
+    thumbnail_share: float = 0.15
+    _: KW_ONLY
+    size: int
+    batch: int
+    seed: int
+    smallest_area: float = 0.5
+    #: classifiers will see every view, so that their soft label of the photo does not count
+    labelled_later: bool = False
+
+    def __post_init__(self) -> None:
         # of equal tags the first one counts
-        self.tags = {tag: number for number, tag in reversed(list(enumerate(vocabulary)))}
-        self.count = len(vocabulary)
+        self.tags = {tag: number for number, tag in reversed(list(enumerate(self.vocabulary)))}
 
     def __call__(self, step: int, share: Share = WHOLE) -> Views:
         numbers = share.numbers(self.batch)
         views = [self._view(step, np.random.default_rng([self.seed, step, number])) for number in numbers]
         pictures, targets, known, masks, trust = zip(*views, strict=True)
-        scaled = torch.stack(pictures).float() / 127.5 - 1
-        stacked = torch.stack(masks)[:, None]
-        return Views(numbers, scaled, torch.stack(targets), torch.tensor(known), stacked, torch.tensor(trust))
+        return Views(
+            numbers,
+            scaled(pictures),
+            torch.stack(targets),
+            torch.tensor(known),
+            torch.stack(masks)[:, None],
+            torch.tensor(trust),
+        )
 
     def _view(self, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool, Tensor, float]:
         for _ in range(MANY):
@@ -325,7 +304,7 @@ class LabelledViews:
             logits = None if self.labelled_later else photo.logits
             if logits is None and tag < 0 and not self.labelled_later:
                 continue
-            target = torch.zeros(self.count)
+            target = torch.zeros(len(self.vocabulary))
             if logits is not None:
                 probability = logits.softmax(0)
                 target[: len(probability)] = probability * (1 - LABEL_SHARE if tag >= 0 else 1.0)
@@ -333,8 +312,10 @@ class LabelledViews:
                 target[tag] += LABEL_SHARE if logits is not None else 1.0
             picture, mask = view(photo, self.size, rng, self.smallest_area)
             if mask is None:
-                return picture, target, tag >= 0, torch.zeros(self.size // 16, self.size // 16), 0.0
-            return picture, target, tag >= 0, mask, 1.0 if photo.annotated else NETWORK_TRUST
+                mask, trust = torch.zeros(self.size // 16, self.size // 16), 0.0
+            else:
+                trust = 1.0 if photo.annotated else NETWORK_TRUST
+            return picture, target, tag >= 0, mask, trust
         raise SlimError(
             "the photos have neither labels of the vocabulary nor classifiers' soft labels: give teachers.models, or labels"
         )

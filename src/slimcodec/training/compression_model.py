@@ -1,4 +1,4 @@
-"""The latent compressor with the float twin of its exact prior: what training optimises, its rate, and its way into a bundle."""
+"""The latent compressor with the float twin of its exact prior: its start, its rate in training, its way into a bundle."""
 
 from __future__ import annotations
 
@@ -36,10 +36,7 @@ from slimcodec.training.losses import symbol_bits
 
 
 class CompressionModel(nn.Module):
-    """What the compressor stage trains: compressor, float prior and hyper scales, and our own autoencoder.
-
-    A pretrained autoencoder is no part of it.
-    """
+    """What the compressor stage trains: compressor, float prior, hyper scales, and our own autoencoder but no pretrained one."""
 
     def __init__(self, compressor: Compressor, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -65,11 +62,10 @@ class CompressionModel(nn.Module):
 
     @torch.no_grad()
     def init_transform(self, latents: Tensor, latent_scale: Tensor) -> Tensor:
-        """Sets the transform of patches to the KLT of ``latents`` [B, C, h, w], and returns its ``latent_scale`` [channels].
+        """Sets the transform of patches to the KLT of ``latents`` [B, C, h, w]; returns its ``latent_scale`` [channels].
 
-        The KLT is that of latents weighted by ``latent_scale`` [C], what they cost in the picture, so that the first coefficients
-        matter most there; coefficients have unit variance. Raises ``SlimError`` where there are more of them than values in a
-        patch.
+        Latents are weighted by ``latent_scale`` [C], what they cost in the picture, so that the first coefficients matter most
+        there; coefficients have unit variance. ``SlimError`` where there are more of them than values in a patch.
         """
         compressor, patch = self.compressor, self.compressor.config.patch
         weight = latent_scale.double().repeat_interleave(patch**2)
@@ -96,10 +92,10 @@ class CompressionModel(nn.Module):
 
     @torch.no_grad()
     def init_gains(self, latent_scale: Tensor, lambdas: Tensor, predicted: float = 0.3) -> None:
-        """Starts as a transform codec: gains from the step size that each lambda wants, scales from the latents' energy.
+        """Starts as a transform codec: gains from the step size that fits each lambda, scales from the latents' energy.
 
-        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels]. Prediction is taken to leave
-        a share of ``predicted`` of a coefficient's deviation.
+        ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels]; ``predicted``: share of a
+        coefficient's deviation that prediction leaves.
         """
         step = 5.1 / lambdas.sqrt()
         gain = (latent_scale[None] / step[:, None]).log()
@@ -119,17 +115,17 @@ class CompressionModel(nn.Module):
 
 @torch.no_grad()
 def start_as_transform(
-    codec: CompressionModel,
-    space: PretrainedAutoencoder,
+    model: CompressionModel,
+    autoencoder: PretrainedAutoencoder,
     pictures: Tensor,
     lambdas: Tensor,
     predicted: float = 0.3,
 ) -> None:
     """Makes an untrained compressor a transform codec: KLT of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], and gains."""
-    device = next(space.parameters()).device
-    latents = torch.cat([space.encode(picture[None].to(device)) for picture in pictures])
-    scale = codec.init_transform(latents, space.latent_scale(latents[:2]))
-    codec.init_gains(scale.to(lambdas.device) * 127.5, lambdas, predicted)
+    device = next(autoencoder.parameters()).device
+    latents = torch.cat([autoencoder.encode(picture[None].to(device)) for picture in pictures])
+    scale = model.init_transform(latents, autoencoder.latent_scale(latents[:2]))
+    model.init_gains(scale.to(lambdas.device) * 127.5, lambdas, predicted)
 
 
 @dataclass
@@ -155,15 +151,15 @@ def interest(masks: Tensor, latents: Tensor) -> Tensor:
 def rate_bits(residual: Tensor, index: Tensor, noise: Tensor | None, mixed: bool) -> Tensor:
     """Bits of residuals before rounding, elementwise.
 
-    Without ``noise`` they are those of the file, which have no gradient for what rounds to zero: for measuring. With noise, uniform in
-    [-1/2, 1/2), it takes the place of rounding (Balle et al. 2017): smooth, but low rates are overstated. ``mixed``: the bits of the
+    Without ``noise``: the bits of the file, which have no gradient for what rounds to zero. With ``noise``, uniform in
+    [-1/2, 1/2), in the place of rounding (Balle et al. 2017): smooth, but low rates are overstated. ``mixed``: the bits of the
     file, whose gradient trains the scales, while values and means follow the gradient of noise.
     """
-    if noise is None:
-        return symbol_bits(residual.detach().round(), index)
-    if not mixed:
+    if noise is not None and not mixed:
         return symbol_bits(residual + noise, index)
     true = symbol_bits(residual.detach().round(), index)
+    if noise is None:
+        return true
     smooth = symbol_bits(residual + noise, index.detach())
     return true + smooth - smooth.detach()
 
@@ -176,10 +172,9 @@ def code(
     draws: Draws | None = None,
     mixed: bool = True,
 ) -> Coded:
-    """Latents through analysis, quantisation, prior and synthesis, with bits per picture [B].
+    """Latents through analysis, quantisation, prior and synthesis, which sees rounded symbols (straight-through).
 
-    ``roi`` is the interest [B, 1, h, w] in every position; ``draws`` gives the noise of the rate (see ``rate_bits``). The synthesis and
-    the context see rounded symbols (straight-through).
+    ``roi``: interest [B, 1, h, w] in every position; ``draws``: gives the noise of the rate, see ``rate_bits``.
     """
 
     def noise(x: Tensor) -> Tensor | None:
@@ -226,15 +221,13 @@ def code(
 
 #: qualities to whose symbols tables are fitted: low ones are close together in bits, so there are more of them
 FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
+#: the deviation that each of the prior's scale indices means
+TABLE_SCALES = scale_of_index(torch.arange(SCALES).double()).numpy()
 
 
 def gaussian_tables() -> SymbolTables:
     """The symbol tables that the prior's scale indices mean in training."""
-    return SymbolTables.gaussian(_scales())
-
-
-def _scales() -> NDArray[np.float64]:
-    return scale_of_index(torch.arange(SCALES).double()).numpy()
+    return SymbolTables.gaussian(TABLE_SCALES)
 
 
 def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> SymbolTables:
@@ -245,13 +238,13 @@ def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> Symbol
         for coded in codec.quantise_each(picture, FITTED_QUALITIES):
             for part in coded.all_passes:
                 counts += tables.count(part.symbols, part.indices)
-    return SymbolTables.from_counts(_scales(), counts)
+    return SymbolTables.from_counts(TABLE_SCALES, counts)
 
 
 def latent_codec_parts(
     model: CompressionModel, tables: SymbolTables | None = None
 ) -> dict[str, dict[str, Tensor]]:
-    """The bundle parts ``compressor`` and ``prior`` of a trained latent codec: the prior as integers, with its tables."""
+    """The bundle parts ``compressor`` and ``prior`` of a trained model: the prior as integers, with its tables."""
     arrays: dict[str, Any] = (tables or gaussian_tables()).to_arrays()
     prior = quantise_prior(model.prior, model.hyper_index)
     prior |= {f"tables.{name}": torch.from_numpy(np.array(value)) for name, value in arrays.items()}
@@ -259,7 +252,7 @@ def latent_codec_parts(
 
 
 def restore_latent_codec(bundle: Bundle) -> CompressionModel:
-    """The trainable latent codec of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
+    """The trainable model of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
     model = CompressionModel(bundle.compressor, bundle.latent_model.autoencoder)
     tensors = bundle.stored["prior"]
     with torch.no_grad():

@@ -30,7 +30,7 @@ from slimcodec.training.pseudo_labels import (
     PseudoLabelled,
     RoiCaptioner,
 )
-from slimcodec.training.recipe import Optimisation, Recipe
+from slimcodec.training.recipe import Recipe
 
 #: photos that are decoded for the data card
 SAMPLE = 400
@@ -71,10 +71,10 @@ class TrainingData:
         data = self.recipe.data
         return PhotoSet(open_sources(sources, setting, data.split), annotations, int(data.memory * 2**30))
 
-    def photos(self, options: Optimisation, *wanted: PseudoLabel) -> Photos:
-        """The photos for a stage, pseudo-labelled if the recipe's networks can say one thing that is ``wanted``."""
-        data = self.recipe.data
-        labelled = bool(self._available.intersection(wanted))
+    def photos(self, stage: str, *labels: PseudoLabel) -> Photos:
+        """The photos for a stage, pseudo-labelled if the recipe's networks give one of the ``labels`` that it reads."""
+        data, options = self.recipe.data, self.recipe.optimisation(stage)
+        labelled = bool(self._available.intersection(labels))
         if data.streaming:
             sources = open_sources(data.photos, "data.photos", data.split, streaming=True)
             if len(sources) > 1:
@@ -84,13 +84,11 @@ class TrainingData:
             return PhotoStream(sources[0], steps, data.window, options.seed, self._annotations, label)
         return PseudoLabelled(self.photo_set, self._kept_labels) if labelled else self.photo_set
 
-    def crops(self, options: Optimisation, *wanted: PseudoLabel) -> Crops:
-        """Crops for a stage, of ``photos``."""
-        photos = self.photos(options, *wanted)
-        templates = self.recipe.data.templates
-        return Crops(
-            photos, options.crop, options.batch, options.seed, templates=templates, shares=self.shares
-        )
+    def crops(self, stage: str, *labels: PseudoLabel) -> Crops:
+        """Crops for a stage, of its ``photos``."""
+        options, templates = self.recipe.optimisation(stage), self.recipe.data.templates
+        photos = self.photos(stage, *labels)
+        return Crops(photos, options.crop, options.batch, options.seed, templates, self.shares)
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -98,9 +96,8 @@ class TrainingData:
 
         Raises ``SlimError`` for sources that are not there; those of a stream are not known beforehand.
         """
-        data = self.recipe.data
-        shares = data.source_shares
-        if not shares or data.streaming:
+        shares = self.recipe.data.source_shares
+        if not shares or self.recipe.data.streaming:
             return shares
         known = self.photo_set.collections()
         if unknown := sorted(set(shares) - known):
@@ -119,12 +116,12 @@ class TrainingData:
     def _available(self) -> frozenset[PseudoLabel]:
         """What the recipe's frozen networks can say of a photo."""
         teachers, source = bool(self.recipe.teachers.models), self.recipe.roi.source
-        known: dict[PseudoLabel, bool] = {
+        sources: dict[PseudoLabel, bool] = {
             "logits": teachers,
             "mask": source == "segmentation" or (source == "activation" and teachers),
             "caption": bool(self.recipe.data.captioner),
         }
-        return frozenset(name for name, available in known.items() if available)
+        return frozenset(label for label, is_there in sources.items() if is_there)
 
     @cached_property
     def _annotations(self) -> Mapping[str, Annotation]:
@@ -133,15 +130,19 @@ class TrainingData:
 
     @cached_property
     def _labeller(self) -> Labeller:
-        recipe, device = self.recipe, self.accelerator.device
-        segmenter: Any = None
-        if recipe.roi.source == "segmentation":
+        roi, captioner, device = self.recipe.roi, self.recipe.data.captioner, str(self.accelerator.device)
+        segmenter = None
+        if roi.source == "segmentation":
             from slimcodec.data.segmentation import Segmenter
 
-            segmenter = Segmenter(recipe.roi.segmenter, recipe.roi.classes, str(device))
-        captioner = RoiCaptioner(recipe.data.captioner, str(device)) if recipe.data.captioner else None
-        activation = recipe.roi.source == "activation"
-        return Labeller(self.teachers, segmenter, captioner, activation=activation, device=device)
+            segmenter = Segmenter(roi.segmenter, roi.classes, device)
+        return Labeller(
+            self.teachers,
+            segmenter,
+            RoiCaptioner(captioner, device) if captioner else None,
+            activation=roi.source == "activation",
+            device=self.accelerator.device,
+        )
 
     @cached_property
     def _kept_labels(self) -> KeptLabels:
@@ -153,24 +154,24 @@ class TrainingData:
 # ---- a look at the photos before any training ------------------------------------------------------------------
 
 
-def data_card(photos: Photos, seed: int = 0) -> dict[str, Any]:
-    """Counts, sizes, labels and mask coverage of photos, from a random ``SAMPLE`` of them (all, where they are fewer).
+def data_card(photos: Photos) -> dict[str, Any]:
+    """Counts, sizes, labels and mask coverage of a random ``SAMPLE`` of photos (all, where they are fewer).
 
-    Coverage is the mean share of a photo's area that annotated masks take; ``small_objects`` is the share of annotated photos
-    in which they take less than 30 %.
+    ``mask_coverage``: mean share of a photo's area in annotated masks; ``small_objects``: share of annotated photos under 30 %.
     """
     pool = photos.pool(0)
-    rows = np.random.default_rng(seed).permutation(len(pool))[:SAMPLE].tolist()
-    decoded = [photo for photo in (pool[row] for row in rows) if photo is not None]
+    rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE].tolist()
+    decoded = [photo for row in rows if (photo := pool[row]) is not None]
     covered = [float(photo.mask.mean()) for photo in decoded if photo.annotated and photo.mask is not None]
     sides = sorted(min(photo.pixels.shape[:2]) for photo in decoded)
     labels = Counter(photo.label for photo in decoded if photo.label)
-    short_side = {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]} if sides else {}
     card: dict[str, Any] = {
         "photos": "streamed" if isinstance(photos, PhotoStream) else len(pool),
         "looked_at": len(rows),
         "broken": len(rows) - len(decoded),
-        "short_side": short_side,
+        "short_side": {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]}
+        if sides
+        else {},
         "with_label": sum(labels.values()),
         "labels": len(labels),
         "with_caption": sum(bool(photo.captions) for photo in decoded),
@@ -187,11 +188,10 @@ def card_lines(card: dict[str, Any]) -> list[str]:
     """The card as lines of text."""
     sides = card["short_side"]
     lines = [
-        f"photos          {card['photos']}, of which {card['looked_at']} were looked at: {card['broken']} broken"
-    ]
-    if sides:
-        lines.append(f"short side      {sides['least']} to {sides['most']} pixels, median {sides['median']}")
-    lines += [
+        f"photos          {card['photos']}, of which {card['looked_at']} were looked at: {card['broken']} broken",
+        f"short side      {sides['least']} to {sides['most']} pixels, median {sides['median']}"
+        if sides
+        else "",
         f"labels          {card['with_label']} photos, {card['labels']} different",
         f"captions        {card['with_caption']} photos",
         f"masks           {card['with_annotated_mask']} annotated, {card['with_mask_of_a_network']} by a network",
@@ -200,21 +200,19 @@ def card_lines(card: dict[str, Any]) -> list[str]:
         lines.append(
             f"coverage        {card['mask_coverage']:.0%} of an annotated photo; under 30 % in {card['small_objects']:.0%}"
         )
-    return lines
+    return [line for line in lines if line]
 
 
-def preview(data: TrainingData, seed: int = 0) -> Path:
+def preview(data: TrainingData) -> Path:
     """Writes ``<out>/preview.png`` of some photos as the compressor stage will see them, and returns its path.
 
     The region of interest is bright and outlined; under each photo stand its caption and where its mask comes from.
     """
-    recipe = data.recipe
-    pool = data.photos(recipe.compressor.optimisation).pool(0)
-    rng = np.random.default_rng(seed)
+    recipe, rng = data.recipe, np.random.default_rng(0)
+    pool = data.photos("compressor").pool(0)
     tiles: list[Tile] = []
     for row in rng.permutation(len(pool)).tolist():
-        photo = pool[row]
-        if photo is None:
+        if (photo := pool[row]) is None:
             continue
         photo = data.pseudo_label(row, photo)
         thumbnail = Image.fromarray(photo.pixels)
@@ -229,6 +227,5 @@ def preview(data: TrainingData, seed: int = 0) -> Path:
         if len(tiles) == PREVIEW_PHOTOS:
             break
     path = data.folder / "preview.png"
-    rows = [tiles[n : n + PREVIEW_COLUMNS] for n in range(0, len(tiles), PREVIEW_COLUMNS)]
-    contact_sheet(rows).save(path)
+    contact_sheet([tiles[n : n + PREVIEW_COLUMNS] for n in range(0, len(tiles), PREVIEW_COLUMNS)]).save(path)
     return path

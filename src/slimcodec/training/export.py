@@ -22,7 +22,7 @@ from slimcodec.training.batches import is_drawn
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, Parts, measured_strength, with_captioner
 from slimcodec.training.recipe import STAGES, Recipe
-from slimcodec.training.run import Run, part_of, revision
+from slimcodec.training.run import Run, revision
 from slimcodec.training.stages.captioner import build_tagger
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
@@ -84,7 +84,7 @@ def make_bundle(run: Run) -> Bundle:
     parts |= latent_codec_parts(model, fitted_tables(draft, photos))
     if run.pretrained is not None:
         unet = config.enhancer or EnhancerConfig()
-        if low_rank := part_of(run.load("enhance"), "lora") if enhanced else {}:
+        if low_rank := run.load("enhance", "lora") if enhanced else {}:
             low, high = low_rank.pop("strength").tolist()
             # names of parameters hold no dots, names of tensors in a bundle do
             parts["lora"] = {name.replace("/", "."): value for name, value in low_rank.items()}
@@ -114,7 +114,7 @@ def with_more_captioners(
 
 def some_photos(run: Run, count: int) -> list[NDArray[np.uint8]]:
     """Different photos, of each source as many as the stages draw of it."""
-    pool = run.data.photos(run.recipe.compressor.optimisation).pool(0)
+    pool = run.data.photos("compressor").pool(0)
     rng = np.random.default_rng(0)
     photos: list[NDArray[np.uint8]] = []
     for row in rng.permutation(len(pool)).tolist():

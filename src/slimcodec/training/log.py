@@ -1,4 +1,4 @@
-"""What a stage writes while it trains: a JSON-lines log, curves for TensorBoard, and a progress bar."""
+"""What a stage writes while it trains: a JSON-lines log, curves for TensorBoard, sheets of samples, and a progress bar."""
 
 from __future__ import annotations
 
@@ -10,74 +10,102 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.files import atomic_write
 from slimcodec.processes import progress
+from slimcodec.training.recipe import Optimisation
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingLog(ExitStack):
-    """The log of a stage, in the main process alone; lines beyond the step at which a run goes on are dropped."""
+    """The log of a stage; the main process alone writes."""
 
-    def __init__(self, folder: Path, stage: str, steps: int, first: int, writes: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        options: Optimisation,
+        first: int,
+        accelerator: Accelerator,
+        totals: dict[str, Tensor],
+    ) -> None:
+        """Drops lines beyond step ``first``; ``totals``: sum and count of each term since the last line, over all processes."""
         super().__init__()
-        self._stage, self._steps, self._first, self._writes = stage, steps, first, writes
-        self._pictures, self._waited, self._before, self._note = 0, 0.0, 0.0, ""
-        self._begun = self._last = time.monotonic()
-        if not writes:
+        self.folder, self.stage, self.options, self.accelerator = folder, stage, options, accelerator
+        self.first = self.last_step = first
+        self.begun = self.last = time.monotonic()
+        self.waited, self.note = 0.0, ""
+        self.totals: dict[str, Tensor] = {}
+        if not accelerator.is_main_process:
             return
+        self.totals = {name: total.to(accelerator.device) for name, total in totals.items()}
         path = folder / f"{stage}.jsonl"
         lines = path.read_text().splitlines() if first and path.exists() else []
         kept = [line for line in map(_parsed, lines) if line is not None and line["step"] <= first]
-        self._before = kept[-1]["seconds"] if kept else 0.0
+        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = self.enter_context(path.open("a"))
-        self._bar = self.enter_context(progress(steps, stage, first))
-        self._board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
-        self.callback(self._board.close)
+        self.file = self.enter_context(path.open("a"))
+        self.bar = self.enter_context(progress(options.steps, stage, first))
+        self.board = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
+        self.callback(self.board.close)
 
-    def count_step(self, pictures: int, waited: float) -> None:
-        """Counts a step of ``pictures`` that waited so many seconds for its batch."""
-        self._pictures += pictures
-        self._waited += waited
-        if self._writes:
-            self._bar.advance(self._note)
+    def count_step(self, terms: dict[str, Tensor], waited: float) -> None:
+        """Adds a step's terms; ``waited`` seconds went by until its batch was there."""
+        for name, term in terms.items():
+            self.totals[name] = self.totals.get(name, 0.0) + torch.stack([term, torch.ones_like(term)])
+        self.waited += waited
+        if self.accelerator.is_main_process:
+            self.bar.advance(self.note)
 
-    def write(self, step: int, means: dict[str, float]) -> None:
-        """Writes the mean terms of the steps since the last line, with throughput and share of time spent on data."""
-        pictures, waited = self._pictures, self._waited
-        self._pictures, self._waited = 0, 0.0
-        if not self._writes:
-            return
+    def merged_totals(self) -> dict[str, Tensor]:
+        """Sum and count [2] of each term over all processes, each of which may know other terms."""
+        merged: dict[str, Tensor] = {}
+        for part in gather_object([{name: total.cpu() for name, total in self.totals.items()}]):
+            for name, total in part.items():
+                merged[name] = merged.get(name, torch.zeros(2)) + total
+        return merged
+
+    def write(self, step: int) -> dict[str, float]:
+        """Writes and returns the mean terms since the last line, with throughput and the share of time spent on data."""
+        means = {name: float(total / count) for name, (total, count) in self.merged_totals().items()}
         now = time.monotonic()
-        spent, self._last = max(now - self._last, 1e-9), now
-        line: dict[str, float] = {name: round(value, 6) for name, value in means.items()}
-        line |= {
+        spent, pictures = max(now - self.last, 1e-9), (step - self.last_step) * self.options.batch
+        line = {name: round(value, 6) for name, value in means.items()} | {
             "images_per_second": round(pictures / spent, 2),
-            "data_share": round(waited / spent, 4),
+            "data_share": round(self.waited / spent, 4),
             "step": step,
-            "seconds": round(self._before + now - self._begun, 1),
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            self._board.add_scalar(name, value, step)
-        self._note = f"loss {means.get('loss', float('nan')):.4g}"
-        if not self._bar.shown:
-            left = (now - self._begun) / (step - self._first) * (self._steps - step) / 60
-            logger.info("%s %s, about %.0f min left", self._stage, json.dumps(line), left)
+        self.totals, self.waited, self.last, self.last_step = {}, 0.0, now, step
+        if self.accelerator.is_main_process:
+            line["seconds"] = round(self.seconds_before + now - self.begun, 1)
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            for name, value in line.items():
+                self.board.add_scalar(name, value, step)
+            self.note = f"loss {means['loss']:.4g}"
+            if not self.bar.shown:
+                left = (now - self.begun) / (step - self.first) * (self.options.steps - step) / 60
+                logger.info("%s %s, about %.0f min left", self.stage, json.dumps(line), left)
+        return means
 
-    def picture(self, step: int, picture: Image.Image) -> None:
-        """Shows a sheet of samples on TensorBoard; to be called in the main process alone."""
-        self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+    def write_sheet(self, step: int, columns: list[list[Tile]]) -> None:
+        """Writes a contact sheet to the run folder and TensorBoard; to be called in the main process alone."""
+        if columns:
+            sheet = contact_sheet(list(zip(*columns, strict=True)))
+            (self.folder / "samples").mkdir(exist_ok=True)
+            sheet.save(self.folder / "samples" / f"{self.stage}-{step:06d}.png")
+            self.board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(line: str) -> Any:
     try:
-        values: dict[str, Any] = json.loads(line)
-        return values
+        return json.loads(line)
     except ValueError:  # the last line of a killed run may be half a line
         return None

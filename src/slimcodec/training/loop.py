@@ -1,7 +1,6 @@
 """The one training loop: every step is a function of the state and the step number, so a resumed run equals an unbroken one.
 
-It runs unchanged in one process, on a GPU, and in many processes started by ``accelerate launch``: each works on its share of
-every batch, and gradients are averaged.
+It runs unchanged on a CPU, on a GPU, and in several processes started by ``accelerate launch``, each on its share of a batch.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from slimcodec.data.contact_sheet import Tile, contact_sheet
+from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
 from slimcodec.training.log import TrainingLog
-from slimcodec.training.pseudo_labels import PseudoLabel, save_tensors
+from slimcodec.training.pseudo_labels import save_tensors
 from slimcodec.training.recipe import Optimisation, Reports
 
 logger = logging.getLogger(__name__)
@@ -31,20 +30,17 @@ logger = logging.getLogger(__name__)
 #: steps in a row without a finite gradient after which a run stops
 PATIENCE = 10
 
-
 B = TypeVar("B", bound=StageBatch)
 B_co = TypeVar("B_co", bound=StageBatch, covariant=True)
 
 
 class Batches(Protocol[B_co]):
-    """Batches by step and share: a pure function."""
+    """Batches of ``batch`` pictures as a pure function of step and share."""
 
     batch: int
     seed: int
 
-    def __call__(self, step: int, share: Share = WHOLE) -> B_co:
-        """The pictures of a share of a step."""
-        ...
+    def __call__(self, step: int, share: Share = WHOLE) -> B_co: ...
 
 
 class Stage(Generic[B]):
@@ -59,9 +55,6 @@ class Stage(Generic[B]):
     scaled: Sequence[nn.Parameter] = ()
     rate_factor = 0.02
     batches: Batches[B]
-    #: what it reads beside photos: pseudo-labels of those that nobody annotated, and earlier stages' weights
-    reads_labels: tuple[PseudoLabel, ...] = ()
-    reads_weights: tuple[str, ...] = ()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for AdamW: what is trained at the learning rate, and what at a multiple of it."""
@@ -84,6 +77,107 @@ class Stage(Generic[B]):
     def samples(self, batch: B, draws: Draws) -> list[list[Tile]]:
         """Columns of pictures, a row for each of the batch, that show what the model does."""
         return []
+
+
+def train(
+    stage: Stage[Any],
+    folder: Path,
+    options: Optimisation,
+    reports: Reports,
+    accelerator: Accelerator | None = None,
+    *,
+    workers: int = 0,
+    resume: bool = False,
+    about: dict[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """Trains a stage and returns the averaged (EMA) weights.
+
+    The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
+    TensorBoard and sheets of samples. ``workers`` processes prepare batches. ``about`` gets an entry ``earlier`` where the run of
+    another revision of the program is resumed.
+
+    Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
+    skipped.
+    """
+    accelerator = accelerator or Accelerator(cpu=True)
+    about = {} if about is None else about
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{stage.name}.pt"
+    for module in (stage.model, *stage.frozen):
+        module.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        stage.parameter_groups(options.learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    average = average_weights(stage.model, options.ema_decay)
+    first, bad = 0, 0
+    totals: dict[str, Tensor] = {}
+    if resume and checkpoint.exists():
+        # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        restore(stage.model, state["model"], checkpoint)
+        restore(average, state["average"], checkpoint)
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise SlimError(
+                f"{checkpoint} trained other parts of the model: give the settings that it was made with "
+                f"({stage.name}.train_...), or train into another out folder"
+            ) from error
+        first, bad, totals = state["step"], state["bad"], state["totals"]
+        about |= _earlier_revisions(state["about"], about.get("revision"), first)
+        logger.info("%s goes on at step %d", stage.name, first)
+    weights: dict[str, Tensor] = average.module.state_dict()
+    if first >= options.steps:
+        return weights
+
+    steps = Steps(stage.batches, shares_of(accelerator, options), options.steps)
+    remaining = range(first, options.steps)
+    batches = iter(
+        torch.utils.data.DataLoader(steps, batch_size=None, sampler=remaining, num_workers=workers)
+    )
+    with TrainingLog(folder, stage.name, options, first, accelerator, totals) as log:
+        for step in remaining:
+            begun = time.monotonic()
+            pieces = next(batches)
+            waited = time.monotonic() - begun
+            factor = schedule(step, options.steps, options.warmup)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            terms = gradient_step(stage, pieces, step, step / options.steps, accelerator)
+            norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), options.clip)
+            # the norm is the same in all processes, so all of them skip the same steps
+            if math.isfinite(float(norm)):
+                optimizer.step()
+                bad = 0
+            else:
+                bad += 1
+            if bad >= PATIENCE:
+                raise SlimError(
+                    f"{stage.name}: the gradient was not finite at {bad} steps up to {step}; lower "
+                    f"{stage.name}.optimisation.learning_rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            average.update_parameters(stage.model)
+            log.count_step(terms | {"gradient_norm": norm.detach().float()}, waited)
+            if _due(step + 1, reports.log_every, options) and (reason := stage.failure(log.write(step + 1))):
+                raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
+            if _due(step + 1, reports.sample_every, options) and accelerator.is_main_process:
+                log.write_sheet(step + 1, _samples(stage, accelerator))
+            if _due(step + 1, reports.checkpoint_every, options):
+                state = {
+                    "model": stage.model.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "totals": log.merged_totals(),
+                    "bad": bad,
+                    "about": about,
+                }
+                if accelerator.is_main_process:
+                    save_tensors(state, checkpoint)
+    accelerator.wait_for_everyone()
+    return weights
 
 
 class Steps(torch.utils.data.Dataset[list[Any]]):
@@ -119,36 +213,28 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    """Replaces every gradient by its mean over all processes, in one exchange."""
-    if accelerator.num_processes == 1:
-        return
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat: Any = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
 def gradient_step(
     stage: Stage[B], pieces: Sequence[B], step: int, progress: float, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """Leaves the mean gradient of a step's batch in the parameters; returns this process's mean terms, ``loss`` among them."""
     means: dict[str, Tensor] = {}
     for piece in pieces:
-        moved = piece.to(accelerator.device)
         draws = Draws(stage.batches.seed, step, piece.numbers, stage.batches.batch, accelerator.device)
         # what torch itself draws (dropout) is a function of the step as well
         torch.manual_seed(stage.batches.seed * 1_000_003 + step)
         with accelerator.autocast():
-            loss, terms = stage.loss(moved, draws, progress)
+            loss, terms = stage.loss(piece.to(accelerator.device), draws, progress)
         accelerator.backward(loss / len(pieces))
         for name, value in (terms | {"loss": loss}).items():
             means[name] = means.get(name, 0.0) + value.detach().float() / len(pieces)
-    average_gradients(stage.model, accelerator)
+    if accelerator.num_processes > 1:
+        # the mean over all processes, in one exchange
+        gradients: list[Tensor] = []
+        for parameter in stage.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        vector_to_parameters(accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
     return means
 
 
@@ -166,124 +252,8 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     return average
 
 
-def train(
-    stage: Stage[Any],
-    folder: Path,
-    options: Optimisation,
-    reports: Reports | None = None,
-    accelerator: Accelerator | None = None,
-    *,
-    workers: int = 0,
-    resume: bool = False,
-    about: dict[str, str] | None = None,
-) -> dict[str, Tensor]:
-    """Trains a stage and returns the averaged (EMA) weights.
-
-    ``about`` gets an entry ``earlier`` where a run goes on that another revision of the program began.
-
-    The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
-    TensorBoard and sheets of samples. ``workers``: processes that prepare batches, 0 = none beside the trainer.
-
-    Stops with ``SlimError`` at a gradient that is not finite for ten steps in a row, and for what the stage calls a failure; single
-    bad steps are skipped.
-    """
-    reports = reports or Reports()
-    accelerator = accelerator or Accelerator(cpu=True)
-    about = {} if about is None else about
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{stage.name}.pt"
-    for module in (stage.model, *stage.frozen):
-        module.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        stage.parameter_groups(options.learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
-    )
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    average = average_weights(stage.model, options.ema_decay)
-    first, bad = 0, 0
-    totals: dict[str, Tensor] = {}
-    if resume and checkpoint.exists():
-        # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        restore(stage.model, state["model"], checkpoint)
-        restore(average, state["average"], checkpoint)
-        try:
-            optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise SlimError(
-                f"{checkpoint} trained other parts of the model: give the settings that it was made with "
-                f"({stage.name}.train_...), or train into another out folder"
-            ) from error
-        first, bad = state["step"], state["bad"]
-        if accelerator.is_main_process:  # these are the sums over all processes
-            totals = {name: total.to(accelerator.device) for name, total in state["totals"].items()}
-        about |= _earlier_revisions(state["about"], about.get("revision"), first)
-        logger.info("%s goes on at step %d", stage.name, first)
-    weights: dict[str, Tensor] = average.module.state_dict()
-    if first >= options.steps:
-        return weights
-
-    loader = torch.utils.data.DataLoader(
-        Steps(stage.batches, shares_of(accelerator, options), options.steps),
-        batch_size=None,
-        sampler=range(first, options.steps),
-        num_workers=workers,
-    )
-    batches = iter(loader)
-    with TrainingLog(folder, stage.name, options.steps, first, accelerator.is_main_process) as log:
-        for step in range(first, options.steps):
-            begun = time.monotonic()
-            pieces = next(batches)
-            waited = time.monotonic() - begun
-            factor = schedule(step, options.steps, options.warmup)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            terms = gradient_step(stage, pieces, step, step / options.steps, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), options.clip)
-            terms["gradient_norm"] = norm.detach().float()
-            # the norm is the same in all processes, so all of them skip the same steps
-            if math.isfinite(float(norm)):
-                optimizer.step()
-                bad = 0
-            else:
-                bad += 1
-                if bad >= PATIENCE:
-                    raise SlimError(
-                        f"{stage.name}: the gradient was not finite at {bad} steps up to {step}; lower "
-                        f"{stage.name}.optimisation.learning_rate"
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            average.update_parameters(stage.model)
-            for name, term in terms.items():
-                # the sum of a term and how often it was there
-                entry = torch.stack([term, torch.ones_like(term)])
-                totals[name] = totals[name] + entry if name in totals else entry
-            log.count_step(options.batch, waited)
-            if (step + 1) % reports.log_every == 0 or step + 1 == options.steps:
-                means = {name: float(total / count) for name, (total, count) in _merged(totals).items()}
-                totals = {}
-                log.write(step + 1, means)
-                if reason := stage.failure(means):
-                    raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
-            if _due(step + 1, reports.sample_every, options.steps) and accelerator.is_main_process:
-                _show_samples(stage, folder, step + 1, accelerator, log)
-            if _due(step + 1, reports.checkpoint_every, options.steps):
-                state = {
-                    "model": stage.model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "totals": _merged(totals),
-                    "bad": bad,
-                    "about": about,
-                }
-                if accelerator.is_main_process:
-                    save_tensors(state, checkpoint)
-    accelerator.wait_for_everyone()
-    return weights
-
-
 def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Loads weights that a stage left in ``path``; ``SlimError`` where they do not fit, so that whoever mixed runs knows."""
+    """Loads weights that a stage left in ``path``; ``SlimError`` where they do not fit."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -294,40 +264,25 @@ def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _earlier_revisions(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
-    """What earlier revisions of the program did of a run, if there were any: "REVISION to step 2000, ..."."""
+    """The entry ``earlier``, if other revisions of the program began the run: "REVISION to step 2000, ..."."""
     earlier = [before["earlier"]] if "earlier" in before else []
     if before.get("revision", revision) != revision:
         earlier.append(f"{before['revision']} to step {step}")
     return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
-def _merged(totals: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over all processes, each of which may know other terms."""
-    merged: dict[str, Tensor] = {}
-    for part in gather_object([{name: total.cpu() for name, total in totals.items()}]):
-        for name, total in part.items():
-            merged[name] = merged.get(name, torch.zeros(2)) + total
-    return merged
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return every > 0 and (step % every == 0 or step == steps)
+def _due(step: int, every: int, options: Optimisation) -> bool:
+    return every > 0 and (step % every == 0 or step == options.steps)
 
 
 @torch.no_grad()
-def _show_samples(
-    stage: Stage[Any], folder: Path, step: int, accelerator: Accelerator, log: TrainingLog
-) -> None:
-    # the pictures of the first step, so that sheets of a run can be compared
-    batch = stage.batches(0, Share(0, max(1, stage.batches.batch // 4)))
-    draws = Draws(stage.batches.seed, 0, batch.numbers, stage.batches.batch, accelerator.device)
-    training = stage.model.training
+def _samples(stage: Stage[Any], accelerator: Accelerator) -> list[list[Tile]]:
+    """Columns of what the stage does to pictures of the first step, so that sheets of a run can be compared."""
+    batches, training = stage.batches, stage.model.training
+    batch = batches(0, Share(0, max(1, batches.batch // 4)))
+    draws = Draws(batches.seed, 0, batch.numbers, batches.batch, accelerator.device)
     stage.model.eval()
     with accelerator.autocast():
         columns = stage.samples(batch.to(accelerator.device), draws)
     stage.model.train(training)
-    if columns:
-        (folder / "samples").mkdir(exist_ok=True)
-        picture = contact_sheet(list(zip(*columns, strict=True)))
-        picture.save(folder / "samples" / f"{stage.name}-{step:06d}.png")
-        log.picture(step, picture)
+    return columns

@@ -1,4 +1,4 @@
-"""Recipes: TOML files that say everything about a training run but where the data is."""
+"""Recipes: TOML files with everything about a training run but where the data is."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Steps and rates that every stage has.
-
-    ``batch`` is that of a step, over all processes; ``accumulate`` divides each process's part of it into that many pieces that
-    are worked on one after another. ``crop`` is in pixels. The averaged weights forget with ``ema_decay`` a step.
-    """
+    """Steps and rates that every stage has."""
 
     steps: int = 1000
+    #: pictures of a step, over all processes
     batch: int = 16
+    #: pixels a side
     crop: int = 128
     learning_rate: float = 7e-4
     warmup: int = 150
+    #: of the averaged weights, a step
     ema_decay: float = 0.998
     clip: float = 1.0
+    #: pieces of each process's part of a batch, one worked on after another
     accumulate: int = 1
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Reports:
-    """How often a run reports, in steps: a line of the log, a checkpoint, a sheet of sample pictures (0: none)."""
+    """Steps between two lines of the log, checkpoints and sheets of sample pictures; 0: none."""
 
     log_every: int = 25
     checkpoint_every: int = 250
@@ -59,20 +59,20 @@ class Data:
     photos: tuple[str, ...] = ()
     thumbnails: tuple[str, ...] = ()
     split: str = "train"
-    #: read hub or local data in order, holding a window of photos, in place of all at random
+    #: read in order, holding a window of photos, in place of all at random
     streaming: bool = False
     window: int = 2048
-    #: "SOURCE=0.2": crops take only that share of the photos whose column ``source`` says so; the captioner's views take all
+    #: "SOURCE=0.2": crops take that share of the photos with this ``source``; the captioner's views take all
     shares: tuple[str, ...] = ()
-    #: a COCO JSON file or a folder of VOC XML files that belong to the pictures of a folder
+    #: COCO JSON file or folder of VOC XML files, for the pictures of a folder
     annotations: str = ""
-    #: a text file of tags, a line each, the first ones in the order of the classifiers' classes; default: the embedded one
+    #: text file of tags, a line each, the classifiers' classes first; default: the embedded one
     vocabulary: str = ""
-    #: what a label becomes in captions, with {label} or {a_label} in it; default: "a photo of a cat"
+    #: captions of a label, with {label} or {a_label} in them; default: "a photo of a cat"
     templates: tuple[str, ...] = ()
-    #: names photos that have no words by their region of interest: a bundle, or an image-to-text model's folder or hub id
+    #: captions photos without words: a bundle, or an image-to-text model's folder or hub id
     captioner: str = ""
-    #: most memory for decoded photos, GiB, in each process
+    #: GiB of decoded photos, in each process
     memory: float = 4.0
     #: processes that prepare batches beside each trainer
     workers: int = 0
@@ -89,9 +89,7 @@ class Data:
             except ValueError:
                 share = -1.0
             if not (source and 0 <= share <= 1):
-                raise SlimError(
-                    f"data.shares: {entry!r}; write SOURCE=SHARE with a share of 0 to 1, for example caltech101=0.2"
-                )
+                raise SlimError(f"data.shares: {entry!r}; write SOURCE=SHARE, SHARE in 0..1: caltech101=0.2")
             if source in shares:
                 raise SlimError(f"data.shares: {source} is there twice")
             shares[source] = share
@@ -103,7 +101,7 @@ class Roi:
     """Masks of photos without annotation: by class activation (Grad-CAM) of the first teacher, by segmentation, or none."""
 
     source: str = "activation"
-    #: folder or hub id of a transformers segmentation model, and the classes that are of interest (default: all objects)
+    #: folder or hub id of a transformers segmentation model, and its classes of interest (default: all objects)
     segmenter: str = ""
     classes: tuple[str, ...] = ()
 
@@ -113,7 +111,7 @@ class Teachers:
     """Frozen classifiers: TorchScript files (globs) or transformers folders and hub ids; one is drawn for each step."""
 
     models: tuple[str, ...] = ()
-    #: pictures are scaled by one of these and shifted by up to so many pixels before a teacher sees them
+    #: how pictures are scaled, and by up to how many pixels shifted, before a teacher sees them
     scales: tuple[float, ...] = (0.875, 1.0, 1.25)
     shift: int = 8
 
@@ -160,14 +158,14 @@ class CaptionerRecipe:
 
     optimisation: Optimisation = field(default_factory=Optimisation)
     network: CaptionerConfig = field(default_factory=CaptionerConfig)
-    #: begin with the weights of the first teacher, which then must be a MobileNet-v2, or without teachers with the embedded ones
+    #: begin with the weights of the first teacher, a MobileNet-v2, or without teachers with the embedded ones
     start_from_weights: bool = True
     thumbnail_share: float = 0.15
-    #: teachers look at every view, in place of once at every photo; dearer and better
+    #: teachers see every view (dearer, better), or every photo once
     teachers_see_views: bool = True
-    #: off: only the heads are trained, ten times as fast, on the features of the weights that it begins with
+    #: false: the heads alone, ten times as fast
     train_body: bool = True
-    #: bundles whose first captioner is packed too: it names nothing, and guides beside this one
+    #: bundles whose first captioner is packed too, to guide beside this one
     also: tuple[str, ...] = ()
     #: least area of a view, as a share of the photo
     smallest_area: float = 0.4
@@ -195,27 +193,24 @@ class EnhanceRecipe:
 
 @dataclass(frozen=True)
 class Ldm:
-    """A pretrained latent diffusion model, whose latent space, UNet and text encoder take the place of ours: see docs/hub.md.
-
-    Stages ``autoencoder`` and ``diffusion`` are then skipped.
-    """
+    """A pretrained latent diffusion model in the place of ours, without stages ``autoencoder`` and ``diffusion``: docs/hub.md."""
 
     #: folder or hub id of a diffusers pipeline; "" trains a model of our own
     source: str = ""
     #: folders or hub ids of parts that take the place of the pipeline's
     autoencoder: str = ""
     text_encoder: str = ""
-    #: a bundle whose taggers name captions, in place of stage ``captioner``; "" trains that stage
+    #: a bundle whose tagger captions; "" trains stage ``captioner``
     captioner: str = "slim-tiny"
-    #: share of the schedule at quality 1 and 100; 0 0: where its noise is as large as what the compressor loses
+    #: share of the schedule at quality 1 and 100; 0 0: where its noise equals the compressor's error
     strength: tuple[float, float] = (0.0, 0.0)
-    #: noise that joins the decompressed latent at the start, relative to the schedule's
+    #: noise added to the decompressed latent, relative to the schedule's
     noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class DefaultsRecipe:
-    """What the bundle does where its user says nothing: see ``BundleConfig``."""
+    """The bundle's default options: see ``BundleConfig``."""
 
     steps: int = 1
     guidance: float = 0.0
@@ -228,7 +223,7 @@ class Recipe:
 
     name: str = "slim-tiny"
     out: str = "runs/slim-tiny"
-    #: "bf16" or "no" (float32)
+    #: "bf16", or "no": float32
     precision: str = "bf16"
     #: "auto" takes a GPU where there is one, "cpu" never does
     device: str = "auto"
@@ -251,28 +246,31 @@ class Recipe:
         sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
         return {stage: source for stage, source in sources.items() if ldm.source and source}
 
+    def optimisation(self, stage: str) -> Optimisation:
+        """A stage's steps and rates."""
+        options: Optimisation = getattr(self, stage).optimisation
+        return options
+
     def check(self) -> None:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
-        latent = self.autoencoder.network.latent_channels
-        network = self.compressor.network
-        if not self.ldm.source and network.latent_channels != latent:
-            raise SlimError(
-                f"compressor.network.latent_channels is {network.latent_channels}, but "
-                f"autoencoder.network.latent_channels is {latent}: make them equal"
-            )
         _ = self.data.source_shares
-        unet = self.diffusion.unet
-        for key in ("width", "coarse_width"):
-            if getattr(unet, key) % unet.groups or getattr(unet, key) % 16:
-                raise SlimError(f"diffusion.unet.{key} must be a multiple of 16 and of diffusion.unet.groups")
-        choices = {
-            "precision": (self.precision, ("bf16", "no")),
-            "device": (self.device, ("auto", "cpu")),
-            "roi.source": (self.roi.source, ("activation", "segmentation", "none")),
-        }
-        for key, (value, known) in choices.items():
+        latent, coded = self.autoencoder.network.latent_channels, self.compressor.network.latent_channels
+        if not self.ldm.source and coded != latent:
+            raise SlimError(
+                f"compressor.network.latent_channels is {coded}, but autoencoder.network.latent_channels is {latent}: "
+                "make them equal"
+            )
+        for key, value, known in (
+            ("precision", self.precision, ("bf16", "no")),
+            ("device", self.device, ("auto", "cpu")),
+            ("roi.source", self.roi.source, ("activation", "segmentation", "none")),
+        ):
             if value not in known:
                 raise SlimError(f"{key} is {value!r}; give {' or '.join(known)}")
+        unet = self.diffusion.unet
+        for key, width in (("width", unet.width), ("coarse_width", unet.coarse_width)):
+            if width % unet.groups or width % 16:
+                raise SlimError(f"diffusion.unet.{key} must be a multiple of 16 and of diffusion.unet.groups")
         if self.ldm.source and self.enhance.lora_rank < 1:
             raise SlimError(
                 "enhance.lora_rank is 0; a pretrained UNet is adapted by low-rank matrices: give 4 or more"
@@ -280,8 +278,8 @@ class Recipe:
         if self.roi.source == "segmentation" and not self.roi.segmenter:
             raise SlimError("roi.segmenter is not set: give the folder or hub id of a segmentation model")
         for stage in STAGES:
-            options: Optimisation = getattr(self, stage).optimisation
-            if options.steps < 1 or options.batch < 1 or options.accumulate < 1:
+            options = self.optimisation(stage)
+            if min(options.steps, options.batch, options.accumulate) < 1:
                 raise SlimError(f"{stage}.optimisation: steps, batch and accumulate are at least 1")
             if options.crop % PATCH:
                 raise SlimError(f"{stage}.optimisation.crop is {options.crop}; give a multiple of {PATCH}")

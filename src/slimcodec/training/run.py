@@ -1,4 +1,4 @@
-"""A run: its recipe, its folder with what each stage left there, and the parts that stages share."""
+"""A run: its recipe, its data, its folder with the weights of each stage, and the losses that stages share."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.data import TrainingData
 from slimcodec.training.loop import Stage, restore, train
 from slimcodec.training.losses import FeatureLoss, Features, Fidelity, RateDistortion
-from slimcodec.training.recipe import Optimisation, Recipe
+from slimcodec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A recipe, its run folder, and the parts that its stages share."""
+    """A recipe, its data, and its folder with the weights of each stage."""
 
     def __init__(
         self, recipe: Recipe, resume: bool = False, source: str = "RECIPE", settings: tuple[str, ...] = ()
     ) -> None:
         """``source`` and ``settings``: the recipe's name and the ``key=value`` changes to it, for the record."""
-        recipe.check()
         self.recipe, self.resume, self.source, self.settings = recipe, resume, source, settings
         self.folder = Path(recipe.out)
         self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=recipe.device == "cpu")
@@ -55,7 +54,7 @@ class Run:
 
     @cached_property
     def pretrained(self) -> Bundle | None:
-        """The pretrained model that the recipe names, as a bundle with no parts of ours; None where it names none.
+        """The pretrained model that the recipe names, if any, as a bundle with no parts of ours.
 
         Raises ``SlimError`` where it is missing, or the recipe's compressor does not fit its latents.
         """
@@ -72,20 +71,17 @@ class Run:
         config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
         return Bundle(config, {}, (), device=str(self.accelerator.device))
 
-    # ---- losses that stages share ------------------------------------------------------------------------------
-
     def fidelity(self, background: float, features: Features) -> Fidelity:
         """The fidelity loss, with the teachers' features if they have a weight."""
-        loss = None
-        if features.weight and not self.data.teachers:
+        if not features.weight:
+            return Fidelity(background)
+        teachers, recipe = self.data.teachers, self.recipe.teachers
+        if not teachers:
             logger.warning(
                 "teachers.models is not set: fidelity is squared error alone, which classifiers like less"
             )
-        elif features.weight:
-            teachers = self.recipe.teachers
-            loss = FeatureLoss(
-                self.data.teachers, features.weights, features.logits, teachers.scales, teachers.shift
-            )
+            return Fidelity(background)
+        loss = FeatureLoss(teachers, features.weights, features.logits, recipe.scales, recipe.shift)
         return Fidelity(background, loss, features)
 
     def rate_distortion(self, warm: bool = False) -> RateDistortion:
@@ -95,16 +91,9 @@ class Run:
         fidelity = self.fidelity(recipe.background, features)
         return RateDistortion(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
-    # ---- stages and their weights ------------------------------------------------------------------------------
-
-    def options(self, stage: str) -> Optimisation:
-        """A stage's steps and rates."""
-        options: Optimisation = getattr(self.recipe, stage).optimisation
-        return options
-
     def train(self, stage: Stage[Any]) -> None:
         """Trains a stage and leaves its weights in the run folder."""
-        options = self.options(stage.name)
+        options = self.recipe.optimisation(stage.name)
         about = {
             "stage": stage.name,
             "steps": str(options.steps),
@@ -142,29 +131,29 @@ class Run:
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage's weights are there, from as many steps as the recipe says."""
-        return self.has_weights(stage) and self.about(stage).get("steps") == str(self.options(stage).steps)
+        return self.has_weights(stage) and self.about(stage).get("steps") == str(
+            self.recipe.optimisation(stage).steps
+        )
 
-    def require(self, stage: str) -> Path:
-        """The file of a stage's weights; ``SlimError`` where the stage has not run."""
-        path = self.weights_path(stage)
-        if not path.exists():
-            raise SlimError(f"{path} is missing: run `slim train {stage}` with the same --set out= first")
-        return path
+    def require(self, stage: str) -> None:
+        """Raises ``SlimError`` where a stage has left no weights."""
+        if not self.has_weights(stage):
+            raise SlimError(
+                f"{self.weights_path(stage)} is missing: run `slim train {stage}` with the same --set out= first"
+            )
 
-    def load(self, stage: str) -> dict[str, Tensor]:
-        """A stage's weights; ``SlimError`` where it has not run."""
-        return load_file(self.require(stage))
+    def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
+        """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
+        self.require(stage)
+        prefix = f"{part}." if part else ""
+        weights = load_file(self.weights_path(stage))
+        return {
+            name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
+        }
 
     def restore(self, module: nn.Module, stage: str, part: str = "") -> None:
-        """Fills a module with a stage's weights, or with one ``part`` of them."""
-        state = self.load(stage)
-        restore(module, part_of(state, part) if part else state, self.weights_path(stage))
-
-
-def part_of(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The tensors of a stage's state that belong to one of its parts."""
-    prefix = f"{part}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        """Fills a module with a stage's weights, or with those of a ``part`` of its model."""
+        restore(module, self.load(stage, part), self.weights_path(stage))
 
 
 def revision() -> str | None:
@@ -175,10 +164,8 @@ def revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        head, edited = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no", "--", ".."),
-        )
+        head = git("rev-parse", "HEAD")
+        edited = git("status", "--porcelain", "--untracked-files=no", "--", "..")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("-changed" if edited else "")

@@ -1,31 +1,28 @@
-"""The training stages by name: each builds itself from a run, and says what it reads. Formulae are in docs/training.md."""
+"""The training stages by name: each builds itself from a run. Formulae are in docs/training.md."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from slimcodec.training.loop import Stage
 from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage
 from slimcodec.training.stages.compressor import CompressorStage
-from slimcodec.training.stages.enhance import EnhanceStage
+from slimcodec.training.stages.enhance import enhance_stage
 from slimcodec.training.stages.latent_diffusion import AutoencoderStage, DiffusionStage
 
 logger = logging.getLogger(__name__)
 
-AnyStage = (
-    type[AutoencoderStage]
-    | type[DiffusionStage]
-    | type[CompressorStage]
-    | type[CaptionerStage]
-    | type[EnhanceStage]
-)
-#: in the order in which they build on each other
-STAGES: dict[str, AnyStage] = {
-    "autoencoder": AutoencoderStage,
-    "diffusion": DiffusionStage,
-    "compressor": CompressorStage,
-    "captioner": CaptionerStage,
-    "enhance": EnhanceStage,
+#: how each stage is built, and the earlier stages whose weights it reads, in the order in which they build on each other
+STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
+    "autoencoder": (AutoencoderStage, ()),
+    "diffusion": (DiffusionStage, ("autoencoder",)),
+    "compressor": (CompressorStage.build, ("autoencoder",)),
+    "captioner": (CaptionerStage.build, ()),
+    # and those of stage diffusion, where it has run
+    "enhance": (enhance_stage, ("autoencoder", "compressor")),
 }
 
 
@@ -34,8 +31,9 @@ def train_stage(run: Run, name: str) -> None:
     if source := run.recipe.replaced.get(name):
         logger.info("%s: skipped, that of %s is taken", name, source)
         return
-    for earlier in STAGES[name].reads_weights:
+    build, reads = STAGES[name]
+    for earlier in reads:
         if earlier not in run.recipe.replaced:
             run.require(earlier)
-    torch.manual_seed(run.options(name).seed)
-    run.train(STAGES[name].build(run))
+    torch.manual_seed(run.recipe.optimisation(name).seed)
+    run.train(build(run))

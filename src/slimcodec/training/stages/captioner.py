@@ -27,7 +27,6 @@ class CaptionerStage(Stage[Views]):
     """
 
     name = "captioner"
-    reads_labels = ("logits", "mask")
     rate_factor = 20.0
 
     def __init__(
@@ -51,20 +50,14 @@ class CaptionerStage(Stage[Views]):
     def build(cls, run: Run) -> CaptionerStage:
         """The stage of a run; teachers are asked about every view, or once about every photo, as the recipe says."""
         recipe = run.recipe.captioner
-        tagger, teachers = build_tagger(run), run.data.teachers
-        if recipe.start_from_weights and teachers:
-            start_from_classifier(tagger, teachers[0])
-        elif recipe.start_from_weights:
-            start_from_embedded(tagger, run.data.vocabulary)
-        if not recipe.teachers_see_views:
-            teachers = []
+        tagger = build_tagger(run)
+        if recipe.start_from_weights:
+            start_from_weights(tagger, run)
+        teachers = run.data.teachers if recipe.teachers_see_views else []
         # only what is learnt from is asked for: pseudo-labels are dear
-        unused: set[PseudoLabel] = {"logits"} if teachers else set()
-        if not tagger.config.roi:
-            unused.add("mask")
-        labels = [label for label in cls.reads_labels if label not in unused]
+        labels: dict[PseudoLabel, bool] = {"logits": not teachers, "mask": tagger.config.roi}
         views = LabelledViews(
-            run.data.photos(recipe.optimisation, *labels),
+            run.data.photos(cls.name, *(label for label, is_read in labels.items() if is_read)),
             run.data.vocabulary,
             run.data.thumbnails,
             size=teachers[0].side if teachers else tagger.config.side,
@@ -106,18 +99,18 @@ class CaptionerStage(Stage[Views]):
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
         """Views with what they should and do say, and the regions of interest, annotated and predicted."""
         logits, roi = self.model.predict(batch.pictures)
-        chances, tags = logits.softmax(1).max(1)
-        lines = []
-        for chance, tag, target, known in zip(
-            chances, tags, batch.targets.argmax(1), batch.known, strict=True
-        ):
-            label = self.vocabulary[int(target)] if known else "no label"
-            lines.append(f"{self.vocabulary[int(tag)]} {float(chance):.0%} / {label}")
+        answers = zip(*logits.softmax(1).max(1), batch.targets.argmax(1), batch.known, strict=True)
+        lines = [
+            f"{self.vocabulary[tag]} {float(chance):.0%} / {self.vocabulary[target] if known else 'no label'}"
+            for chance, tag, target, known in answers
+        ]
         columns = [picture_tiles(batch.pictures, lines)]
         if roi is not None:
             size = batch.pictures.shape[2:]
-            columns.append(map_tiles(batch.masks, size, "region of interest"))
-            columns.append(map_tiles(roi.sigmoid(), size, "predicted"))
+            columns += [
+                map_tiles(batch.masks, size, "region of interest"),
+                map_tiles(roi.sigmoid(), size, "predicted"),
+            ]
         return columns
 
 
@@ -126,10 +119,16 @@ def build_tagger(run: Run) -> Tagger:
     return Tagger(replace(run.recipe.captioner.network, tags=len(run.data.vocabulary)))
 
 
-def start_from_embedded(tagger: Tagger, vocabulary: Sequence[str]) -> None:
-    """Copies the embedded bundle's tagger; ``SlimError`` where its vocabulary is another."""
+def start_from_weights(tagger: Tagger, run: Run) -> None:
+    """Copies the first teacher's weights, or without teachers those of the embedded bundle's tagger.
+
+    Raises ``SlimError`` where the teacher is no MobileNet-v2, or the embedded vocabulary is another.
+    """
+    if run.data.teachers:
+        start_from_classifier(tagger, run.data.teachers[0])
+        return
     embedded = Bundle.from_pretrained()
-    if embedded.vocabulary != tuple(vocabulary):
+    if embedded.vocabulary != run.data.vocabulary:
         raise SlimError(
             "the captioner cannot start from the embedded one, whose vocabulary is another: set teachers.models, or "
             "captioner.start_from_weights=false"

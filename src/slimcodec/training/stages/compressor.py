@@ -14,11 +14,11 @@ from slimcodec.training.batches import Batch, Crops, Draws, part_mean
 from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import RateDistortion, rate_failure, weighted_mse
-from slimcodec.training.run import Run, part_of
+from slimcodec.training.run import Run
 from slimcodec.training.stages.latent_diffusion import load_autoencoder
 
-#: weight of the round trip of clean latents
-CLEAN_WEIGHT = 4e-3
+#: weight of the round trip of clean latents, and the share of pictures that take it
+CLEAN_WEIGHT, CLEAN_SHARE = 4e-3, 0.1
 #: share of pictures that are all region of interest
 ALL_ROI_SHARE = 0.3
 
@@ -31,8 +31,6 @@ class CompressorStage(Stage[Batch]):
     """
 
     name = "compressor"
-    reads_labels = ("mask",)
-    reads_weights = ("autoencoder",)
 
     def __init__(
         self,
@@ -43,23 +41,21 @@ class CompressorStage(Stage[Batch]):
         *,
         train_encoder: bool = False,
         train_decoder: bool = True,
-        clean_share: float = 0.1,
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
         self.model: CompressionModel = CompressionModel(compressor, autoencoder)
-        own = self.model.autoencoder
-        self.train_encoder = train_encoder and own is not None
-        train_decoder = train_decoder and own is not None
-        self.model.tune_autoencoder(encoder=self.train_encoder, decoder=train_decoder)
-        self.frozen = [autoencoder]
-        self.scaled = [] if own is None else [own.analysis, own.synthesis]
-        self.batches, self.objective = crops, objective
-        self.clean_share = clean_share if train_decoder or self.train_encoder else 0.0
+        self.batches, self.objective, self.frozen = crops, objective, [autoencoder]
+        self.train_encoder, self.clean_share = False, 0.0
         lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))
         if isinstance(autoencoder, PretrainedAutoencoder):
             start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
-        else:
-            self.model.init_gains(autoencoder.latent_scale().detach() * 127.5, lambdas)
+            return
+        self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
+        self.model.tune_autoencoder(encoder=train_encoder, decoder=train_decoder)
+        self.scaled = [autoencoder.analysis, autoencoder.synthesis]
+        self.train_encoder = train_encoder
+        if train_encoder or train_decoder:
+            self.clean_share = CLEAN_SHARE
 
     @classmethod
     def build(cls, run: Run) -> CompressorStage:
@@ -68,7 +64,7 @@ class CompressorStage(Stage[Batch]):
         return cls(
             latent_autoencoder(run),
             Compressor(recipe.network),
-            run.data.crops(recipe.optimisation, *cls.reads_labels),
+            run.data.crops(cls.name, "mask"),
             run.rate_distortion(),
             train_encoder=recipe.train_encoder,
             train_decoder=recipe.train_decoder,
@@ -79,16 +75,14 @@ class CompressorStage(Stage[Batch]):
         quality = draws.integers(1, 101)
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.autoencoder.encode(batch.pictures)
-        # some pictures are to be equally good everywhere: for encoders that are has_roi no region
+        # some pictures are to be equally good everywhere: for encoders that are given no region
         has_roi = (draws.uniform() >= ALL_ROI_SHARE)[:, None, None, None]
         batch = replace(batch, masks=torch.where(has_roi, batch.masks, 1.0))
-        roi = interest(batch.masks, latents)
         mixed = progress >= self.objective.mixed_start
-        coded = code(self.model, latents, quality, roi, draws, mixed)
+        coded = code(self.model, latents, quality, interest(batch.masks, latents), draws, mixed)
         decoded = self.autoencoder.decode(coded.latents)
         loss, terms = self.objective(coded.bits, decoded, batch, quality, draws, progress)
-        pixels = batch.pictures.shape[2] * batch.pictures.shape[3]
-        terms["hyper_bpp"] = coded.hyper_bits.detach().mean() / pixels
+        terms["hyper_bpp"] = coded.hyper_bits.detach().mean() / batch.pictures[0, 0].numel()
         chosen = draws.every(self.clean_share) if self.clean_share else quality < 0
         if chosen.any():
             clean = self.autoencoder.decode(latents[chosen])
@@ -103,16 +97,14 @@ class CompressorStage(Stage[Batch]):
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, mask, and the picture at three qualities with its bits per pixel."""
-        latents = self.autoencoder.encode(batch.pictures)
-        size = batch.pictures.shape[2:]
-        roi = interest(batch.masks, latents)
+        latents, size = self.autoencoder.encode(batch.pictures), batch.pictures.shape[2:]
         columns = [
             picture_tiles(batch.pictures, "original"),
             map_tiles(batch.masks, size, "region of interest"),
         ]
         for quality in (10, 40, 80):
             level = torch.full((len(latents),), quality, device=latents.device)
-            coded = code(self.model, latents, level, roi)
+            coded = code(self.model, latents, level, interest(batch.masks, latents))
             lines = [f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp" for bits in coded.bits]
             columns.append(picture_tiles(self.autoencoder.decode(coded.latents), lines))
         return columns
@@ -128,6 +120,6 @@ def load_compression_model(run: Run, autoencoder: Autoencoder, enhanced: bool = 
     # its state holds our own autoencoder too, as tuned by the compressor stage
     model = CompressionModel(Compressor(run.recipe.compressor.network), autoencoder)
     run.restore(model, "compressor")
-    if enhanced and part_of(run.load("enhance"), "codec"):
+    if enhanced and run.load("enhance", "codec"):
         run.restore(model, "enhance", "codec")
     return model.requires_grad_(False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +34,8 @@ from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions
 
 #: part of the batch at the start of the path: one step must do well
 START_SHARE = 1 / 3
+#: batches that set the error scale of our own enhancer, and the strength and energies of a pretrained one
+OWN_BATCHES, PRETRAINED_BATCHES = 8, 2
 #: the name of low-rank matrices in peft, and of the two matrices of a layer there and in a bundle
 ADAPTER = "slim"
 MATRICES = {f".lora_A.{ADAPTER}.weight": ".down.weight", f".lora_B.{ADAPTER}.weight": ".up.weight"}
@@ -55,15 +56,6 @@ class Decompressed:
     regions: Tensor
 
 
-@dataclass
-class Denoised:
-    """Weighted squared errors [B] of the UNet's estimate and of none, and the clean latents that it means."""
-
-    squared: Tensor
-    unchanged: Tensor
-    clean: Tensor
-
-
 class EnhanceStage(Stage[Batch]):
     """Denoising from the decompressed latent, weighted by the RoI, and the fidelity of the picture after one step.
 
@@ -71,26 +63,16 @@ class EnhanceStage(Stage[Batch]):
     """
 
     name = "enhance"
-    reads_labels = ("mask", "caption")
-    #: and those of stage ``diffusion``, where it has run
-    reads_weights = ("autoencoder", "compressor")
     autoencoder: Autoencoder
     enhancer: Enhancer | Denoiser
     text: CaptionEncoder | PromptEncoder
-
-    @staticmethod
-    def build(run: Run) -> EnhanceStage:
-        """The stage of a run, on our own networks or on a pretrained model."""
-        if run.pretrained is None:
-            return OwnEnhanceStage(run)
-        return PretrainedEnhanceStage(run)
 
     def __init__(self, run: Run) -> None:
         recipe = self.recipe = run.recipe.enhance
         self.autoencoder = latent_autoencoder(run).requires_grad_(False)
         self.codec = load_compression_model(run, self.autoencoder)
         self.objective = run.rate_distortion(warm=True) if recipe.rate else None
-        self.batches = run.data.crops(recipe.optimisation, *self.reads_labels)
+        self.batches = run.data.crops(self.name, "mask", "caption")
         self.fidelity = run.fidelity(recipe.background, recipe.features)
 
     def trained_with(self, parts: dict[str, nn.Module]) -> nn.ModuleDict:
@@ -103,54 +85,57 @@ class EnhanceStage(Stage[Batch]):
         return nn.ModuleDict(parts | {"codec": self.codec})
 
     @torch.no_grad()
-    def compression_errors(self, quality: float, batches: int) -> Iterator[Tensor]:
-        """Squared errors [B, C, h, w] of decompressed latents at a quality, for the first batches."""
-        device = next(self.codec.parameters()).device
+    def compression_error(self, quality: float, batches: int, dims: tuple[int, ...]) -> Tensor:
+        """Mean squared error of decompressed latents [B, C, h, w] at a quality over ``dims``, of the first batches."""
+        errors, device = [], next(self.codec.parameters()).device
         for step in range(batches):
             batch = self.batches(step).to(device)
             latents = self.autoencoder.encode(batch.pictures)
-            level = torch.full((len(latents),), quality, device=device)
-            roi = interest(batch.masks, latents)
-            yield (code(self.codec, latents, level, roi).latents - latents).square()
+            rough = code(
+                self.codec,
+                latents,
+                latents.new_full((len(latents),), quality),
+                interest(batch.masks, latents),
+            )
+            errors.append((rough.latents - latents).square().mean(dims))
+        return torch.stack(errors).mean(0)
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E [w c |u_hat - u|^2] + E_{t=1} [F(D(z^ - sigma u_hat)) / MSE(D(z^))], and the compressor's own loss if it is tuned."""
-        recipe = self.recipe
+        recipe, background = self.recipe, self.fidelity.background
         # low qualities lose more, and are what enhancement is for: they are drawn more often
         quality = 1 + 99 * draws.uniform() ** 1.5
         with torch.no_grad():
             latents = self.autoencoder.encode(batch.pictures)
-        roi = interest(batch.masks, latents)
-        if self.objective is None:
-            with torch.no_grad():
-                coded = code(self.codec, latents, quality, roi)
-        else:
-            coded = code(self.codec, latents, quality, roi, draws)
+        tuned = self.objective is not None
+        with torch.set_grad_enabled(tuned):
+            coded = code(
+                self.codec, latents, quality, interest(batch.masks, latents), draws if tuned else None
+            )
         rough = coded.latents
         at_start = draws.every(START_SHARE)
         captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
-        masks = nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride)
-        regions = roi_weights(masks, self.fidelity.background)
+        regions = roi_weights(nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride), background)
         asked = Decompressed(latents, rough, quality, at_start, captions, regions)
-        denoised = self.denoise(asked, draws)
-        loss = recipe.denoising * denoised.squared.mean()
-        terms = {"denoising": denoised.squared.detach().mean()}
+        squared, unchanged, clean = self.denoise(asked, draws)
+        loss = recipe.denoising * squared.mean()
+        terms = {"denoising": squared.detach().mean()}
         if at_start.any():
             # the decoder is tuned to decompressed latents: nearer to the original latent is not yet nearer to the picture
             first = batch.of(at_start)
-            enhanced = self.autoencoder.decode(denoised.clean[at_start])
+            enhanced = self.autoencoder.decode(clean[at_start])
             fidelity, logged = self.fidelity(
                 enhanced, first.pictures, first.masks, draws.of(at_start), progress
             )
             with torch.no_grad():
-                weights = roi_weights(first.masks, self.fidelity.background)
+                weights = roi_weights(first.masks, background)
                 before = weighted_mse(self.autoencoder.decode(rough[at_start]), first.pictures, weights)
             ratio = fidelity / before
             loss = loss + recipe.fidelity * part_mean(ratio, at_start, START_SHARE, draws.batch)
             terms |= logged | region_errors(enhanced, first.pictures, first.masks)
             terms |= {
-                "denoising_start": denoised.squared.detach()[at_start].mean(),
-                "unchanged_start": denoised.unchanged[at_start].mean(),
+                "denoising_start": squared.detach()[at_start].mean(),
+                "unchanged_start": unchanged[at_start].mean(),
                 "fidelity_ratio": ratio.detach().mean(),
             }
         if self.objective is not None:
@@ -162,8 +147,11 @@ class EnhanceStage(Stage[Batch]):
             }
         return loss, terms
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
-        """Draws places on the path and asks the UNet there."""
+    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Asks the UNet at random places on the path.
+
+        Weighted squared errors [B] of its estimate and of none, and the clean latents that its estimate means.
+        """
         raise NotImplementedError
 
     def failure(self, terms: dict[str, float]) -> str | None:
@@ -172,12 +160,11 @@ class EnhanceStage(Stage[Batch]):
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, and before and after one step at two qualities."""
-        latents = self.autoencoder.encode(batch.pictures)
+        latents, text = self.autoencoder.encode(batch.pictures), self.text(batch.captions)
         columns = [picture_tiles(batch.pictures, [caption or "no caption" for caption in batch.captions])]
         for quality in (10, 40):
             level = torch.full((len(latents),), quality, device=latents.device)
             rough = code(self.codec, latents, level, interest(batch.masks, latents)).latents
-            text = self.text(batch.captions)
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
             for line, decoded in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
                 columns.append(picture_tiles(self.autoencoder.decode(decoded), line))
@@ -190,8 +177,7 @@ class OwnEnhanceStage(EnhanceStage):
     autoencoder: PatchAutoencoder
     enhancer: Enhancer
 
-    def __init__(self, run: Run, batches: int = 8) -> None:
-        """``batches``: how many set the enhancer's error scale, the deviation of what is lost, by level and channel."""
+    def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.enhancer, self.text = build_unet(run)
         if run.has_weights("diffusion"):
@@ -202,11 +188,11 @@ class OwnEnhanceStage(EnhanceStage):
             self.text.requires_grad_(False)
         self.model = self.trained_with({"enhancer": self.enhancer, "text": self.text})
         self.frozen = [self.autoencoder, self.codec]
+        # the unit of what is predicted: the deviation of what the compressor loses, by level and channel
         for row, quality in enumerate(torch.linspace(1, 100, self.enhancer.config.levels).tolist()):
-            squares = [errors.mean((0, 2, 3)) for errors in self.compression_errors(quality, batches)]
-            self.enhancer.error_scale[row] = torch.stack(squares).mean(0).sqrt()
+            self.enhancer.error_scale[row] = self.compression_error(quality, OWN_BATCHES, (0, 2, 3)).sqrt()
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
+    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """A straight path from the decompressed latent; the UNet predicts the loss of the compressor in units of its scale."""
         latents, rough, level = asked.latents, asked.rough, self.codec.compressor.level(asked.quality)
         scale = at_level(self.enhancer.error_scale, level)[..., None, None]
@@ -218,7 +204,7 @@ class OwnEnhanceStage(EnhanceStage):
             weight = energy_weights(self.autoencoder.latent_scale() * scale[..., 0, 0]) * asked.regions
         lost = self.enhancer.predict(state, rough, time, level, self.text(asked.captions))
         squared = (weight * (lost - target) ** 2).mean((1, 2, 3))
-        return Denoised(squared, (weight * target**2).mean((1, 2, 3)), rough - scale * lost)
+        return squared, (weight * target**2).mean((1, 2, 3)), rough - scale * lost
 
 
 class PretrainedEnhanceStage(EnhanceStage):
@@ -230,41 +216,34 @@ class PretrainedEnhanceStage(EnhanceStage):
     autoencoder: PretrainedAutoencoder
     enhancer: Denoiser
 
-    def __init__(self, run: Run, batches: int = 2) -> None:
-        """``batches``: how many set the channels' energies in the picture and, where the recipe does not, ``strength``."""
+    def __init__(self, run: Run, model: PretrainedModel) -> None:
         super().__init__(run)
-        assert run.pretrained is not None
-        model = run.pretrained.latent_model
-        assert isinstance(model, PretrainedModel)
         self.enhancer, self.text = model.enhancer, model.text_encoder
         add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
         low_rank = LowRank(self.enhancer)
         self.model = self.trained_with({"lora": low_rank})
         self.frozen = [self.autoencoder, self.codec, self.enhancer, self.text]
         self.codec.to(run.accelerator.device)
-        means = [
-            torch.stack([errors.mean() for errors in self.compression_errors(quality, batches)]).mean()
-            for quality in (1.0, 100.0)
-        ]
         with torch.no_grad():
-            pictures = self.batches(batches - 1).pictures.to(run.accelerator.device)
+            pictures = self.batches(PRETRAINED_BATCHES - 1).pictures.to(run.accelerator.device)
             self.energy = self.autoencoder.latent_scale(self.autoencoder.encode(pictures)[:2])
         if max(self.enhancer.config.strength) <= 0:
-            low, high = (float(mean.sqrt()) for mean in means)
+            low, high = (
+                float(self.compression_error(quality, PRETRAINED_BATCHES, (0, 1, 2, 3)).sqrt())
+                for quality in (1.0, 100.0)
+            )
             strength = fitting_strength((low, high), self.enhancer.scheduler)
             self.enhancer.config = replace(self.enhancer.config, strength=strength)
         low_rank.strength.copy_(torch.tensor(self.enhancer.config.strength))
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> Denoised:
+    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """States a z + s e at steps up to T, with e = a_T (z^ - z) / s_T + nu n, and the UNet's prediction there."""
         denoiser, latents, rough = self.enhancer, asked.latents, asked.rough
         kind = denoiser.scheduler.config.prediction_type
         start = denoiser.start(asked.quality)
         a, s = denoiser.factors(start)
-        noise = denoiser.noise_share * draws.normal(*rough.shape[1:])
-        error = a / s * (rough - latents) + noise
-        earlier = (draws.uniform() * (start + 1)).long()
-        times = torch.where(asked.at_start, start, earlier)
+        error = a / s * (rough - latents) + denoiser.noise_share * draws.normal(*rough.shape[1:])
+        times = torch.where(asked.at_start, start, (draws.uniform() * (start + 1)).long())
         a, s = denoiser.factors(times)
         state = a * latents + s * error
         prediction = denoiser.predict(state, times, self.text(asked.captions))
@@ -273,7 +252,16 @@ class PretrainedEnhanceStage(EnhanceStage):
         weight = energy_weights(self.energy.to(rough.device)[None]) * asked.regions
         squared = (weight * (prediction - target) ** 2).mean((1, 2, 3))
         unchanged = (weight * error.detach() ** 2).mean((1, 2, 3))
-        return Denoised(squared, unchanged, clean_latent(kind, prediction, state, a, s))
+        return squared, unchanged, clean_latent(kind, prediction, state, a, s)
+
+
+def enhance_stage(run: Run) -> EnhanceStage:
+    """The stage of a run, on our own networks or on a pretrained model."""
+    if run.pretrained is None:
+        return OwnEnhanceStage(run)
+    model = run.pretrained.latent_model
+    assert isinstance(model, PretrainedModel)
+    return PretrainedEnhanceStage(run, model)
 
 
 def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:

@@ -10,11 +10,13 @@ from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
 from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
 from slimcodec.models.native import CaptionEncoder, small_text_encoder
-from slimcodec.training.batches import Batch, Crops, Draws
+from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.loop import Stage
-from slimcodec.training.losses import Fidelity, psnr
+from slimcodec.training.losses import psnr
 from slimcodec.training.run import Run
 
+#: batches from whose patches the autoencoder's linear path begins
+INITIAL_BATCHES = 60
 SAMPLE_STEPS = 8
 
 
@@ -23,26 +25,18 @@ class AutoencoderStage(Stage[Batch]):
 
     name = "autoencoder"
 
-    def __init__(self, model: PatchAutoencoder, crops: Crops, fidelity: Fidelity) -> None:
-        self.model: PatchAutoencoder = model
-        self.batches, self.fidelity = crops, fidelity
-        self.scaled = [model.analysis, model.synthesis, model.mean]
-
-    @classmethod
-    def build(cls, run: Run) -> AutoencoderStage:
-        """The stage of a run, its linear path set to the KLT of patches."""
+    def __init__(self, run: Run) -> None:
+        """Sets the linear path to the KLT of patches."""
         recipe = run.recipe.autoencoder
-        crops = run.data.crops(recipe.optimisation)
-        stage = cls(PatchAutoencoder(recipe.network), crops, run.fidelity(1.0, recipe.features))
-        stage.init_linear()
-        return stage
-
-    def init_linear(self, batches: int = 60) -> None:
-        """Sets the linear path to the KLT of patches from the first batches."""
-        patches = []
-        for step in range(batches):
-            pictures = self.batches(step).pictures
-            patches.append(nn.functional.pixel_unshuffle(pictures, PATCH).permute(0, 2, 3, 1).flatten(0, 2))
+        self.model: PatchAutoencoder = PatchAutoencoder(recipe.network)
+        self.scaled = [self.model.analysis, self.model.synthesis, self.model.mean]
+        self.batches, self.fidelity = run.data.crops(self.name), run.fidelity(1.0, recipe.features)
+        patches = [
+            nn.functional.pixel_unshuffle(self.batches(step).pictures, PATCH)
+            .permute(0, 2, 3, 1)
+            .flatten(0, 2)
+            for step in range(INITIAL_BATCHES)
+        ]
         self.model.init_linear(torch.cat(patches))
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,13 +56,6 @@ class AutoencoderStage(Stage[Batch]):
         return [picture_tiles(batch.pictures, "original"), picture_tiles(decoded, lines)]
 
 
-def load_autoencoder(run: Run) -> PatchAutoencoder:
-    """Our own autoencoder as stage ``autoencoder`` left it, frozen."""
-    autoencoder = PatchAutoencoder(run.recipe.autoencoder.network)
-    run.restore(autoencoder, "autoencoder")
-    return autoencoder.requires_grad_(False)
-
-
 class DiffusionStage(Stage[Batch]):
     """The enhancer's path from a decompressed latent of which nothing is left: from noise to latents, given captions.
 
@@ -77,32 +64,15 @@ class DiffusionStage(Stage[Batch]):
     """
 
     name = "diffusion"
-    reads_labels = ("caption",)
-    reads_weights = ("autoencoder",)
 
-    def __init__(
-        self,
-        autoencoder: PatchAutoencoder,
-        enhancer: Enhancer,
-        text: CaptionEncoder,
-        crops: Crops,
-        *,
-        caption_dropout: float = 0.15,
-    ) -> None:
-        self.autoencoder = autoencoder.requires_grad_(False)
-        self.model = nn.ModuleDict({"enhancer": enhancer, "text": text})
-        self.enhancer, self.text, self.batches = enhancer, text, crops
-        self.caption_dropout, self.frozen = caption_dropout, [autoencoder]
-        enhancer.error_scale.fill_(1.0)
-
-    @classmethod
-    def build(cls, run: Run) -> DiffusionStage:
-        """The stage of a run."""
-        recipe = run.recipe.diffusion
-        autoencoder = load_autoencoder(run)
-        enhancer, text = build_unet(run)
-        crops = run.data.crops(recipe.optimisation, *cls.reads_labels)
-        return cls(autoencoder, enhancer, text, crops, caption_dropout=recipe.caption_dropout)
+    def __init__(self, run: Run) -> None:
+        self.autoencoder = load_autoencoder(run)
+        self.frozen = [self.autoencoder]
+        self.enhancer, self.text = build_unet(run)
+        self.enhancer.error_scale.fill_(1.0)
+        self.model = nn.ModuleDict({"enhancer": self.enhancer, "text": self.text})
+        self.caption_dropout = run.recipe.diffusion.caption_dropout
+        self.batches = run.data.crops(self.name, "caption")
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E [c |u_hat - u|^2] with u = -z, c the channels' energy in the picture."""
@@ -122,12 +92,21 @@ class DiffusionStage(Stage[Batch]):
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Pictures made of captions alone."""
         latents = self.autoencoder.encode(batch.pictures)
-        noise = draws.normal(*latents.shape[1:])
         text = self.text(batch.captions)
+        noise = draws.normal(*latents.shape[1:])
         sampled = self.enhancer(torch.zeros_like(latents), 1, SAMPLE_STEPS, noise, text, text)
         lines = [caption or "no caption" for caption in batch.captions]
-        decoded = self.autoencoder.decode(sampled)
-        return [picture_tiles(batch.pictures, "original"), picture_tiles(decoded, lines)]
+        return [
+            picture_tiles(batch.pictures, "original"),
+            picture_tiles(self.autoencoder.decode(sampled), lines),
+        ]
+
+
+def load_autoencoder(run: Run) -> PatchAutoencoder:
+    """Our own autoencoder as stage ``autoencoder`` left it, frozen."""
+    autoencoder = PatchAutoencoder(run.recipe.autoencoder.network)
+    run.restore(autoencoder, "autoencoder")
+    return autoencoder.requires_grad_(False)
 
 
 def build_unet(run: Run) -> tuple[Enhancer, CaptionEncoder]:
