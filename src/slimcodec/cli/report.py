@@ -22,8 +22,7 @@ def report(
         typer.Option(metavar="CURVE", help="Anchor of BD-rates (default: avif, or the first codec)."),
     ] = None,
     photos: Annotated[
-        str | None,
-        typer.Option(metavar="DATASET", help="Data set of the results: add a sheet of examples."),
+        str | None, typer.Option(metavar="DATASET", help="Data set of the results: add a sheet of examples.")
     ] = None,
     classifier: Annotated[
         str | None,
@@ -64,7 +63,7 @@ def report(
         stop(f"the report needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
     with failing():
         result, published = load_all(results)
-        sheet = None
+        sheet = []
         if photos is not None and classifier is not None:
             samples = open_labelled(photos, split=split, labelled=False)
             sheet = example_sheet(result, samples, classifier, target_bytes, examples, model, device)

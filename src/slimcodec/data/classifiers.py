@@ -30,7 +30,6 @@ from slimcodec.files import file_sha256
 from slimcodec.images import Pixels
 from slimcodec.models.pretrained.hub import (
     DEFAULT_SIDE,
-    class_names,
     image_processor_settings,
     pretrained_folder,
     read_preprocessing,
@@ -107,8 +106,8 @@ class Classifier:
 
     As a judge it scores one decoded picture (``scores``, ``judge``). As a teacher it is called with pictures [B, 3, S, S] in
     [0, 1], and gives logits [B, K] and feature maps, differentiably. ``sha256``: of the file, or of the tensors of a transformers
-    model; ``labels``: class names, or (); ``classes``: K; ``side``: of its input in pixels, other sizes work too. Of 1001
-    scores the first, background, is left out.
+    model; ``classes``: K; ``side``: of its input in pixels, other sizes work too. Of 1001 scores the first, background, is
+    left out.
     """
 
     def __init__(
@@ -117,14 +116,12 @@ class Classifier:
         sha256: str,
         preprocessing: Preprocessing,
         network: Network,
-        labels: Sequence[str] = (),
         device: str = "cpu",
     ) -> None:
         """Raises ``SlimError`` where the network does not give scores [1, classes] for a picture."""
         self.name, self.sha256, self.preprocessing, self.network = name, sha256, preprocessing, network
-        self.device, self.labels = torch.device(device), tuple(labels)
-        self.side, self._background = preprocessing.side or DEFAULT_SIDE, 0
-        side = preprocessing.side or 256
+        self.device, self._background = torch.device(device), 0
+        self.side, side = preprocessing.side or DEFAULT_SIDE, preprocessing.side or 256
         try:
             shape = self._logits(torch.full((1, 3, side, side), 0.5, device=device)).shape
         except Exception as error:
@@ -213,7 +210,7 @@ def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
         stated, crop, share = stated_size(image_processor_settings(path))
         preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
     label = given.name if given.is_dir() else str(given)
-    return Classifier(label, model.sha256(), preprocessing, model, class_names(model.model))
+    return Classifier(label, model.sha256(), preprocessing, model)
 
 
 def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
@@ -226,13 +223,12 @@ def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
         if path.suffix == ".onnx":
             raise SlimError(f"{path}: an ONNX file has no gradients to learn from; export it as TorchScript")
         script = ScriptNetwork(path, device)
-        return Classifier(path.stem, file_sha256(path), _file_preprocessing(path), script, device=device)
+        return Classifier(path.stem, file_sha256(path), _file_preprocessing(path), script, device)
     known = read_preprocessing(path)
     model = TransformersNetwork(path, device, known.side)
     preprocessing = Preprocessing(known.side, known.mean, known.std, bgr=known.bgr)
     # a hub snapshot's folder is called by its revision
-    name = Path(source).name
-    return Classifier(name, model.sha256(), preprocessing, model, class_names(model.model), device)
+    return Classifier(Path(source).name, model.sha256(), preprocessing, model, device)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,8 +77,5 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 
 
 def _fitted(line: str, width: int, font: Any) -> str:
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line + "…"
+    cuts = (line, *(f"{line[:end]}…" for end in range(len(line) - 1, 0, -1)))
+    return next((cut for cut in cuts if font.getlength(cut) <= width), "…")

@@ -38,7 +38,6 @@ class Photo:
     annotated: bool = False
     label: str | None = None
     captions: Sequence[str] = ()
-    name: str = ""
     logits: Tensor | None = None
     source: str = ""
     id: str = ""
@@ -61,7 +60,6 @@ class Record:
     boxes: tuple[tuple[float, ...], ...] = ()
     annotation: Annotation | None = None
     source: str = ""
-    name: str = ""
 
     @cached_property
     def id(self) -> str:
@@ -72,7 +70,7 @@ class Record:
         """The photo, upright sRGB; ``ImageError`` (or ``OSError`` of its mask) where the bytes cannot be decoded."""
         if not self.image:
             raise ImageError("it has neither bytes nor a path")
-        photo = Photo(load_image(self.image), name=self.name, source=self.source, id=self.id)
+        photo = Photo(load_image(self.image), source=self.source, id=self.id)
         photo.label, photo.captions, photo.class_index = self.label, self.captions, self.class_index
         height, width = photo.pixels.shape[:2]
         if self.annotation is not None:
@@ -91,7 +89,6 @@ class Record:
 
 def read_record(
     row: Mapping[str, Any],
-    number: int,
     features: Mapping[str, Any],
     annotations: Mapping[str, Annotation] | None = None,
 ) -> Record:
@@ -110,7 +107,6 @@ def read_record(
         boxes=tuple(tuple(map(float, box)) for box in row.get("boxes") or ()),
         annotation=(annotations or {}).get(os.path.basename(path)),
         source=_class_name(features, "source", row.get("source")) or "",
-        name=path or f"row {number}",
     )
 
 
@@ -152,7 +148,7 @@ class _Reader:
     def read(self, table: Any, row: Mapping[str, Any], number: int) -> Photo | None:
         """The photo of a row of ``table``, without pseudo-labels."""
         try:
-            return read_record(row, number, table.features or {}, self._annotations).decode()
+            return read_record(row, table.features or {}, self._annotations).decode()
         except (ImageError, OSError, ValueError) as error:
             if number not in self.broken:
                 self.broken.add(number)

@@ -111,9 +111,9 @@ def _undecoded(table: Any, spec: str) -> Any:
     return table
 
 
-def generated_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+def generated_rows(count: int) -> list[dict[str, Any]]:
     """Rows ``image`` and ``mask`` (PNG bytes) and ``label`` of ``count`` pictures of 160x160 pixels, a shape on a blurred ground."""
-    return [_generated_row(np.random.default_rng([seed, number]), number) for number in range(count)]
+    return [_generated_row(np.random.default_rng([0, number]), number) for number in range(count)]
 
 
 def _generated_row(rng: np.random.Generator, number: int) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _table(
                 f"{source}: row {row} of column {column!r} holds {index!r}, not a class index; choose a column of "
                 "integers with --label-column"
             )
-        return replace(read_record(cells, row, table.features), class_index=index)
+        return replace(read_record(cells, table.features), class_index=index)
 
     return len(table), read
 
@@ -244,7 +244,7 @@ def _folder(
         indices = _indices_by_file(places, labels)
     else:
         indices = _indices_by_folder(places, classes)
-    return len(files), lambda row: Record(files[row].read_bytes(), indices[row], name=str(files[row]))
+    return len(files), lambda row: Record(files[row].read_bytes(), indices[row])
 
 
 def _indices_by_file(places: Sequence[Path], labels: str) -> list[int]:

@@ -11,11 +11,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from PIL import Image
 
 from slimcodec.bit_map import draw_bits
 from slimcodec.data.classifiers import Classifier, load_classifier
-from slimcodec.data.contact_sheet import Tile, contact_sheet
+from slimcodec.data.contact_sheet import Tile
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.encoder import largest_that_fits
@@ -43,9 +42,8 @@ TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 1.5))
 #: how far above the target a smallest file may be and still count as equal
 TOLERANCE = 1.02
-#: side of a picture on the contact sheet, and the colour of a verdict
-SIDE = 256
-INK = {True: "#00604a", False: "#9c3d00", None: "black"}
+#: colours of words under an example
+DETAIL, RIGHT, WRONG = "#444444", "#00604a", "#9c3d00"
 
 
 @dataclass(frozen=True)
@@ -221,40 +219,6 @@ def _slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A picture with what made it, its size, and a verdict: right, wrong, or None where none is due."""
-
-    pixels: Pixels
-    title: str
-    detail: str
-    verdict: str = ""
-    right: bool | None = None
-
-    @property
-    def png(self) -> bytes:
-        """The picture as a PNG file."""
-        return _png(Image.fromarray(self.pixels))
-
-    def tile(self) -> Tile:
-        """The picture and its words on a contact sheet."""
-        picture = Image.fromarray(self.pixels)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        lines = (self.title, self.detail, self.verdict)
-        return Tile(np.asarray(picture), lines, ("black", "#444444", INK[self.right]))
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Example photos, a row of cells each; ``png``: all of them as one picture."""
-
-    rows: list[list[Cell]]
-
-    @property
-    def png(self) -> bytes:
-        return _png(contact_sheet([[cell.tile() for cell in row] for row in self.rows]))
-
-
 def example_sheet(
     result: Result,
     samples: LabelledPhotos,
@@ -263,7 +227,7 @@ def example_sheet(
     count: int,
     model: str | None,
     device: str,
-) -> Sheet:
+) -> list[list[Tile]]:
     """``count`` photos of the result, coded again by its codecs to at most ``target`` bytes each.
 
     The photos are the first by id, a hash of their bytes: nobody chose them. Of each codec the largest quality that fits is
@@ -283,7 +247,7 @@ def example_sheet(
             raise SlimError(f"{samples.name}: photo {id_} of the result is not in this data set")
         photo = replace(prepare(samples.read(samples.ids.index(id_)), protocol), class_index=int(label))
         rows.append(_examples(photo, [c for c in result.curves if c.headline], judge, target, model, device))
-    return Sheet(rows)
+    return rows
 
 
 def _examples(
@@ -293,30 +257,32 @@ def _examples(
     target: int,
     model: str | None,
     device: str,
-) -> list[Cell]:
+) -> list[Tile]:
     """The photo, where SLIM's bits went, and what each codec makes of it."""
     names: tuple[str, ...] = ()
     if classifier.classes == IMAGENET_CLASSES and any(curve.slim for curve in curves):
         names = class_names(shared_codec(model, device))
 
-    def cell(pixels: Pixels, title: str, detail: str) -> Cell:
+    def tile(pixels: Pixels, title: str, detail: str) -> Tile:
         guess, rank = classifier.judge(pixels, photo.class_index)
-        verdict = f"{'right' if rank == 0 else 'wrong'}: {names[guess] if names else f'class {guess}'}"
-        return Cell(pixels, title, detail, verdict, rank == 0)
+        verdict, colour = ("right", RIGHT) if rank == 0 else ("wrong", WRONG)
+        verdict += f": {names[guess] if names else f'class {guess}'}"
+        return Tile(pixels, (title, detail, verdict), (BLACK, DETAIL, colour))
 
-    cells: list[Cell] = []
-    bit_map: list[Cell] = []
+    tiles: list[Tile] = []
+    bit_map: list[Tile] = []
     for curve in curves:
         codec = curve.codec(model, device)
         quality, data = _best_that_fits(codec, photo, curve.qualities, target)
         fits = len(data) <= target * TOLERANCE
         detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
-        cells.append(cell(codec.decode(data), curve.name, detail))
+        tiles.append(tile(codec.decode(data), curve.name, detail))
         if curve.slim is not None and not bit_map:
             slim = shared_codec(model, device)
             drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell)
-            bit_map.append(Cell(np.asarray(drawn.convert("RGB")), "bit map", f"of {curve.name}"))
-    return [cell(photo.pixels, "original", f"{photo.pixels.nbytes:,} bytes raw"), *bit_map, *cells]
+            words = ("bit map", f"of {curve.name}")
+            bit_map.append(Tile(np.asarray(drawn.convert("RGB")), words, (BLACK, DETAIL)))
+    return [tile(photo.pixels, "original", f"{photo.pixels.nbytes:,} bytes raw"), *bit_map, *tiles]
 
 
 def _best_that_fits(
@@ -336,9 +302,3 @@ def _best_that_fits(
         lambda number: codec.encode(photo, sign * number), target, (sign * smallest, sign * largest)
     )
     return sign * quality, data
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return file.getvalue()

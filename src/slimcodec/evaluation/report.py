@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from PIL import Image
 
+from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.errors import SlimError
 from slimcodec.evaluation import figures
 from slimcodec.evaluation.bd_rate import Comparison, bd_rate, bd_score, compare, relative_at
-from slimcodec.evaluation.figures import Sheet
-from slimcodec.evaluation.results import (
-    FIDELITY,
-    Interval,
-    MeasuredCurve,
-    Point,
-    Published,
-    Result,
-    interval,
-)
+from slimcodec.evaluation.results import FIDELITY, Interval, MeasuredCurve, Point, Published, Result, interval
 from slimcodec.files import atomic_write
 
 TITLE = "Accuracy against bits"
@@ -34,19 +29,24 @@ LABELS = {
     "ms_ssim": ("MS-SSIM", 4),
     "lpips": ("LPIPS", 4),
 }
+#: longest side of a picture on the sheet of examples
+THUMBNAIL = 256
 #: bits per pixel at which curves are read off
 RATES = (0.05, 0.1, 0.2, 0.35)
-#: what a block is, and its content: a heading or text, a table's headers and rows, a ``Plot``, a ``Sheet``
+#: what a block is, and its content: a heading or text, a table's headers and rows, a ``Plot``, rows of ``Tile``
 Block = tuple[str, Any]
 
 
 def report(
-    result: Result, published: Sequence[Published], anchor: str | None = None, sheet: Sheet | None = None
+    result: Result,
+    published: Sequence[Published],
+    anchor: str | None = None,
+    sheet: Sequence[Sequence[Tile]] = (),
 ) -> list[Block]:
     """The blocks of a report on a result whose controls are there (``results.load_all`` sees to that).
 
     ``anchor``: the curve that BD-rates refer to, by default AVIF, else the first codec that is not SLIM. ``sheet``: example
-    photos, or None for a report without. Raises ``SlimError`` where there is no such ``anchor``.
+    photos, a row of tiles each. Raises ``SlimError`` where there is no such ``anchor``.
     """
     anchor_curve = _anchor(result, anchor)
     judges, fidelity = result.judges, [name for name in FIDELITY if result.has(name)]
@@ -60,7 +60,7 @@ def report(
     ]
     blocks.append(("heading", "Fidelity"))
     blocks += [("plot", figures.rate_distortion(result, name, LABELS[name][0])) for name in fidelity]
-    if sheet is not None:
+    if sheet:
         text = (
             "The first photos by a hash of their bytes, chosen by nobody. Every codec shows its best quality that fits in "
             "the same bytes, or its smallest file where none does. The bit map shows where the bits of SLIM's file went."
@@ -77,6 +77,7 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
         loader=loader, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
     )
     pages.filters["inline"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    pages.filters["png"] = lambda pixels: _png(Image.fromarray(pixels))
     files = {
         name: pages.get_template(name).render(title=TITLE, blocks=blocks).encode()
         for name in ("report.html", "report.md")
@@ -85,10 +86,24 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
         if kind == "plot":
             files |= {f"{content.name}.png": content.wide, f"{content.name}-narrow.png": content.narrow}
         elif kind == "sheet":
-            files["examples.png"] = content.png
+            files["examples.png"] = _png(
+                contact_sheet([[_thumbnail(tile) for tile in row] for row in content])
+            )
     for name, data in files.items():
         atomic_write(folder / name, data)
     return [folder / name for name in files]
+
+
+def _thumbnail(tile: Tile) -> Tile:
+    picture = Image.fromarray(tile.pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return replace(tile, pixels=np.asarray(picture))
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _anchor(result: Result, name: str | None) -> MeasuredCurve:
