@@ -12,7 +12,7 @@ import torch
 from support import photo
 
 from slimcodec import SlimError
-from slimcodec.data.segmentation import Segmenter, class_numbers, input_size, query_probabilities
+from slimcodec.data.masks import Segmenter, class_numbers, input_size, query_probabilities
 from slimcodec.models.pretrained.hub import Preprocessing
 
 

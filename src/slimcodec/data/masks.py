@@ -1,4 +1,4 @@
-"""RoI masks from what annotators drew: mask pictures, boxes, COCO's JSON files and Pascal VOC's XML files."""
+"""RoI masks: from mask pictures, boxes, COCO's JSON files, Pascal VOC's XML files, and segmentation models of transformers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
+from slimcodec.images import Pixels
+from slimcodec.models.pretrained import hub
 
 Mask = NDArray[np.float32]
 #: values of a trimap from here up count as object (Oxford-IIIT pets: 255 animal, 127 border)
 OBJECT_VALUE = 128
 #: polygons are drawn this much finer than the mask, as long as the drawing stays below ``FINEST_SIDE`` pixels a side
 FINER, FINEST_SIDE = 4, 4096
+#: segmentation models that answer with queries, a class and a mask each, in place of a class for each pixel
+QUERY_MODELS = ("maskformer", "mask2former")
+#: strides of segmentation models divide this number of pixels
+STRIDE = 32
 
 
 def mask_from_picture(mask: Image.Image, size: tuple[int, int]) -> Mask:
@@ -30,13 +39,12 @@ def mask_from_picture(mask: Image.Image, size: tuple[int, int]) -> Mask:
     return (np.asarray(scaled) >= OBJECT_VALUE).astype(np.float32)
 
 
-def mask_from_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
+def mask_from_boxes(boxes: NDArray[np.float64] | Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
     """The union of boxes [x0, y0, x1, y1] in pixels as [H, W] float32, 0 or 1; ``size`` is (width, height)."""
     width, height = size
     mask = np.zeros((height, width), np.float32)
-    for x0, y0, x1, y1 in boxes:
-        rows = slice(max(int(np.floor(y0)), 0), max(int(np.ceil(y1)), 0))
-        mask[rows, max(int(np.floor(x0)), 0) : max(int(np.ceil(x1)), 0)] = 1.0
+    for x0, y0, x1, y1 in np.maximum(boxes, 0.0).tolist():
+        mask[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] = 1.0
     return mask
 
 
@@ -89,34 +97,28 @@ class Annotation:
     @property
     def label(self) -> str | None:
         """The class of the object with the largest box, or None where there is no object."""
-        if not self.regions:
-            return None
-        return max(self.regions, key=lambda r: (r.box[2] - r.box[0]) * (r.box[3] - r.box[1])).label
+        areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (region.box for region in self.regions)]
+        return self.regions[areas.index(max(areas))].label if areas else None
 
     def mask(self, size: tuple[int, int]) -> Mask | None:
         """The union of all objects as [H, W] float32 in [0, 1] at ``size`` (width, height), or None without objects.
 
-        An object is its outline where one was drawn, else its box. ``size`` may differ from that of the annotation: the
-        photo is taken to be the same one, resized.
+        An object is its outline where one was drawn, else its box. ``size`` may be another: the photo was resized.
         """
         if not self.regions:
             return None
         scale = np.array([size[0] / self.size[0], size[1] / self.size[1]])
         boxes = [region.box for region in self.regions if not region.polygons and region.runs is None]
         polygons = [polygon * scale for region in self.regions for polygon in region.polygons]
-        masks = [mask_from_boxes((np.array(boxes).reshape(-1, 4) * np.tile(scale, 2)).tolist(), size)]
+        masks = [mask_from_boxes(np.array(boxes).reshape(-1, 4) * np.tile(scale, 2), size)]
         if polygons:
             masks.append(mask_from_polygons(polygons, size))
         masks += [mask_from_runs(region.runs, size) for region in self.regions if region.runs is not None]
-        mask: Mask = np.maximum.reduce(masks)
-        return mask
+        return np.asarray(np.maximum.reduce(masks))
 
 
 def read_annotations(path: str | Path) -> dict[str, Annotation]:
-    """Annotations by file name: of a COCO .json file, or of a folder of Pascal VOC .xml files.
-
-    Raises ``SlimError`` for anything else, and where ``read_coco`` and ``read_voc`` do.
-    """
+    """Annotations by file name as of ``read_coco`` for a .json file, of ``read_voc`` for a folder; ``SlimError`` for others."""
     path = Path(path)
     if path.is_dir():
         return read_voc(path)
@@ -178,7 +180,7 @@ def _coco_region(entry: Mapping[str, Any], classes: Mapping[Any, str], size: tup
     if isinstance(segmentation, dict):
         return Region(corners, label, runs=_runs(segmentation, size))
     polygons = [np.array(values, np.float32) for values in segmentation]
-    if any(values.ndim != 1 or len(values) % 2 or not np.isfinite(values).all() for values in polygons):
+    if any(values.ndim != 1 or values.size % 2 or not np.isfinite(values).all() for values in polygons):
         raise ValueError("segmentation has a polygon that is not [x, y, x, y, ...]")
     return Region(corners, label, tuple(values.reshape(-1, 2) for values in polygons if len(values) >= 6))
 
@@ -211,19 +213,16 @@ def read_voc(folder: Path) -> dict[str, Annotation]:
     The name is ``<filename>``, or the XML file's own without its ending where that is missing. Boxes are 1-based with both
     ends inside (Everingham et al. 2010), so they become (xmin - 1, ymin - 1, xmax, ymax). Difficult objects count like others.
     Raises ``SlimError`` with the file and the element where something is missing or wrong, where two files name one photo,
-    and for a document type declaration: annotations need none, and entities declared there can fill the memory.
+    and for a document type declaration, whose entities can fill the memory.
     """
-    inner = folder / "Annotations"
-    files = sorted((inner if inner.is_dir() else folder).glob("*.xml"))
+    files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
     if not files:
         raise SlimError(f"{folder}: holds no .xml file; give the folder of Pascal VOC annotations")
     annotations: dict[str, Annotation] = {}
     for path in files:
         name, annotation = _voc_file(path)
         if name in annotations:
-            raise SlimError(
-                f"{path}: filename is {name!r}, as in another file of this folder; name each photo once"
-            )
+            raise SlimError(f"{path}: filename is {name!r}, as in another file; name each photo once")
         annotations[name] = annotation
     return annotations
 
@@ -271,3 +270,81 @@ def _size(width: float, height: float) -> tuple[int, int]:
     if int(width) != width or int(height) != height or min(width, height) < 1:
         raise ValueError(f"width and height are {width!r} and {height!r}, not numbers of pixels")
     return int(width), int(height)
+
+
+def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Numbers of the classes to look for: those named in ``classes``, or all but a class 0 called background.
+
+    Case does not count, and of a name like "person, individual" each part will do. Raises ``SlimError`` with the known names
+    where one is unknown, or where no class is named and the model has no background.
+    """
+    known = f"the model knows {', '.join(names) or 'numbered labels only'}"
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(names):
+        for alias in (name, *name.split(",")):
+            numbers.setdefault(alias.strip().lower(), number)
+    if not classes:
+        if numbers.get("background") != 0:
+            raise SlimError(
+                f"this model has no class called background: name the classes to look for; {known}"
+            )
+        return list(range(1, len(names)))
+    if unknown := [name for name in classes if name.strip().lower() not in numbers]:
+        raise SlimError(f"unknown class {', '.join(map(repr, unknown))}; {known}")
+    return sorted({numbers[name.strip().lower()] for name in classes})
+
+
+def input_size(size: tuple[int, int], preprocessing: hub.Preprocessing) -> tuple[int, int]:
+    """The (width, height) at which a model sees a photo: its square, or the photo's shape with the model's shorter side."""
+    if not preprocessing.keep_shape:
+        return preprocessing.side, preprocessing.side
+    scale = preprocessing.side / min(size)
+    width, height = (max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in size)
+    return width, height
+
+
+def query_probabilities(classes: Tensor, masks: Tensor) -> Tensor:
+    """Probability of each class at each pixel [B, K, h, w] by queries' logits: classes [B, Q, K + 1], masks [B, Q, h, w].
+
+    The last class of a query is "nothing". ``sum_q softmax(classes)_qk sigmoid(masks)_q`` (Cheng et al. 2021, section 3.4)
+    divided by its sum over k.
+    """
+    scores = torch.einsum("bqk,bqhw->bkhw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+    return scores / scores.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+class Segmenter:
+    """Finds the pixels of wanted classes with a semantic (SegFormer and kin) or query (MaskFormer, Mask2Former) model.
+
+    ``source`` is a folder or hub id, ``classes`` and errors are as in ``class_numbers``. The whole photo is seen, scaled.
+    """
+
+    def __init__(self, source: str, classes: Sequence[str] = (), device: str = "cpu") -> None:
+        from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+
+        folder = hub.pretrained_folder(source)
+        self.queries = hub.read_json(folder / "config.json").get("model_type") in QUERY_MODELS
+        kind = AutoModelForUniversalSegmentation if self.queries else AutoModelForSemanticSegmentation
+        self.model = hub.load_model(kind, folder, device)
+        self.preprocessing = hub.read_preprocessing(folder)
+        try:
+            self.classes = class_numbers(hub.class_names(self.model), classes)
+        except SlimError as error:
+            raise SlimError(f"{source}: {error}") from error
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Pixels) -> Mask:
+        """Probability that each pixel is of a wanted class, [H, W] float32 in [0, 1], for a photo [H, W, 3] uint8."""
+        height, width = pixels.shape[:2]
+        size = input_size((width, height), self.preprocessing)
+        scaled = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        picture = torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None].float() / 255
+        outputs = self.model(pixel_values=self.preprocessing(picture))
+        if self.queries:
+            probabilities = query_probabilities(outputs.class_queries_logits, outputs.masks_queries_logits)
+        else:
+            probabilities = outputs.logits.softmax(1)
+        share = probabilities[:, self.classes].sum(1, keepdim=True)
+        mask = F.interpolate(share, (height, width), mode="bilinear")[0, 0].clamp(0, 1)
+        return np.asarray(mask.float().cpu())

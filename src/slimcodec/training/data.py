@@ -16,7 +16,7 @@ from PIL import Image
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.classifiers import Classifier, load_teacher
 from slimcodec.data.contact_sheet import Tile, contact_sheet, overlay
-from slimcodec.data.masks import Annotation, read_annotations
+from slimcodec.data.masks import Annotation, Segmenter, read_annotations
 from slimcodec.data.photos import Photo, PhotoSet, PhotoStream
 from slimcodec.data.sources import open_sources
 from slimcodec.entropy.caption import read_vocabulary
@@ -133,8 +133,6 @@ class TrainingData:
         roi, captioner, device = self.recipe.roi, self.recipe.data.captioner, str(self.accelerator.device)
         segmenter = None
         if roi.source == "segmentation":
-            from slimcodec.data.segmentation import Segmenter
-
             segmenter = Segmenter(roi.segmenter, roi.classes, device)
         return Labeller(
             self.teachers,
