@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels
 from slimcodec.models.pretrained import hub
+from slimcodec.models.pretrained.references import read_json
 
 Mask = NDArray[np.float32]
 #: values of a trimap from here up count as object (Oxford-IIIT pets: 255 animal, 127 border)
@@ -199,9 +200,7 @@ def _runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, A
         return dict(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     # five bits a character, the sixth says that the number goes on: pycocotools reads on past an open end
     if not re.fullmatch(r"([P-o]*[0-O])+", counts):
-        raise ValueError(
-            f"segmentation has counts {counts[:20]!r}, which are not COCO's compressed run lengths"
-        )
+        raise ValueError(f"segmentation has counts {counts[:20]!r}, no compressed run lengths of COCO")
     runs: dict[str, Any] = {"size": [height, width], "counts": counts.encode()}
     coco.decode(runs)
     return runs
@@ -323,7 +322,7 @@ class Segmenter:
         from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
         folder = hub.pretrained_folder(source)
-        self.queries = hub.read_json(folder / "config.json").get("model_type") in QUERY_MODELS
+        self.queries = read_json(folder / "config.json").get("model_type") in QUERY_MODELS
         kind = AutoModelForUniversalSegmentation if self.queries else AutoModelForSemanticSegmentation
         self.model = hub.load_model(kind, folder, device)
         self.preprocessing = hub.read_preprocessing(folder)
