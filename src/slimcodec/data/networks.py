@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimcodec.data.efficientnet import EfficientNetLite
 from slimcodec.errors import SlimError
 from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, load_model
@@ -260,22 +261,24 @@ def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
 
 
 def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
-    """Copies a MobileNet-v2 classifier's weights into a tagger whose first tags are the classifier's classes.
+    """Copies a classifier's weights into a tagger of the same network whose first tags are the classifier's classes.
 
-    The last convolution is its classes after a background class. Tags beyond them start as very unlikely. Raises ``SlimError``
-    where it is no TorchScript of a MobileNet-v2, and where there are more classes than tags.
+    Tags beyond them start as very unlikely. Raises ``SlimError`` for another network, and where there are more classes than tags.
     """
-    way_out = (
-        "give a TorchScript MobileNet-v2 first in teachers.models, or set captioner.start_from_weights=false"
-    )
+    network, kind = teacher.network, tagger.config.network
+    example = "a TorchScript MobileNet-v2" if kind == "mobilenet-v2" else kind
+    way_out = f"give {example} first in teachers.models, or set captioner.start_from_weights=false"
+    classes: tuple[Tensor, Tensor] | None = None
     try:
-        classes = read_weights(getattr(teacher.network, "script", None), tagger.body)
-    except ValueError:
+        if isinstance(network, EfficientNetLite):
+            tagger.body.load_state_dict(network.tagger.body.state_dict())
+            classes = network.tagger.head.weight, network.tagger.head.bias
+        elif kind == "mobilenet-v2":
+            classes = read_weights(getattr(network, "script", None), tagger.body)
+    except (ValueError, RuntimeError):
         classes = None
     if classes is None:
-        raise SlimError(
-            f"the captioner cannot start from {teacher.name}, no TorchScript of a MobileNet-v2 of width 1: {way_out}"
-        )
+        raise SlimError(f"the captioner cannot start from {teacher.name}, no {kind} of width 1: {way_out}")
     weight, bias = classes
     if len(bias) > len(tagger.head.bias):
         raise SlimError(

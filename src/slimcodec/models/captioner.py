@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.entropy.caption import tag_phrase
+from slimcodec.errors import SlimError
 from slimcodec.models.blocks import FusableSequential, SameConv, dtype_of
 
-#: MobileNet-v2 (Sandler et al. 2018, table 2): expansion, channels, blocks, stride of the first block
-STAGES = [
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-]
+#: stride of the first block of each stage, in all networks
+STRIDES = (1, 2, 2, 2, 1, 2, 1)
+#: channels, blocks and kernel of each stage. MobileNet-v2: Sandler et al. 2018, table 2; EfficientNet-Lite: EfficientNet-B0 and B1 of Tan
+#: and Le 2019 with ReLU6, without squeeze-and-excitation
+NETWORKS = {
+    "mobilenet-v2": ((16, 24, 32, 64, 96, 160, 320), (1, 2, 3, 4, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3)),
+    "efficientnet-lite0": ((16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1), (3, 3, 5, 3, 5, 5, 3)),
+    "efficientnet-lite1": ((16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1), (3, 3, 5, 3, 5, 5, 3)),
+}
 FEATURES = 1280
 #: channels inside the head that tells the region of interest
 ROI_WIDTH = 64
@@ -37,18 +37,19 @@ class CaptionerConfig:
     #: below this probability no tag is named
     threshold: float = 0.2
     roi: bool = False
+    network: str = "mobilenet-v2"
 
 
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution and projection, added to the input where the shape allows it."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, kernel: int) -> None:
         super().__init__()
         hidden = inputs * expansion
         layers: list[nn.Module] = []
         if expansion > 1:
             layers += [nn.Conv2d(inputs, hidden, 1), nn.ReLU6(inplace=True)]
-        layers += [SameConv(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(inplace=True)]
+        layers += [SameConv(hidden, hidden, kernel, stride, groups=hidden), nn.ReLU6(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(hidden, outputs, 1))
         self.residual = stride == 1 and inputs == outputs
 
@@ -58,19 +59,22 @@ class InvertedResidual(nn.Module):
 
 
 class Tagger(nn.Module):
-    """A MobileNet-v2, its normalisation folded into the convolutions, that scores every tag of the vocabulary."""
+    """A network of ``NETWORKS``, its normalisation folded into the convolutions, that scores every tag of the vocabulary."""
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__()
         self.config = config
         layers: list[nn.Module] = [SameConv(3, 32, 3, 2), nn.ReLU6(inplace=True)]
         channels = 32
-        for expansion, width, blocks, stride in STAGES:
-            if width == STAGES[-2][1]:
+        if config.network not in NETWORKS:
+            raise SlimError(f"captioners.network is {config.network!r}; known are {', '.join(NETWORKS)}")
+        for stage, (width, blocks, kernel) in enumerate(zip(*NETWORKS[config.network], strict=True)):
+            if stage == len(STRIDES) - 2:
                 # up to here at a sixteenth of the resolution: where things are is still seen
                 self.middle, middle_channels = len(layers), channels
             for number in range(blocks):
-                layers.append(InvertedResidual(channels, width, stride if number == 0 else 1, expansion))
+                stride, expansion = (1 if number else STRIDES[stage]), (6 if stage else 1)
+                layers.append(InvertedResidual(channels, width, stride, expansion, kernel))
                 channels = width
         self.body = FusableSequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(config.dropout)
