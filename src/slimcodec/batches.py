@@ -70,6 +70,7 @@ def decode_many(
     guidance: float | None = None,
     *,
     preset: str = "natural",
+    guidance_steps: int | None = None,
     batch_size: int = 8,
     max_pixels: int | None = None,
 ) -> Iterator[Image.Image | Exception]:
@@ -78,17 +79,17 @@ def decode_many(
     Arguments are those of ``Codec.decode``. Files of a batch share a pass as in ``encode_many``, with denoising steps where
     their quality is equal too. Raises ``SlimError`` for an argument out of range.
     """
-    sampling = codec.sampling(steps, guidance, preset)
+    sampling = codec.sampling(steps, guidance, preset, guidance_steps)
     decoder = codec.decoder
 
     def decoded(chunk: list[Source]) -> list[Image.Image | Exception]:
         def kind(file: Decompressed) -> Hashable:
             header = file.container
             # the noise schedule follows the quality
-            return _shared(codec, header.height, header.width), header.quality if sampling[0] else None
+            return _shared(codec, header.height, header.width), header.quality if sampling.steps else None
 
         opened = [attempt(decoder.decompress, file, max_pixels) for file in chunk]
-        return _together(lambda group: decoder.pictures(group, *sampling), opened, kind)
+        return _together(lambda group: decoder.pictures(group, sampling), opened, kind)
 
     return (picture for chunk in _chunks(files, batch_size) for picture in decoded(chunk))
 

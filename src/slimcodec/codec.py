@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from slimcodec.container import Container, Source
-from slimcodec.decoder import Decoder, Decompressed
+from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Decompressed, Sampling, crop
 from slimcodec.encoder import Encoder, Request, Roi, whole_number
 from slimcodec.errors import SlimError
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
@@ -116,25 +116,30 @@ class Codec:
         guidance: float | None = None,
         *,
         preset: str = "natural",
+        guidance_steps: int | None = None,
         max_pixels: int | None = None,
     ) -> Image.Image:
         """The picture of a ``.slim`` file (bytes or path), RGB, exactly of the original size.
 
         ``steps``: denoising steps, 0 = no diffusion (fastest), None = the bundle's default. ``guidance``: strength of caption
-        guidance, 0 = off, None = the preset's. It acts only with ``steps`` > 0, a caption from the vocabulary, and up to a
-        million pixels. ``preset``: "natural", for people and quick, or "machine", which lets the caption guide the picture
-        towards what a classifier knows it by, at ten times the time.
+        guidance, 0 = off, None = the preset's. It acts where the file has a caption from the vocabulary. ``preset``:
+        "natural", or "machine", which lets the caption guide the picture towards what a classifier knows it by: guided
+        pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and slower.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
-        sampling = self.sampling(steps, guidance, preset)
-        return self.decoder.pictures([self.decompress(data, max_pixels=max_pixels)], *sampling)[0]
+        sampling = self.sampling(steps, guidance, preset, guidance_steps)
+        return self.decoder.pictures([self.decompress(data, max_pixels=max_pixels)], sampling)[0]
 
     def sampling(
-        self, steps: int | None = None, guidance: float | None = None, preset: str = "natural"
-    ) -> tuple[int, float]:
-        """Denoising steps and strength of caption guidance, the preset's where None; ``SlimError`` for what cannot be."""
+        self,
+        steps: int | None = None,
+        guidance: float | None = None,
+        preset: str = "natural",
+        guidance_steps: int | None = None,
+    ) -> Sampling:
+        """The preset's settings where an argument is None; ``SlimError`` for what cannot be."""
         config = self.bundle.config
         if preset not in PRESETS:
             raise SlimError(f"preset is {preset!r}; give {' or '.join(PRESETS)}")
@@ -148,7 +153,11 @@ class Codec:
                 f"guidance is {guidance}, but {reason}, text_scale, {config.text_scale:g} in {config.name}: leave guidance "
                 "out, and set --text-scale of `slim bundle create` or text_scale in the bundle's config.json"
             )
-        return (steps if config.enhancer is not None else 0), guidance
+        guidance_steps = GUIDANCE_STEPS if guidance_steps is None else guidance_steps
+        count = whole_number("guidance_steps", guidance_steps, 1, MAX_STEPS)
+        if config.enhancer is None:
+            return Sampling(0, 0.0, count)
+        return Sampling(steps, guidance if config.captioners else 0.0, count)
 
     def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Tensor:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
@@ -179,7 +188,7 @@ class Codec:
             raise SlimError(
                 f"size is {width}x{height}; the latent covers {most_width}x{most_height} pixels (width x height)"
             )
-        return self.decoder.crop(latent[None].to(self.bundle.device), [size])[0]
+        return crop(self.decoder.pixels(latent[None].to(self.bundle.device)), [size])[0]
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -19,9 +20,9 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.latent_codec import CodedLatent
 from slimcodec.models.latent_model import blended, tiled
 
-#: latent positions up to which caption guidance is applied: its gradient needs the whole picture in memory
-GUIDED_POSITIONS = 4096
 NO_CAPTION = Caption(None, None)
+#: gradient steps of caption guidance by default
+GUIDANCE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Decompressed:
     container: Container
     caption: str | None
     caption_index: int | None
+
+
+class Sampling(NamedTuple):
+    """How latents become pictures: denoising steps, and strength and gradient steps of caption guidance."""
+
+    steps: int
+    guidance: float
+    guidance_steps: int
 
 
 class Decoder:
@@ -96,52 +105,67 @@ class Decoder:
             cell_out=compressor.config.patch,
         )
 
-    def pictures(self, files: Sequence[Decompressed], steps: int, guidance: float) -> list[Image.Image]:
-        """The pictures of decompressed latents of one size, and with ``steps`` of one quality."""
+    def pictures(self, files: Sequence[Decompressed], sampling: Sampling) -> list[Image.Image]:
+        """The pictures of decompressed latents of one size, and with denoising steps of one quality."""
         latents = torch.cat([file.latents for file in files])
-        if steps:
-            latents = self.enhance(files, latents, steps, guidance)
-        return self.crop(latents, [(file.container.width, file.container.height) for file in files])
+        if sampling.steps:
+            latents = self.enhance(files, latents, sampling.steps)
+        pixels = self.pixels(latents)
+        if sampling.guidance:
+            pixels = torch.cat(
+                [self.guide(*one, sampling) for one in zip(files, pixels.split(1), strict=True)]
+            )
+        return crop(pixels, [(file.container.width, file.container.height) for file in files])
 
-    def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int, guidance: float) -> Tensor:
-        """The latents [B, C, h, w] of files after denoising, and with ``guidance`` moved towards their captions."""
-        from slimcodec.models.enhancer import guide_by_caption, seeded_noise
+    def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int) -> Tensor:
+        """The latents [B, C, h, w] of files after denoising."""
+        from slimcodec.models.enhancer import seeded_noise
 
-        model, taggers = self.bundle.latent_model, self.bundle.captioners
+        model = self.bundle.latent_model
         quality, text_scale = files[0].container.quality, self.bundle.config.text_scale
         captions = model.embed_captions([file.caption for file in files])
         no_captions = captions if text_scale == 1.0 else model.embed_captions([None] * len(files))
         # the noise is part of the file's meaning: a file gives the same picture each time
         seeds = [zlib.crc32(file.container.payload) for file in files]
         noise = [seeded_noise(file.latents.shape, seed) for file, seed in zip(files, seeds, strict=True)]
-        enhanced = blended(
+        return blended(
             lambda x, noise: model.enhance(x, quality, steps, noise, captions, no_captions, text_scale),
             latents,
             torch.cat(noise).to(self.bundle.device),
             tile=model.enhancer_tile or self.tile,
         )
-        if not (guidance and taggers and enhanced.shape[2] * enhanced.shape[3] <= GUIDED_POSITIONS):
-            return enhanced
-        scale = model.error_scale(quality)
-        guided = [
-            latent
-            if file.caption_index is None
-            else guide_by_caption(latent, file.caption_index, model.decode, taggers, scale, guidance, seed)
-            for latent, file, seed in zip(enhanced.split(1), files, seeds, strict=True)
-        ]
-        return torch.cat(guided)
 
     @torch.inference_mode()
-    def crop(self, latents: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
-        """The pictures of latents [B, C, h, w], each cut to its size (width, height)."""
+    def pixels(self, latents: Tensor) -> Tensor:
+        """The padded pictures [B, 3, H, W] uint8 of latents [B, C, h, w]."""
         model = self.bundle.latent_model
 
         def pixels(x: Tensor) -> Tensor:
             return model.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-        decoded = tiled(pixels, latents, tile=self.tile, margin=model.decoder_radius, cell_out=model.stride)
-        arrays = decoded.permute(0, 2, 3, 1).cpu()
-        return [
-            Image.fromarray(array[:height, :width].contiguous().numpy())
-            for array, (width, height) in zip(arrays, sizes, strict=True)
-        ]
+        return tiled(pixels, latents, tile=self.tile, margin=model.decoder_radius, cell_out=model.stride)
+
+    @torch.inference_mode()
+    def guide(self, file: Decompressed, pixels: Tensor, sampling: Sampling) -> Tensor:
+        """A decoded picture [1, 3, H, W] uint8 moved towards its caption; as it is without one of the vocabulary."""
+        if file.caption_index is None:
+            return pixels
+        guide, container = self.bundle.guide, file.container
+        change = guide.change(
+            pixels,
+            file.caption_index,
+            self.bundle.latent_model.error_scale(container.quality),
+            strength=sampling.guidance,
+            steps=sampling.guidance_steps,
+            seed=zlib.crc32(container.payload),
+        )
+        return guide.apply(pixels, change, self.tile)
+
+
+def crop(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    """Pictures [B, 3, H, W] uint8, each cut to its size (width, height)."""
+    arrays = pixels.permute(0, 2, 3, 1).cpu()
+    return [
+        Image.fromarray(array[:height, :width].contiguous().numpy())
+        for array, (width, height) in zip(arrays, sizes, strict=True)
+    ]

@@ -37,7 +37,7 @@ class SlimSettings:
     @property
     def enhanced(self) -> bool:
         """Whether the caption acts on the picture, so that controls are due."""
-        return self.steps > 0 and self.caption == "auto"
+        return bool(self.steps or self.guidance) and self.caption == "auto"
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ def slim_settings(steps: Sequence[int], guidances: Sequence[float]) -> list[Slim
     settings: list[SlimSettings] = []
     for count in steps:
         settings.append(SlimSettings(count, "none"))
-        for guidance in guidances if count else (0.0,):
+        for guidance in guidances:
             captioned = SlimSettings(count, "auto", guidance)
             settings += [captioned, *(captioned.controls() if captioned.enhanced else ())]
     return list(dict.fromkeys(settings))

@@ -33,9 +33,10 @@ from slimcodec.models.native import NativeModel
 from slimcodec.models.pretrained.hub import CaptionModelConfig
 from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
 from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part, hub_folder
-from slimcodec.models.storage import Parts, hash_tensors, read_tensors, to_storage
+from slimcodec.models.storage import Parts, from_storage, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
+    from slimcodec.models.guidance import CaptionGuide
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
 
 FORMAT = 1
@@ -178,11 +179,27 @@ class Bundle:
 
     @property
     def captioners(self) -> list[Tagger]:
-        """The taggers; the first one names captions, all of them guide."""
+        """The taggers; the first one names captions."""
         return [
             self.parts.network(f"captioner-{number}", partial(Tagger, config), ("body",))
             for number, config in enumerate(self.config.captioners)
         ]
+
+    @property
+    def guide(self) -> CaptionGuide:
+        """Guidance by the captioners, in float32 on the processor; imports onnxruntime."""
+
+        def build() -> CaptionGuide:
+            from slimcodec.models.guidance import CaptionGuide
+
+            with torch.device("meta"):
+                taggers = [Tagger(config) for config in self.config.captioners]
+            for number, tagger in enumerate(taggers):
+                # not the captioners' own weights, which are of the bundle's type
+                tagger.load_state_dict(from_storage(self.stored[f"captioner-{number}"]), assign=True)
+            return CaptionGuide(taggers, self.latent_model.linear_decoder)
+
+        return self.parts.get("guide", build)
 
     @property
     def caption_model(self) -> ImageToText | ZeroShotTagger | None:

@@ -8,7 +8,7 @@ Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,52 +159,3 @@ class Enhancer(nn.Module):
             velocity = (state - latents + scale * lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
         return state
-
-
-#: most that a view in guidance leaves out, and most that it is shifted by, as a share of a side
-VIEW_CROP, VIEW_SHIFT = 0.15, 0.05
-
-
-def guide_by_caption(
-    latents: Tensor,
-    caption_index: int,
-    decode: Callable[[Tensor], Tensor],
-    taggers: Sequence[Callable[[Tensor], Tensor]],
-    scale: Tensor,
-    strength: float,
-    seed: int,
-    steps: int = 8,
-) -> Tensor:
-    """Moves latents [1, C, h, w] uphill on the taggers' log-probability of a tag, the caption's (classifier guidance).
-
-    Every step one tagger sees another view of the decoded picture, shifted and cropped at random by ``seed``: what pleases one
-    network at one place is no evidence, what pleases them all from everywhere is. ``scale`` [C] is the standard deviation of what
-    the compressor lost: directions that were not lost hardly move. The change has a root mean square of at most ``strength`` in those
-    units (Dhariwal & Nichol 2021, equation 10, with a bounded step).
-    """
-    rng = np.random.Generator(np.random.Philox(key=seed))
-    # gradients are needed whatever mode the caller runs in, and clones are no inference tensors
-    with torch.inference_mode(False), torch.enable_grad():
-        latents, weight = latents.clone(), scale.clone()[:, None, None]
-        moved = torch.zeros_like(latents)
-        for step in range(steps):
-            point = (latents + moved).requires_grad_()
-            view = _view(decode(point), rng)
-            score = taggers[step % len(taggers)](view).log_softmax(1)[:, caption_index].sum()
-            (gradient,) = torch.autograd.grad(score, point)
-            direction = gradient * weight
-            direction = direction / direction.square().mean().sqrt().clamp(min=1e-12)
-            moved = moved + (strength / steps) * weight * direction
-        return latents + moved
-
-
-def _view(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    """A random part of pictures [B, 3, H, W] after a cyclic shift."""
-    sides = pictures.shape[2:]
-    shifts = [int(rng.integers(-int(VIEW_SHIFT * side), int(VIEW_SHIFT * side) + 1)) for side in sides]
-    shifted = torch.roll(pictures, shifts, (2, 3))
-    share = rng.uniform(0, VIEW_CROP)
-    (top, height), (left, width) = (
-        (int(rng.integers(0, int(share * side) + 1)), side - int(share * side)) for side in sides
-    )
-    return shifted[:, :, top : top + height, left : left + width]

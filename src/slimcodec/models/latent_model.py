@@ -75,6 +75,11 @@ class LatentModel(ABC):
         tile: int | None = self.enhancer.tile
         return tile
 
+    @property
+    def linear_decoder(self) -> Tensor:
+        """The linear part of ``decode`` as a matrix [3 * stride * stride, C], rows in the order of ``pixel_unshuffle``."""
+        raise SlimError(self.guidance_unavailable)
+
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures whose sides are multiples of ``stride``."""
         latents: Tensor = self.autoencoder.encode(pictures)

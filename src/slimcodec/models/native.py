@@ -133,8 +133,17 @@ class NativeModel(LatentModel):
 
         return self.parts.network("text", build, meta=False)
 
+    @property
+    def linear_decoder(self) -> Tensor:
+        return self.autoencoder.synthesis
+
     def error_scale(self, quality: int) -> Tensor:
-        table = self.enhancer.error_scale
+        # the table alone: guidance without denoising steps reads no UNet
+        if "enhancer" not in self.parts.stored:
+            raise SlimError(
+                f"the bundle {self.name} has no enhancer, with which the scale of errors is stored"
+            )
+        table = self.parts.stored["enhancer"]["error_scale"]
         return at_level(table, quality_to_level(torch.tensor([quality], device=table.device), len(table)))[0]
 
     def offload(self) -> None:

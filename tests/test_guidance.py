@@ -1,0 +1,147 @@
+"""Caption guidance: the gradient graph equals automatic differentiation, and guided pictures say what the caption says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from support import photo
+from torch import nn
+
+import slimcodec
+from slimcodec.batches import decode_many
+from slimcodec.codec import Codec
+from slimcodec.models.captioner import NETWORKS, CaptionerConfig, Tagger
+from slimcodec.models.gradient_graph import gradient_graph
+from slimcodec.models.guidance import CaptionGuide
+from slimcodec.models.storage import from_storage
+
+TAGS = 7
+
+
+def random_tagger(network: str = "mobilenet-v2", seed: int = 0) -> Tagger:
+    """A tagger whose activations stay alive from layer to layer."""
+    torch.manual_seed(seed)
+    tagger = Tagger(CaptionerConfig(TAGS, 32, network=network)).eval()
+    for layer in tagger.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.normal_(layer.get_parameter("bias"), std=0.1)
+        elif isinstance(layer, nn.ReLU6):
+            layer.inplace = False
+    return tagger
+
+
+def by_autograd(tagger: Tagger, view: torch.Tensor, tag: int) -> torch.Tensor:
+    view = view.clone().requires_grad_()
+    x = view
+    for layer in tagger.body:
+        x = layer(x)
+    (gradient,) = torch.autograd.grad(tagger.head(x.mean((2, 3))).log_softmax(1)[0, tag], view)
+    return gradient
+
+
+@pytest.mark.parametrize("network", list(NETWORKS))
+def test_the_gradient_graph_equals_automatic_differentiation(network: str) -> None:
+    tagger = random_tagger(network)
+    view = torch.rand(1, 3, 96, 64) * 2 - 1
+    target = np.eye(TAGS, dtype=np.float32)[None, 3]
+    session = onnxruntime.InferenceSession(gradient_graph(tagger), providers=["CPUExecutionProvider"])
+    ours = torch.from_numpy(session.run(["gradient"], {"view": view.numpy(), "target": target})[0]).flatten()
+    theirs = by_autograd(tagger, view, 3).flatten()
+    assert float(ours.norm()) > 0
+    # an activation at the very edge of a ReLU6 may fall to either side
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 1 - 1e-4
+
+
+def test_the_embedded_taggers_gradient_is_right_to_six_digits(codec: slimcodec.Codec) -> None:
+    with torch.device("meta"):
+        tagger = Tagger(codec.bundle.config.captioners[0])
+    tagger.load_state_dict(from_storage(codec.bundle.stored["captioner-0"]), assign=True)
+    for layer in tagger.modules():
+        if isinstance(layer, nn.ReLU6):
+            layer.inplace = False
+    view = torch.from_numpy(np.array(photo("chelsea", 96, 96))).permute(2, 0, 1)[None] / 127.5 - 1
+    target = np.zeros((1, len(codec.bundle.vocabulary)), np.float32)
+    target[0, 3] = 1
+    session = codec.bundle.guide.sessions[0]
+    ours = torch.from_numpy(session.run(["gradient"], {"view": view.numpy(), "target": target})[0]).flatten()
+    theirs = by_autograd(tagger.requires_grad_(False), view, 3).flatten()
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 1 - 1e-6
+
+
+def linear_guide(tagger: Tagger, channels: int = 12) -> CaptionGuide:
+    """A guide on a linear path of a few smooth patterns."""
+    rng = torch.Generator().manual_seed(1)
+    coarse = torch.randn(channels * 3, 1, 4, 4, generator=rng)
+    smooth = nn.functional.interpolate(coarse, 16, mode="bilinear").reshape(channels, -1)
+    return CaptionGuide([tagger], smooth.T / 10)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 400), (48, 208), (1024, 16)])
+def test_a_change_has_the_strength_that_was_asked_for_at_any_size(size: tuple[int, int]) -> None:
+    guide = linear_guide(random_tagger())
+    pixels = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    lost = torch.linspace(0.5, 2, 12)
+    change = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    assert change.shape == (1, 12, size[0] // 16, size[1] // 16)
+    # four steps that agree in part: together not above the strength, and not nothing
+    assert 0.05 < float((change / lost[:, None, None]).square().mean().sqrt()) <= 0.4 + 1e-6
+    moved = guide.apply(pixels, change, rows=3)
+    assert moved.shape == pixels.shape and moved.dtype == torch.uint8 and not torch.equal(moved, pixels)
+    assert torch.equal(moved, guide.apply(pixels, change, rows=100))
+    again = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    assert torch.equal(change, again)
+
+
+def test_what_was_not_lost_does_not_move() -> None:
+    guide = linear_guide(random_tagger())
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    lost = torch.ones(12)
+    lost[3] = 0
+    change = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    assert float(change[:, 3].abs().max()) == 0 < float(change[:, 4].abs().max())
+
+
+@pytest.fixture(scope="module")
+def codec() -> slimcodec.Codec:
+    return slimcodec.load()
+
+
+def test_the_tagger_reads_the_caption_from_a_guided_picture(codec: slimcodec.Codec) -> None:
+    data = codec.encode(photo("chelsea", 256, 192), 12, "tabby")
+    tag = codec.bundle.vocabulary.index("tabby")
+
+    def probability(**options: Any) -> float:
+        pixels = torch.from_numpy(np.array(codec.decode(data, 0, **options))).permute(2, 0, 1)[None]
+        return float(codec.bundle.captioners[0](pixels.float() / 127.5 - 1).softmax(1)[0, tag])
+
+    plain, short, long = (
+        probability(guidance=0.0),
+        probability(preset="machine"),
+        probability(preset="machine", guidance_steps=8),
+    )
+    assert 4 * plain < short and 4 * plain < long
+
+
+def test_guidance_without_denoising_reads_no_unet() -> None:
+    codec = slimcodec.load()
+    data = codec.encode(photo("chelsea", 64, 64), 12, "tabby")
+    codec.decode(data, 0, preset="machine")
+    assert not {"enhancer", "text"} & set(codec.bundle.parts._built)
+
+
+def test_a_batch_and_tiles_guide_as_single_pictures_do(codec: slimcodec.Codec) -> None:
+    files = [codec.encode(photo(name, 80, 64), 12, "tabby") for name in ("chelsea", "rocket")]
+    files.append(codec.encode(photo("coffee", 80, 64), 30, None))
+    for data, batched in zip(files, decode_many(codec, files, 0, preset="machine"), strict=True):
+        assert isinstance(batched, Image.Image)
+        alone, tiled = (
+            np.asarray(c.decode(data, 0, preset="machine"), int) for c in (codec, Codec(codec.bundle, 2))
+        )
+        assert np.abs(alone - np.asarray(batched, int)).max() <= 4
+        assert np.abs(alone - tiled).max() <= 4
