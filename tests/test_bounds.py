@@ -28,8 +28,8 @@ import slimcodec
 from slimcodec.cli import main
 from slimcodec.cli.decode import decoder
 from slimcodec.cli.encode import encoder
+from slimcodec.cli.info import checker
 from slimcodec.cli.inputs import Job
-from slimcodec.cli.verify import _checker
 
 torch.set_num_threads(1)
 small, good, folder = sys.argv[1:]
@@ -37,7 +37,7 @@ codec = slimcodec.load(small, dtype="float32")
 loading = {"source": small, "dtype": "float32"}
 decode = decoder(loading, {"steps": 0}, {})
 encode = encoder(loading, {"caption": None}, "auto", None, False)
-check = _checker(small, None)
+verify = checker(small, None)
 
 def run(steps, path, target):
     job = Job(path, pathlib.Path(target))
@@ -49,11 +49,6 @@ def run(steps, path, target):
 
 def status(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-
-def verify(path):
-    error = check(path)
-    if error is not None:
-        raise slimcodec.SlimError(error)
 
 def info(path):
     sys.stdout = sys.stderr

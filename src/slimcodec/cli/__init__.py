@@ -12,12 +12,10 @@ from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
 from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
-from slimcodec.cli.info import info
-from slimcodec.cli.map import map_
-from slimcodec.cli.messages import FAILED, complain, say
+from slimcodec.cli.info import info, map_, verify
+from slimcodec.cli.options import FAILED, complain, say
 from slimcodec.cli.report import report
 from slimcodec.cli.train import train
-from slimcodec.cli.verify import verify
 from slimcodec.errors import describe
 
 app = typer.Typer(
@@ -27,15 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(encode)
-app.command()(decode)
-app.command()(info)
-app.command()(verify)
-app.command("map")(map_)
-app.command()(train)
-app.command()(bench)
-app.command()(report)
-app.command()(doctor)
+for command in (encode, decode, info, verify, map_, train, bench, report, doctor):
+    app.command(command.__name__.strip("_"))(command)
 app.add_typer(bundle, name="bundle")
 
 

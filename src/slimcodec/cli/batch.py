@@ -23,7 +23,7 @@ from typing import Any
 import typer
 
 from slimcodec.cli.inputs import Job, find_inputs, plan, stream_job
-from slimcodec.cli.messages import FAILED, INTERRUPTED, complain, printable, say, stop
+from slimcodec.cli.options import FAILED, INTERRUPTED, complain, printable, say, stop
 from slimcodec.container import SlimInfo, read_source, unpack
 from slimcodec.errors import SlimError, describe
 from slimcodec.files import atomic_write

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import FAILED, USAGE, complain, failing, say, stop
+from slimcodec.cli.options import FAILED, USAGE, complain, failing, say, stop
 
 
 def bench(

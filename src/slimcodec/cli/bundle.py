@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import FAILED, complain, failing, printable, say
+from slimcodec.cli.options import FAILED, complain, failing, printable, say
 
 if TYPE_CHECKING:
     from slimcodec.models.publishing import PartState

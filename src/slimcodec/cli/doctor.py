@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import FAILED, printable, say
+from slimcodec.cli.options import FAILED, printable, say
 from slimcodec.errors import describe
 
 #: libraries of each extra; "" is the package itself

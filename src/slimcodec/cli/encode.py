@@ -10,7 +10,7 @@ import typer
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
 from slimcodec.cli.inputs import STREAM, Job
-from slimcodec.cli.messages import USAGE, stop
+from slimcodec.cli.options import USAGE, stop
 
 
 class Picture(NamedTuple):

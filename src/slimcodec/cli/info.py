@@ -1,22 +1,26 @@
-"""``slim info``: what .slim files say in their headers."""
+"""``slim info``, ``slim verify`` and ``slim map``: what .slim files hold, and where the bits of a picture go."""
 
 import json
+import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.inputs import find_inputs
-from slimcodec.cli.messages import FAILED, complain, printable, say
+from slimcodec.cli.options import FAILED, complain, failing, printable, say, stop
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
+from slimcodec.processes import track
+
+T = TypeVar("T")
 
 
-def info(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")],
-    as_json: options.Json = False,
-) -> None:
+def info(inputs: options.Files, as_json: options.Json = False) -> None:
     """Show the headers of .slim files: size, quality, bytes and where they went, caption, bundle.
 
     No model is loaded. Exit status: 0 all fine, 1 some files were bad, 2 usage.
@@ -25,21 +29,19 @@ def info(
       slim info photo.slim
       slim info slims/ --json
     """
-    files, problems = find_inputs(inputs, (".slim",))
-    for argument, problem in problems:
-        complain(problem, argument)
-    headers: list[tuple[str, SlimInfo]] = []
-    for file in files:
-        try:
-            headers.append((str(file.path), inspect(file.path)))
-        except Exception as error:  # noqa: BLE001  a bad file must not hide the others
-            complain(describe(error, file.path), file.path)
+    results = _read_each(inputs, lambda: inspect)
+    headers = [(name, header) for name, header, _ in results if header is not None]
     if as_json:
         rows = [{"file": name, **asdict(header), "bpp": header.bpp} for name, header in headers]
         say(json.dumps(rows, indent=2))
     elif headers:
-        _print_table([_row(name, header) for name, header in headers])
-    if problems or len(headers) < len(files):
+        # Plain columns: rich would cost more time than the rest of the command, and pipes want no frames.
+        table = [_row(name, header) for name, header in headers]
+        lines = [list(table[0]), *(list(row.values()) for row in table)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            say("  ".join(map(str.ljust, line, widths)).rstrip())
+    if len(headers) < len(results):
         raise typer.Exit(FAILED)
 
 
@@ -63,9 +65,123 @@ def _row(name: str, header: SlimInfo) -> dict[str, str]:
     }
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
-    # Plain columns: rich would cost more time than the rest of the command, and pipes want no frames.
-    lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def verify(
+    inputs: options.Files,
+    model: options.Model = None,
+    max_pixels: options.MaxPixels = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check .slim files: checksum, header, caption, and that the payload decodes to its last symbol.
+
+    No picture is made. Each bad file is a line. A file of another bundle than M
+    counts as bad, since its symbols can't be checked.
+    Exit status: 0 all fine, 1 some were bad, 2 usage, 130 interrupted.
+
+    Examples:
+      slim verify photo.slim
+      slim verify slims/ --json
+      slim verify 'slims/**/*.slim' --model my-bundle/
+    """
+    start = time.perf_counter()
+    rows = [
+        {"file": name, "error": error}
+        for name, _, error in _read_each(inputs, lambda: checker(model, max_pixels), bar=True)
+    ]
+    bad = sum(row["error"] is not None for row in rows)
+    good = len(rows) - bad
+    seconds = time.perf_counter() - start
+    if as_json:
+        say(json.dumps({"files": rows, "good": good, "bad": bad, "seconds": round(seconds, 4)}, indent=2))
+    else:
+        say(f"{good} file{'s' * (good != 1)} good, {bad} bad, {seconds:.1f} s")
+    if bad:
+        raise typer.Exit(FAILED)
+
+
+def checker(model: str | None, max_pixels: int | None) -> Callable[[Path], None]:
+    """Load the codec; return the function that decodes the symbols of a file, and raises if it can't."""
+    import slimcodec
+
+    # exact symbols need no fast networks, so float32 does everywhere
+    codec = slimcodec.load(model, dtype="float32")
+
+    def check(path: Path) -> None:
+        codec.read(path, max_pixels=max_pixels)
+
+    return check
+
+
+def _read_each(
+    arguments: list[str], load: Callable[[], Callable[[Path], T]], bar: bool = False
+) -> list[tuple[str, T | None, str | None]]:
+    """Read every file with what ``load`` returns; its name with a result or an error, which is reported at once."""
+    files, problems = find_inputs(arguments, (".slim",))
+    results: list[tuple[str, T | None, str | None]] = [(name, None, reason) for name, reason in problems]
+    for argument, reason in problems:
+        complain(reason, argument)
+    if not files:
+        return results
+    with failing():
+        read = load()
+    for file in track(files) if bar else files:
+        name = str(file.path)
+        try:
+            results.append((name, read(file.path), None))
+        except Exception as error:  # noqa: BLE001  a bad file must not hide the others
+            results.append((name, None, describe(error, name)))
+            complain(describe(error, name), name)
+    return results
+
+
+def map_(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Picture.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
+    quality: Annotated[
+        int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100.")
+    ] = 50,
+    roi: options.Roi = "auto",
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    max_pixels: options.MaxPixels = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw where the bits of a picture go: heat colours over its grey version, with a scale of bits.
+
+    Print the share of bits that the region of interest gets.
+    Exit status: 0 fine, 1 failed, 2 usage.
+
+    Examples:
+      slim map photo.jpg -o bits.png
+      slim map photo.jpg -o bits.png --quality 20
+      slim map photo.jpg -o bits.png --roi mask.png
+    """
+    if os.path.isfile(out) and not overwrite:
+        stop(f"{out}: exists; --overwrite replaces it", FAILED)
+    import warnings
+
+    import slimcodec
+    from slimcodec.bit_map import draw_bits
+    from slimcodec.files import atomic_open
+    from slimcodec.images import ImageWarning, load_image
+
+    with failing():
+        codec = slimcodec.load(model, device=device)
+    with failing(image):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ImageWarning)
+            pixels = load_image(image, max_pixels)
+        for warning in caught:
+            complain(f"warning: {warning.message}", image)
+        coder = codec.bundle.coder
+        coded = codec.quantise(pixels, quality, roi=options.region_of(roi))
+        bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
+    with failing(out):
+        picture = draw_bits(pixels, bits, cell)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_open(out) as file:
+            picture.save(file, "PNG")
+    total, most = float(bits.sum()), float(bits.max())
+    say(f"{out}: {total / 8:,.0f} bytes in the latent, at most {most:.1f} bits in {cell}x{cell} pixels")
+    if region is not None:
+        share = float(bits[region].sum()) / max(total, 1e-9)
+        say(f"{share:.0%} of the bits in the region of interest, {region.mean():.0%} of the picture")

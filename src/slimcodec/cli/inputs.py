@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimcodec.cli.messages import USAGE, stop
+from slimcodec.cli.options import USAGE, stop
 
 STREAM = "-"
 

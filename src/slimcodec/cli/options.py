@@ -1,14 +1,22 @@
-"""Options that several commands share, so that they read alike, and the region that ``--roi`` means."""
+"""What the commands share: options that read alike, exit statuses, and messages of one line, never a traceback."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
+
+from slimcodec.errors import describe
 
 if TYPE_CHECKING:
     from slimcodec.encoder import Roi as Region
 
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")]
 Out = Annotated[
     str | None,
     typer.Option(
@@ -79,10 +87,7 @@ PICTURES = frozenset(f".{name}" for name in FORMATS.split())
 
 
 def region_of(option: str) -> Region:
-    """Return the argument ``roi`` of ``Codec.encode``: "auto", None, or the mask of a picture file.
-
-    Raises ``ImageError`` for a file that cannot be read.
-    """
+    """Return what ``--roi`` means to ``Codec.encode``: "auto", None or a mask. Raises ``ImageError``."""
     if option in ("auto", "none"):
         return None if option == "none" else option
     from PIL import Image
@@ -92,3 +97,39 @@ def region_of(option: str) -> Region:
 
     picture = Image.fromarray(load_image(option))
     return mask_from_picture(picture, picture.size)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without control characters: a file's name or caption must not steer a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print one line to ``stream`` (default: stdout), whatever characters its encoding lacks."""
+    stream = stream or sys.stdout
+    if stream is not None:  # None: the command was started with its output closed
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def complain(message: str, source: object = None) -> None:
+    """Print ``slim: source: message`` to stderr."""
+    say(printable(f"slim: {message}" if source is None else f"slim: {source}: {message}"), sys.stderr)
+
+
+def stop(message: str, status: int) -> NoReturn:
+    """Print ``slim: message`` and end the command with ``status``."""
+    complain(message)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def failing(source: object = None) -> Iterator[None]:
+    """End the command with a one-line message about ``source`` if the block raises."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        complain(describe(error, source), source)
+        raise typer.Exit(FAILED) from error

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.messages import USAGE, failing, say, stop
+from slimcodec.cli.options import USAGE, failing, say, stop
 
 
 def report(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slimcodec.cli.messages import USAGE, complain, failing, say
+from slimcodec.cli.options import USAGE, complain, failing, say
 from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance", "bundle")
