@@ -24,9 +24,9 @@ LONGEST, DEEPEST = 64, 16
 
 
 def check_sizes(values: Any, where: str, name: str = "", depth: int = 0) -> None:
-    """Raise ``SlimError`` for numbers that no configuration of a bundle needs: huge ones of either sign, or not finite.
+    """Raise ``SlimError`` for numbers that no configuration of a bundle needs, before anything is allocated for them.
 
-    Ask it before anything is allocated for them. ``where`` says in which file and section they are.
+    ``where``: file and section, for the message.
     """
     if depth > DEEPEST:
         raise SlimError(f"{where}: nested too deeply")
@@ -53,10 +53,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Build a configuration dataclass from plain values.
-
-    Raises ``SlimError`` that names the key for an unknown one or a value of another type; ``where`` is the file.
-    """
+    """Build a configuration dataclass; ``SlimError`` names an unknown key or one of another type in file ``where``."""
     hints = get_type_hints(kind)
     known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):

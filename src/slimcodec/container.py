@@ -40,8 +40,8 @@ Source = bytes | str | os.PathLike[str]
 class Container:
     """The parts of a ``.slim`` file.
 
-    ``width`` and ``height``: pixels, 1..2^24. ``quality``: 1..100. ``bundle_id``: 4 bytes. ``caption``: one
-    section of ``slimcodec.entropy.caption``, b"" for none. ``payload``: the range-coded stream.
+    ``width`` and ``height``: pixels, 1..2^24. ``quality``: 1..100. ``bundle_id``: 4 bytes. ``caption``: one section of
+    ``slimcodec.entropy.caption``, b"" for none. ``payload``: the range-coded stream.
     """
 
     width: int
@@ -57,9 +57,9 @@ class Container:
 class SlimInfo:
     """What a ``.slim`` file says without decoding its picture.
 
-    ``width`` and ``height``: pixels. ``bundle_id``: 8 hex digits. ``caption``: None if there is none, or if
-    only an unknown vocabulary can tell it; then ``caption_index`` is the tag's index. ``header_bytes``
-    includes the checksum: header, caption and payload add up to ``file_bytes``.
+    ``width`` and ``height``: pixels. ``bundle_id``: 8 hex digits. ``caption``: None if there is none, or if only an unknown
+    vocabulary can tell it; then ``caption_index`` is the tag's index. ``header_bytes`` includes the checksum: header, caption
+    and payload add up to ``file_bytes``.
     """
 
     width: int
@@ -83,8 +83,8 @@ class SlimInfo:
 def pack(container: Container) -> bytes:
     """Return the bytes of a ``.slim`` file.
 
-    Raises ``ImageError`` for a side outside 1..2^24 or a file over 2^26 bytes, ``FormatError`` for a malformed
-    caption section, ``VersionError`` for a version other than 1, ``SlimError`` for other illegal fields.
+    Raises ``ImageError`` for a side outside 1..2^24 or a file over 2^26 bytes, ``FormatError`` for a malformed caption section,
+    ``VersionError`` for a version other than 1, ``SlimError`` for other illegal fields.
     """
     if container.version != VERSION:
         raise VersionError(f"cannot write .slim version {container.version}: this release writes {VERSION}")
@@ -93,21 +93,14 @@ def pack(container: Container) -> bytes:
     if not 1 <= container.quality <= 100:
         raise SlimError(f"quality is {container.quality}, allowed are 1..100")
     if not (1 <= container.width <= MAX_SIDE and 1 <= container.height <= MAX_SIDE):
-        size = f"{container.width}x{container.height}"
-        raise ImageError(f"the picture is {size}, allowed are sides of 1..{MAX_SIDE}")
+        sides = f"{container.width}x{container.height}"
+        raise ImageError(f"the picture is {sides}, allowed are sides of 1..{MAX_SIDE}")
     if container.caption:
         decode_caption(container.caption)
-    body = b"".join(
-        (
-            bytes([_FIRST_BYTE + VERSION]),
-            container.bundle_id,
-            write_varint(container.width),
-            write_varint(container.height),
-            bytes([container.quality | (_CAPTION_FLAG if container.caption else 0)]),
-            container.caption,
-            container.payload,
-        )
-    )
+    start = bytes([_FIRST_BYTE + VERSION]) + container.bundle_id
+    size = write_varint(container.width) + write_varint(container.height)
+    quality = bytes([container.quality | (_CAPTION_FLAG if container.caption else 0)])
+    body = b"".join((start, size, quality, container.caption, container.payload))
     if len(body) + _CRC_BYTES > MAX_FILE_BYTES:
         raise ImageError(
             f"the file would pass {MAX_FILE_BYTES} bytes: lower the quality or split the picture"
@@ -118,8 +111,7 @@ def pack(container: Container) -> bytes:
 def unpack(data: bytes) -> Container:
     """Return the parts of a ``.slim`` file, all checked except the meaning of the payload.
 
-    Raises ``FormatError`` for bytes that are no ``.slim`` file, truncated or corrupt, and ``VersionError``
-    for a later version of the format.
+    Raises ``FormatError`` for bytes that are no ``.slim`` file, truncated or corrupt, and ``VersionError`` for a later version.
     """
     version = _check_start(data)
     _check_length(len(data))
@@ -150,9 +142,8 @@ def unpack(data: bytes) -> Container:
 def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo:
     """Return what a ``.slim`` file says of itself, without loading a model.
 
-    ``source``: the file's bytes or path. ``vocabulary``: the tags of the file's bundle, which spell out a
-    caption sent as an index (default: those of the embedded bundle, if it made the file). Raises as
-    ``unpack``, and ``OSError`` if the path cannot be read.
+    ``source``: the file's bytes or path. ``vocabulary``: the tags of the file's bundle, which spell out a caption sent as an
+    index (default: those of the embedded bundle, if it made the file). Raises as ``unpack`` and ``read_source``.
     """
     data = read_source(source)
     container = unpack(data)
@@ -181,8 +172,8 @@ def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo
 def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes or as a path; ``unpack`` checks them in full.
 
-    A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is
-    too long before more is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
+    A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
+    is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)

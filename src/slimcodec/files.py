@@ -13,15 +13,14 @@ from slimcodec.errors import SlimError
 
 #: largest JSON file that is read, in bytes; the longest, a tokenizer's, has some ten million
 JSON_BYTES = 1 << 26
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 @contextmanager
 def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open ``path`` for writing bytes; the file appears whole when the block ends, or not at all if it raises.
 
-    The bytes go to a temporary file in the same folder, which then takes the place of ``path`` (of a symbolic
-    link, of its target). ``durable``: the file outlasts a power failure. Raises ``OSError`` as ``open``.
+    The bytes go to a temporary file in the same folder, which then takes the place of ``path`` (of a symbolic link, of its
+    target). ``durable``: the file outlasts a power failure. Raises ``OSError`` as ``open``.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         # A device or a pipe (/dev/null, /dev/stdout) is written, not replaced; a folder is refused by open().
@@ -94,14 +93,13 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Whether a source reads like ``owner/name`` at the Hugging Face hub, and not like a path or a glob."""
-    return HUB_ID.fullmatch(os.fspath(source)) is not None
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(source)) is not None
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
     """Return the path of ``name`` in ``folder``. Raises ``SlimError`` where it, or a link, leads out of it.
 
-    In a snapshot of the Hugging Face hub's cache every file is a link to the repository's blobs; these count
-    as inside.
+    In a snapshot of the Hugging Face hub's cache every file is a link to the repository's blobs; these count as inside.
     """
     windows = PureWindowsPath(name)
     parts = (*PurePosixPath(name).parts, *windows.parts)
@@ -110,8 +108,7 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     path, home = Path(folder, name), Path(os.path.realpath(folder))
     snapshot = hub_snapshot(home)
     homes = [home] if snapshot is None else [home, snapshot.parent.parent / "blobs"]
-    real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(allowed) for allowed in homes):
+    if not any(Path(os.path.realpath(path)).is_relative_to(allowed) for allowed in homes):
         raise SlimError(f"{path}: a link that leads out of {os.fspath(folder)}; put the file itself there")
     return path
 

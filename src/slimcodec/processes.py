@@ -42,10 +42,10 @@ def run_pool(
 ) -> Generator[R | SlimError, None, None]:
     """Yield the result of every item in order; a failed item yields its error and does not stop the rest.
 
-    ``setup`` runs once in each process and returns the function that does an item. Several ``jobs`` are as many
-    processes with one thread each; ``setup``, items and results must be picklable then. They end with this
-    process, however it ends, and when the generator is closed. A single job is done in this process, with all
-    its threads or with ``one_thread``. ``items`` is read a few items ahead.
+    ``setup`` runs once in each process and returns the function that does an item. Several ``jobs`` are as many processes with
+    one thread each; ``setup``, items and results must be picklable then. They end with this process, however it ends, and when
+    the generator is closed. A single job is done in this process, with all its threads or with ``one_thread``. ``items`` is
+    read a few items ahead.
 
     Raises ``SetupError`` where ``setup`` fails. The items after a killed worker yield ``WorkerDiedError``.
     """
@@ -127,12 +127,23 @@ def _set_up(setup: Setup[Any, Any]) -> None:
 
 def _start_worker(setup: Setup[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
     _set_up(setup)
+
+
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent has ended, however that did.
+
+    A worker waits on a pipe whose other end it holds as well: if its parent was killed, it would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(item: Any) -> Any:
@@ -144,21 +155,6 @@ def _do(item: Any) -> Any:
         return error
     except Exception as error:  # noqa: BLE001  any library's error; not all of them can be pickled
         return SlimError(describe(error))
-
-
-def _end_with_parent() -> None:
-    """End this worker as soon as its parent has ended, however that did.
-
-    A worker waits on a pipe whose other end it holds as well: if its parent was killed, it would wait for ever.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class Bar:

@@ -1,10 +1,10 @@
 """The same work on many files: in one process or several, reported, summed up, no file ever half written.
 
 - A bad input is reported and the rest goes on.
-- An existing result is never replaced without ``--overwrite``. In a batch its input is skipped with a
-  message, so that the same command resumes an interrupted batch. For a single input it is a failure.
-- A source is removed only when its result is safe: its bytes were decoded to symbols, lie on the disk, and
-  read back from there the same, with a checksum that fits. A source that changed meanwhile stays.
+- An existing result is never replaced without ``--overwrite``. In a batch its input is skipped with a message, so that the
+  same command resumes an interrupted batch. For a single input it is a failure.
+- A source is removed only when its result is safe: its bytes were decoded to symbols, lie on the disk, and read back from
+  there the same, with a checksum that fits. A source that changed meanwhile stays.
 - Exit status: 0 all fine, 1 some failed, 2 usage, 130 interrupted.
 """
 
@@ -18,11 +18,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 
-from slimcodec.cli.inputs import Job, find_inputs, plan, stream_job
+from slimcodec.cli.inputs import Job, plan
 from slimcodec.cli.options import FAILED, INTERRUPTED, complain, printable, say, stop
 from slimcodec.container import SlimInfo, read_source, unpack
 from slimcodec.errors import SlimError, describe
@@ -33,8 +33,7 @@ from slimcodec.processes import SetupError, progress, run_pool
 FileState = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """The result of a job: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
 
     ``source_state``: the state of a source that is to be removed once ``data`` is safe, None to keep it.
@@ -46,18 +45,15 @@ class Output:
     source_state: FileState | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: its output or an error, what to warn of, and the seconds it took."""
+class Outcome(NamedTuple):
+    """How a job ended: its output or what went wrong, what to warn of, and the seconds it took."""
 
-    output: Output | None
-    error: str = ""
-    warnings: tuple[str, ...] = ()
+    result: Output | str
+    warnings: Sequence[str] = ()
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(NamedTuple):
     """The work of a command: read each job, work on all that were read together, make each result an output.
 
     What ``read`` or ``output`` raises is that job's failure; ``work`` gives an exception in place of a result.
@@ -81,51 +77,18 @@ class Tally:
         complain(reason, source)
         self.failed.append({"source": str(source), "error": reason})
 
-    def leave(self, job: Job, single: bool) -> None:
-        """Report that a job's result exists and stays: a failure if it is the ``single`` one, else skipped."""
-        reason = f"{job.target} exists; --overwrite replaces it"
-        if single:
-            self.fail(job.source, reason)
-            return
-        complain(f"skipped: {reason}", job.source)
-        self.skipped.append(str(job.source))
-
-    def add(self, job: Job, output: Output, seconds: float, deleted: bool) -> None:
-        """Count a file that was written, and whether its source was deleted."""
-        info = output.info
-        self.rows.append(
-            {
-                "source": str(job.source),
-                "target": str(job.target),
-                "width": info.width,
-                "height": info.height,
-                "bytes_in": output.bytes_in,
-                "bytes_out": len(output.data),
-                "bpp": info.bpp,
-                "quality": info.quality,
-                "caption": info.caption,
-                "source_deleted": deleted,
-                "seconds": round(seconds, 4),
-            }
-        )
-
     def print(self, seconds: float, as_json: bool) -> None:
         """Print the summary to stdout: a line, or a JSON object."""
         count = len(self.rows)
-        totals: dict[str, Any] = {
-            "bytes_in": sum(row["bytes_in"] for row in self.rows),
-            "bytes_out": sum(row["bytes_out"] for row in self.rows),
-            "mean_bpp": sum(row["bpp"] for row in self.rows) / count if count else None,
-            "seconds": round(seconds, 4),
-        }
+        totals = {key: sum(row[key] for row in self.rows) for key in ("bytes_in", "bytes_out")}
+        bpp = sum(row["bpp"] for row in self.rows) / count if count else None
         if as_json:
             files = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
-            say(json.dumps(files | totals, indent=2))
+            say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
             return
         line = f"{count} file{'s' * (count != 1)}: "
         line += f"{totals['bytes_in']:,} bytes in, {totals['bytes_out']:,} bytes out"
-        if count:
-            line += f", mean {totals['mean_bpp']:.4f} bpp"
+        line += "" if bpp is None else f", mean {bpp:.4f} bpp"
         line += f", {seconds:.1f} s"
         if self.skipped:
             line += f"; {len(self.skipped)} skipped"
@@ -149,19 +112,12 @@ def run_batch(
 ) -> None:
     """Work on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
-    ``load``: picklable; runs once in each process and loads what all jobs need. ``reads``: suffixes searched
-    for in folders. ``writes``: suffixes of results, the first is the default. ``jobs``: processes, see
-    ``run_pool``. ``stdin_limit``: most bytes of standard input. ``batch_size``: jobs worked on together.
+    ``load``: picklable; runs once in each process and loads what all jobs need. ``jobs``: processes, see ``run_pool``.
+    ``batch_size``: jobs worked on together. The other arguments are those of ``plan``.
     """
     start = time.perf_counter()
     tally = Tally()
-    stream = stream_job(arguments, out, as_json, stdin_limit)
-    if stream is None:
-        inputs, problems = find_inputs(arguments, reads)
-        plans = plan(inputs, len(arguments) == 1, out, writes[0], writes)
-        single = len(arguments) == 1 and bool(inputs) and inputs[0].named
-    else:
-        plans, problems, single = [stream], [], True
+    planned, problems, single = plan(arguments, out, reads, writes, as_json, stdin_limit)
     for argument, problem in problems:
         tally.fail(argument, problem)
 
@@ -169,22 +125,26 @@ def run_batch(
         # not Path.is_file(), which raises for a name that is too long
         if overwrite or job.to_stdout or not os.path.isfile(job.target):
             return False
-        tally.leave(job, single)
+        reason = f"{job.target} exists; --overwrite replaces it"
+        if single:
+            tally.fail(job.source, reason)
+        else:
+            complain(f"skipped: {reason}", job.source)
+            tally.skipped.append(str(job.source))
         return True
 
-    todo = [job for job in plans if not in_the_way(job)]
+    todo = [job for job in planned if not in_the_way(job)]
     chunks = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     done = 0
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
         with progress(len(todo)) as bar, closing(run_pool(partial(_load, load), chunks, jobs)) as results:
-            for chunk, result in zip(chunks, results, strict=True):
-                failed = [Outcome(None, str(result))] * len(chunk)
-                for job, outcome in zip(
-                    chunk, failed if isinstance(result, SlimError) else result, strict=True
-                ):
+            for chunk, outcomes in zip(chunks, results, strict=True):
+                if isinstance(outcomes, SlimError):
+                    outcomes = [Outcome(str(outcomes))] * len(chunk)
+                for job, outcome in zip(chunk, outcomes, strict=True):
                     # looked at again: another process may have made it meanwhile
-                    if outcome.output is None or not in_the_way(job):
+                    if isinstance(outcome.result, str) or not in_the_way(job):
                         _finish(job, outcome, tally)
                     done += 1
                     bar.advance()
@@ -193,19 +153,50 @@ def run_batch(
     except KeyboardInterrupt:
         again = "" if single else "; the same command goes on from there"
         stop(f"interrupted after {done} of {len(todo)} files{again}", INTERRUPTED)
-    if stream is None or not stream.to_stdout:
+    if not any(job.to_stdout for job in planned):
         tally.print(time.perf_counter() - start, as_json)
     if tally.failed:
         raise typer.Exit(FAILED)
+
+
+def _load(load: Callable[[], Steps]) -> Callable[[Sequence[Job]], list[Outcome]]:
+    return partial(_outcomes, load())
+
+
+def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
+    from slimcodec.batches import attempt
+    from slimcodec.images import ImageWarning
+
+    start = time.perf_counter()
+    inputs: list[Any] = []
+    warned: list[list[str]] = []
+    for job in jobs:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ImageWarning)
+            inputs.append(attempt(steps.read, job))
+        warned.append([str(warning.message) for warning in caught])
+    good = [item for item in inputs if not isinstance(item, Exception)]
+    worked = attempt(lambda: list(steps.work(good)))
+    results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
+    outputs = [
+        item if isinstance(item, Exception) else attempt(steps.output, job, item, next(results))
+        for job, item in zip(jobs, inputs, strict=True)
+    ]
+    seconds = (time.perf_counter() - start) / len(jobs)
+    return [
+        Outcome(describe(output, job.source) if isinstance(output, Exception) else output, texts, seconds)
+        for job, output, texts in zip(jobs, outputs, warned, strict=True)
+    ]
 
 
 def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
     """Write the result; only this process writes, so ending the others never leaves a partial file."""
     for warning in outcome.warnings:
         complain(f"warning: {warning}", job.source)
-    output = outcome.output
-    if output is None:
-        tally.fail(job.source, outcome.error)
+    output = outcome.result
+    if isinstance(output, str):
+        tally.fail(job.source, output)
         return
     try:
         if job.to_stdout:
@@ -225,41 +216,21 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
-    tally.add(job, output, outcome.seconds, deleted)
-
-
-def _load(load: Callable[[], Steps]) -> Callable[[Sequence[Job]], list[Outcome]]:
-    return partial(_outcomes, load())
-
-
-def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
-    from slimcodec.batches import attempt
-    from slimcodec.images import ImageWarning
-
-    start = time.perf_counter()
-    inputs: list[Any] = []
-    texts: list[tuple[str, ...]] = []
-    for job in jobs:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", ImageWarning)
-            inputs.append(attempt(steps.read, job))
-        texts.append(tuple(str(warning.message) for warning in caught))
-    good = [item for item in inputs if not isinstance(item, Exception)]
-    worked = attempt(lambda: list(steps.work(good)))
-    results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
-    outputs = [
-        item if isinstance(item, Exception) else attempt(steps.output, job, item, next(results))
-        for job, item in zip(jobs, inputs, strict=True)
-    ]
-    seconds = (time.perf_counter() - start) / len(jobs)
-
-    def outcome(job: Job, output: Output | Exception, warned: tuple[str, ...]) -> Outcome:
-        if isinstance(output, Exception):
-            return Outcome(None, describe(output, job.source), warned, seconds)
-        return Outcome(output, "", warned, seconds)
-
-    return list(map(outcome, jobs, outputs, texts))
+    tally.rows.append(
+        {
+            "source": str(job.source),
+            "target": str(job.target),
+            "width": output.info.width,
+            "height": output.info.height,
+            "bytes_in": output.bytes_in,
+            "bytes_out": len(output.data),
+            "bpp": output.info.bpp,
+            "quality": output.info.quality,
+            "caption": output.info.caption,
+            "source_deleted": deleted,
+            "seconds": round(outcome.seconds, 4),
+        }
+    )
 
 
 def file_state(path: Path) -> FileState:
@@ -269,10 +240,10 @@ def file_state(path: Path) -> FileState:
 
 
 def remove_source(job: Job, data: bytes, state: FileState) -> str:
-    """Remove the source of a job whose result ``data`` was written; returns why it is kept, "" if removed.
+    """Remove the source of a job whose result ``data`` was written; return why it is kept, "" if removed.
 
-    ``data``: bytes that were decoded to symbols. ``state``: of the source, before it was read. A symbolic link
-    is removed itself, not its target, which may have other readers.
+    ``data``: bytes that were decoded to symbols. ``state``: of the source, before it was read. A symbolic link is removed
+    itself, not its target, which may have other readers.
     """
     try:
         if not job.target.is_file():

@@ -19,11 +19,7 @@ LIBRARIES = {
 }
 
 
-def doctor(
-    model: options.Model = None,
-    base: options.Base = None,
-    as_json: options.Json = False,
-) -> None:
+def doctor(model: options.Model = None, base: options.Base = None, as_json: options.Json = False) -> None:
     """List the libraries, devices and parts of a bundle that are there, and how to get what is missing.
 
     Exit status: 0 all that decoding needs is there, 1 something is missing.
@@ -38,11 +34,11 @@ def doctor(
         "hub": hub(),
         "bundle": bundle(model, base),
     }
-    missing = any(not library["version"] and not library["extra"] for library in state["libraries"])
     if as_json:
         say(json.dumps(state, indent=2))
     else:
         _print(state)
+    missing = any(not library["version"] and not library["extra"] for library in state["libraries"])
     if missing or state["bundle"]["problems"]:
         raise typer.Exit(FAILED)
 
@@ -68,16 +64,14 @@ def devices() -> list[dict[str, str]]:
         from slimcodec.codec import fast_dtype
     except ImportError:
         return []
-
-    def fastest(device: str) -> str:
-        return str(fast_dtype(device)).removeprefix("torch.")
-
-    result = [{"name": "cpu", "about": f"{os.cpu_count()} processors", "dtype": fastest("cpu")}]
+    about = {"cpu": f"{os.cpu_count()} processors"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        about = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        result.append({"name": f"cuda:{number}", "about": about, "dtype": fastest(f"cuda:{number}")})
-    return result
+        about[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return [
+        {"name": name, "about": text, "dtype": str(fast_dtype(name)).removeprefix("torch.")}
+        for name, text in about.items()
+    ]
 
 
 def hub() -> dict[str, str]:
@@ -86,8 +80,8 @@ def hub() -> dict[str, str]:
 
     from slimcodec.models.pretrained.references import BASE_VARIABLE
 
-    offline = "off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on"
-    return {"cache": constants.HF_HUB_CACHE, "network": offline, "base": os.environ.get(BASE_VARIABLE, "")}
+    network = "off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on"
+    return {"cache": constants.HF_HUB_CACHE, "network": network, "base": os.environ.get(BASE_VARIABLE, "")}
 
 
 def bundle(model: str | None, base: str | None) -> dict[str, Any]:
@@ -117,11 +111,12 @@ def _print(state: dict[str, Any]) -> None:
         line(library["name"], library["version"] or f"missing: pip install 'slimcodec{extra}'")
     for device in state["devices"]:
         line(device["name"], f"{device['about']}, fastest in {device['dtype']}")
-    line("hub", f"network {state['hub']['network']}, cache {state['hub']['cache']}")
-    if state["hub"]["base"]:
-        line("base", state["hub"]["base"])
-    line("bundle", f"{state['bundle']['name']} {state['bundle']['id']}")
-    for name, folder in state["bundle"]["parts"].items():
+    hub, bundle = state["hub"], state["bundle"]
+    line("hub", f"network {hub['network']}, cache {hub['cache']}")
+    if hub["base"]:
+        line("base", hub["base"])
+    line("bundle", f"{bundle['name']} {bundle['id']}")
+    for name, folder in bundle["parts"].items():
         line(f"  {name}", folder)
-    for problem in state["bundle"]["problems"]:
+    for problem in bundle["problems"]:
         say(printable(f"  missing: {problem}"))

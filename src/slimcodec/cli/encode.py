@@ -1,9 +1,11 @@
 """``slim encode``: pictures to .slim files."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,13 +14,11 @@ from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
 from slimcodec.cli.inputs import STREAM, Job
 from slimcodec.cli.options import USAGE, stop
 
+if TYPE_CHECKING:
+    from slimcodec.images import Pixels
 
-class Picture(NamedTuple):
-    """A picture that was read: its pixels, the bytes it took, and the state of its file if that is to go."""
-
-    pixels: Any
-    bytes_in: int
-    source_state: FileState | None
+    #: pixels, the bytes they were read from, and the state of the file if that is to be removed
+    Picture = tuple[Pixels, int, FileState | None]
 
 
 def encoder(
@@ -36,18 +36,19 @@ def encoder(
 
     def read(job: Job) -> Picture:
         state = file_state(job.source) if delete_source else None
-        data = job.read()
-        return Picture(codec.open(data, max_pixels), len(data), state)
+        data = job.source.read_bytes() if job.data is None else job.data
+        return codec.open(data, max_pixels), len(data), state
 
     def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
-        pixels = (picture.pixels for picture in pictures)
+        pixels = (pixels for pixels, _, _ in pictures)
         return encode_many(codec, pixels, roi=region, max_pixels=max_pixels, **settings)
 
     def output(job: Job, picture: Picture, data: bytes) -> Output:
         if delete_source:
             # what is compared with the file on disk, before the source goes, has been decoded here
             codec.read(data, max_pixels=max_pixels)
-        return Output(data, slimcodec.inspect(data), picture.bytes_in, picture.source_state)
+        _, bytes_in, state = picture
+        return Output(data, slimcodec.inspect(data), bytes_in, state)
 
     return Steps(read, work, output)
 
@@ -120,7 +121,7 @@ def encode(
         stop("--delete-source needs files to read and write; leave out -", USAGE)
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
     text = None if caption == "none" else _as_text(caption)
-    settings: dict[str, Any] = {"caption": text, "batch_size": batch_size, **given}
+    settings = {"caption": text, "batch_size": batch_size, **given}
     run_batch(
         partial(encoder, loading, settings, roi, max_pixels, delete_source),
         inputs,

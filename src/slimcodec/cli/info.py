@@ -18,6 +18,19 @@ from slimcodec.errors import describe
 from slimcodec.processes import track
 
 T = TypeVar("T")
+COLUMNS = [
+    "FILE",
+    "SIZE",
+    "QUALITY",
+    "BYTES",
+    "BPP",
+    "HEADER",
+    "CAPTION",
+    "PAYLOAD",
+    "BUNDLE",
+    "VERSION",
+    "TEXT",
+]
 
 
 def info(inputs: options.Files, as_json: options.Json = False) -> None:
@@ -36,8 +49,7 @@ def info(inputs: options.Files, as_json: options.Json = False) -> None:
         say(json.dumps(rows, indent=2))
     elif headers:
         # Plain columns: rich would cost more time than the rest of the command, and pipes want no frames.
-        table = [_row(name, header) for name, header in headers]
-        lines = [list(table[0]), *(list(row.values()) for row in table)]
+        lines = [COLUMNS, *(_cells(name, header) for name, header in headers)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             say("  ".join(map(str.ljust, line, widths)).rstrip())
@@ -45,24 +57,19 @@ def info(inputs: options.Files, as_json: options.Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
-def _row(name: str, header: SlimInfo) -> dict[str, str]:
+def _cells(name: str, header: SlimInfo) -> list[str]:
+    caption = "-" if header.caption_index is None else f"tag {header.caption_index} of its bundle"
     if header.caption is not None:
-        text = printable(header.caption)
-    else:
-        text = "-" if header.caption_index is None else f"tag {header.caption_index} of its bundle"
-    return {
-        "FILE": printable(name),
-        "SIZE": f"{header.width}x{header.height}",
-        "QUALITY": str(header.quality),
-        "BYTES": str(header.file_bytes),
-        "BPP": f"{header.bpp:.4f}",
-        "HEADER": str(header.header_bytes),
-        "CAPTION": str(header.caption_bytes),
-        "PAYLOAD": str(header.payload_bytes),
-        "BUNDLE": header.bundle_id,
-        "VERSION": str(header.version),
-        "TEXT": text,
-    }
+        caption = printable(header.caption)
+    sizes = (header.header_bytes, header.caption_bytes, header.payload_bytes)
+    return [
+        printable(name),
+        f"{header.width}x{header.height}",
+        *map(str, (header.quality, header.file_bytes, f"{header.bpp:.4f}", *sizes)),
+        header.bundle_id,
+        str(header.version),
+        caption,
+    ]
 
 
 def verify(

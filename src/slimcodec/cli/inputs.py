@@ -1,38 +1,36 @@
 """Which files a command reads and where each result goes.
 
-- An input is a file (of any suffix), a folder (searched recursively for the command's suffixes, hidden files
-  left out, its structure mirrored below OUT) or a glob (mirrored from its first folder without a wildcard).
-  Neither a search nor ``**`` follows links to folders, which may lead back to where they are.
-- OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a
-  folder, made if needed. Without OUT a result lies beside its input.
+- An input is a file (of any suffix), a folder (searched recursively for the command's suffixes, hidden files left out, its
+  structure mirrored below OUT) or a glob (mirrored from its first folder without a wildcard). Neither a search nor ``**``
+  follows links to folders, which may lead back to where they are.
+- OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a folder, made if
+  needed. Without OUT a result lies beside its input.
 - Two inputs with one output, or an output that is an input, are errors before any work.
-- ``-`` is standard input or output; a file of that name is ``./-``. There is one input then, and standard
-  output carries nothing but the result.
+- ``-`` is standard input or output; a file of that name is ``./-``. There is one input then, and standard output carries
+  nothing but the result.
 """
 
 import glob
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from slimcodec.cli.options import USAGE, stop
 
 STREAM = "-"
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """A file to read, its place below OUT, and whether it was named itself, not found by searching."""
 
     path: Path
     place: Path
-    named: bool
+    named: bool = False
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One file to read and the file to write from it.
 
     ``data``: the bytes of standard input. ``to_stdout``: write to standard output, not to ``target``.
@@ -42,10 +40,6 @@ class Job:
     target: Path
     data: bytes | None = None
     to_stdout: bool = False
-
-    def read(self) -> bytes:
-        """Return the bytes of the source. Raises ``OSError``."""
-        return self.source.read_bytes() if self.data is None else self.data
 
 
 def find_inputs(
@@ -81,7 +75,7 @@ def _search(folder: Path, place: Path, suffixes: Collection[str]) -> Iterator[In
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 path = Path(root, name)
-                yield Input(path, place / path.relative_to(folder), named=False)
+                yield Input(path, place / path.relative_to(folder))
 
 
 def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
@@ -94,7 +88,7 @@ def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
             if "**" not in pattern:
                 yield from _search(match, place, suffixes)
         elif "**" not in parts[-1] or match.suffix.lower() in suffixes:
-            yield Input(match, place, named=False)
+            yield Input(match, place)
 
 
 def _matches(parts: tuple[str, ...]) -> Iterator[Path]:
@@ -111,25 +105,33 @@ def _matches(parts: tuple[str, ...]) -> Iterator[Path]:
 
 
 def plan(
-    inputs: Sequence[Input], alone: bool, out: str | None, suffix: str, suffixes: Collection[str]
-) -> list[Job]:
-    """Return a job for each of ``inputs``, a file given twice once; end with status 2 where outputs clash.
+    arguments: Sequence[str],
+    out: str | None,
+    reads: Collection[str],
+    writes: Sequence[str],
+    as_json: bool,
+    stdin_limit: int | None,
+) -> tuple[list[Job], list[tuple[str, str]], bool]:
+    """Return a job for each input, (argument, reason) where there is none, and whether a single file was named.
 
-    ``alone``: the command got one argument. Results get ``suffix``; no folder for results ends in one of
-    ``suffixes``.
+    A file that is given twice is one job. ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the
+    first is the default; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
+    read, so that too much shows. Ends with status 2 where outputs clash and where a stream makes no sense.
     """
-    folder = None if out is None else Path(out)
-    if out is not None and folder is not None and not os.path.isdir(folder):
-        if alone and inputs and inputs[0].named and not out.endswith(("/", os.sep)):
-            return _checked([Job(inputs[0].path, folder)])
-        if os.path.exists(folder) or folder.suffix.lower() in suffixes:
+    if STREAM in (*arguments, out):
+        return [_stream_job(arguments, out, as_json, stdin_limit)], [], True
+    inputs, problems = find_inputs(arguments, reads)
+    single = len(arguments) == 1 and bool(inputs) and inputs[0].named
+    if out is not None and not os.path.isdir(out):
+        if single and not out.endswith(("/", os.sep)):
+            return _checked([Job(inputs[0].path, Path(out))]), problems, single
+        if os.path.exists(Path(out)) or Path(out).suffix.lower() in writes:
             stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
-    return _checked(
-        [
-            Job(item.path, (item.path if folder is None else folder / item.place).with_suffix(suffix))
-            for item in inputs
-        ]
-    )
+    targets = [item.path if out is None else Path(out, item.place) for item in inputs]
+    jobs = [
+        Job(item.path, target.with_suffix(writes[0])) for item, target in zip(inputs, targets, strict=True)
+    ]
+    return _checked(jobs), problems, single
 
 
 def _checked(jobs: Sequence[Job]) -> list[Job]:
@@ -146,14 +148,7 @@ def _checked(jobs: Sequence[Job]) -> list[Job]:
     return list(by_target.values())
 
 
-def stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: int | None) -> Job | None:
-    """Return the one job of a command with ``-`` for its input or OUT, None if it has neither.
-
-    ``limit``: most bytes read from standard input; one more is read, so that too much shows. Ends with
-    status 2 where a stream makes no sense: beside other inputs, on a terminal, without a name for a result.
-    """
-    if STREAM not in (*arguments, out):
-        return None
+def _stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: int | None) -> Job:
     if len(arguments) > 1:
         stop("- takes one input; leave out the others", USAGE)
     (argument,) = arguments
@@ -162,15 +157,11 @@ def stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: 
         stop("-o - writes the result to standard output; leave out --json", USAGE)
     if to_stdout and sys.stdout.isatty():
         stop("-o -: standard output is a terminal; redirect it, or name a file with -o", USAGE)
-    if argument == STREAM:
-        return _from_stdin(out, to_stdout, limit)
-    inputs, problems = find_inputs(arguments, ())
-    if problems or not inputs[0].named:
-        stop(f"{argument}: -o - takes one file, not {problems[0][1] if problems else 'a glob'}", USAGE)
-    return Job(inputs[0].path, Path(STREAM), to_stdout=True)
-
-
-def _from_stdin(out: str | None, to_stdout: bool, limit: int | None) -> Job:
+    if argument != STREAM:
+        inputs, problems = find_inputs(arguments, ())
+        if problems or not inputs[0].named:
+            stop(f"{argument}: -o - takes one file, not {problems[0][1] if problems else 'a glob'}", USAGE)
+        return Job(inputs[0].path, Path(STREAM), to_stdout=True)
     if out is None:
         stop("-: standard input has no name for a result; give -o FILE, or -o - for standard output", USAGE)
     if not to_stdout and (out.endswith("/") or os.path.isdir(out)):
