@@ -201,7 +201,7 @@ def test_labeller_are_asked_once_and_kept(tmp_path: Path) -> None:
     )
     assert boxed.annotated and boxed.mask is not None and set(np.unique(boxed.mask)) == {0.0, 1.0}
     assert plain.logits is not None and not plain.captions
-    answer = again(1, plain).logits
+    answer = again(1).logits
     assert answer is not None and torch.equal(answer, plain.logits)
     fewer = PhotoSet(open_sources(["generated:3"], "data.photos"))
     with pytest.raises(SlimError, match="belongs to other photos"):
@@ -219,7 +219,7 @@ def test_a_photo_without_words_is_named_by_the_captioner_from_its_region() -> No
     one = photos[0]
     assert one is not None
     one.label = None
-    target = Labeller(captioner=captioner)(0, one)
+    target = Labeller(captioner=captioner)(one)
     assert target == PseudoLabels(None, None, "a photo of a thing") and seen[0] is one.mask
 
 
@@ -228,7 +228,7 @@ def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     tags = ["goldfish", "shark", "tench", "hen"]
     labelled = LabelledViews(photos, tags, size=32, batch=4, seed=0)(0)
     assert labelled.targets.tolist() == [[0, 0, 1, 0]] * 4 and bool(labelled.known.all())
-    view = PseudoLabelled(photos, lambda row, photo: PseudoLabels(torch.tensor([0.0, 0.0, 0.0])))
+    view = PseudoLabelled(photos, lambda row: PseudoLabels(torch.tensor([0.0, 0.0, 0.0])))
     mixed = LabelledViews(view, tags, size=32, batch=4, seed=0)(0)
     assert torch.allclose(mixed.targets, torch.tensor([[1 / 6, 1 / 6, 1 / 6 + 0.5, 0]] * 4))
     nothing = PhotoSet(open_sources(["generated:2"], "data.photos"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from slimcodec.models.compressor import Compressor, CompressorConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.pretrained.hub import CaptionModelConfig, pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
-from slimcodec.models.pretrained.pipeline import LdmFacts, load_scheduler, refer_ldm
+from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer, revision_of
 from slimcodec.models.prior import PriorConfig
 from slimcodec.training.compression_model import (
@@ -40,9 +40,6 @@ SAMPLES, SIDE = 12, 128
 MEASURED = 4
 #: weights of the squared error at quality 1 and 100, as in the recipes
 LAMBDAS = (6e-5, 2e-2)
-
-
-Parts = dict[str, dict[str, Tensor]]
 
 
 def create(
@@ -70,50 +67,50 @@ def create(
     where its noise is as large as what the compressor loses. Raises ``SlimError`` where a part is missing, or two do not fit.
     """
     facts = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
+    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0)
     config = BundleConfig(
-        name=name or Path(ldm).name,
-        enhancer=EnhancerConfig("noise", facts.latent_channels, noise=1.0),
-        steps=steps,
-        text_scale=text_scale,
-        ldm=facts.config,
+        name or Path(ldm).name, enhancer=enhancer, steps=steps, text_scale=text_scale, ldm=facts.config
     )
-    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+    bundle = Bundle(config, {}, read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"), device=device)
     pictures = _samples(photos)
     if compressor:
-        config, parts, vocabulary = _with_compressor(config, facts, compressor)
+        bundle = with_compressor(bundle, facts.latent_channels, compressor)
     else:
-        config, parts = _untrained(config, facts, vocabulary, pictures, device)
-    if config.enhancer is not None and config.enhancer.mode == "noise":
-        draft = Codec(Bundle(config, parts, vocabulary, device=device))
-        strength = strength or measured_strength(draft, pictures)
-        config = replace(config, enhancer=replace(config.enhancer, strength=strength))
-    if captioner:
-        config, parts, vocabulary = with_captioner(config, parts, vocabulary, captioner, prompt, tags)
-    return Bundle(config, parts, vocabulary)
+        bundle = with_transform_code(bundle, facts.latent_channels, pictures)
+    if bundle.config.enhancer == enhancer:
+        strength = strength or measured_strength(bundle, pictures)
+        bundle = changed(bundle, enhancer=replace(enhancer, strength=strength))
+    return with_captioner(bundle, captioner, prompt, tags) if captioner else bundle
 
 
-def with_captioner(
-    config: BundleConfig,
-    parts: Parts,
-    vocabulary: tuple[str, ...],
-    source: str,
-    prompt: str = "",
-    tags: str = "",
-) -> tuple[BundleConfig, Parts, tuple[str, ...]]:
-    """Configuration, parts and vocabulary with a captioner: the taggers of another bundle, or a model of transformers.
+def changed(
+    bundle: Bundle,
+    parts: Mapping[str, dict[str, Tensor]] | None = None,
+    vocabulary: tuple[str, ...] = (),
+    **settings: Any,
+) -> Bundle:
+    """A copy of a bundle with other settings, and with ``parts`` added or replaced."""
+    return Bundle(
+        replace(bundle.config, **settings),
+        bundle.stored | dict(parts or {}),
+        vocabulary or bundle.vocabulary,
+        bundle.text,
+        str(bundle.device),
+    )
+
+
+def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = "") -> Bundle:
+    """A bundle with a captioner: the tagger of another bundle, with its vocabulary, or a model of transformers.
 
     ``tags``: a file of tags, a line each, that a zero-shot model chooses from.
     """
-    if source != EMBEDDED and not (Path(source).expanduser() / "vocabulary.txt").is_file():
+    place = Path(source).expanduser()
+    if source != EMBEDDED and not (place / "vocabulary.txt").is_file():
         folder = pretrained_folder(source)
-        named = (
-            source
-            if is_hub_id(source) and not Path(source).is_dir()
-            else str(Path(source).expanduser().resolve())
-        )
-        part = refer("captioner", folder, named, "", revision_of(folder))
-        config = replace(config, caption_model=CaptionModelConfig(part, prompt))
-        return config, parts, read_vocabulary(tags) if tags else vocabulary
+        name = source if is_hub_id(source) and not Path(source).is_dir() else str(place.resolve())
+        part = refer("captioner", folder, name, "", revision_of(folder))
+        vocabulary = read_vocabulary(tags) if tags else ()
+        return changed(bundle, None, vocabulary, caption_model=CaptionModelConfig(part, prompt))
     if tags:
         raise SlimError(
             f"{source}: a bundle's captioner has tags of its own; --tags goes with a zero-shot model"
@@ -122,90 +119,71 @@ def with_captioner(
     if not other.captioners:
         raise SlimError(f"{source}: this bundle has no captioner; choose another one")
     # the first names; more of them would guide, in slim-tiny's latent space alone
-    taggers = {"captioner-0": other.stored["captioner-0"]}
-    config = replace(config, captioners=other.config.captioners[:1])
-    return config, parts | taggers, other.vocabulary
+    parts = {"captioner-0": other.stored["captioner-0"]}
+    return changed(bundle, parts, other.vocabulary, captioners=other.config.captioners[:1])
 
 
-def _with_compressor(
-    config: BundleConfig, facts: LdmFacts, source: str
-) -> tuple[BundleConfig, Parts, tuple[str, ...]]:
+def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle:
+    """A bundle with another one's compressor, and with its LoRA where that was taught to the same UNet."""
     folder = Path(source).expanduser() / "bundle"
     other = Bundle.from_pretrained(folder if folder.is_dir() else source)
-    network = other.config.compressor
-    theirs = other.config.ldm.part("vae") if other.config.ldm is not None else None
-    ours = facts.config.part("vae")
-    assert ours is not None
-    if theirs is None or network.latent_channels != facts.latent_channels:
+    network, ldm = other.config.compressor, other.config.ldm
+    if ldm is None or ldm.part("vae") is None or network.latent_channels != latent_channels:
         raise SlimError(
             f"{source}: its compressor codes latents of {network.latent_channels} channels of {other.config.name}, not of this "
             "model; train one with `slim train all -c hub-lora`"
         )
-    kept = {name: state for name, state in other.stored.items() if name in ("compressor", "prior")}
-    config = replace(config, compressor=network, training=other.config.training)
-    if "lora" in other.stored and other.config.ldm == facts.config:
-        # what was taught to another UNet means nothing to this one
-        kept["lora"] = other.stored["lora"]
-        config = replace(config, enhancer=other.config.enhancer)
-    return config, kept, other.vocabulary
+    settings: dict[str, Any] = {"compressor": network, "training": other.config.training}
+    names = ["compressor", "prior"]
+    if "lora" in other.stored and ldm == bundle.config.ldm:
+        names.append("lora")
+        settings["enhancer"] = other.config.enhancer
+    return changed(bundle, {name: other.stored[name] for name in names}, other.vocabulary, **settings)
 
 
-def measured_strength(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
+def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
     """The shares of the model's schedule whose noise is as large as what the compressor loses of pictures [H, W, 3]."""
-    errors = []
+    codec, errors = Codec(bundle), []
     for picture in pictures:
         latents = codec.latents(picture)
         coded = zip((1, 100), codec.quantise_each(picture, (1, 100)), strict=True)
         decompressed = [codec.synthesise(symbols, quality)[0] for quality, symbols in coded]
         errors.append([float((rough - latents).square().mean()) for rough in decompressed])
     low, high = (float(error) ** 0.5 for error in np.mean(errors, 0))
-    return fitting_strength((low, high), load_scheduler(codec.bundle.pretrained_part("scheduler")))
+    return fitting_strength((low, high), load_scheduler(bundle.pretrained_part("scheduler")))
 
 
-# ---- an untrained compressor -----------------------------------------------------------------------------------
-
-
-def default_compressor(latent_channels: int) -> CompressorConfig:
-    """Sizes of a compressor of latents at 1/8 of the resolution: patches of 2x2 become one coded position."""
-    channels = 4 * latent_channels
-    prior = PriorConfig(channels, hyper_channels=24, width=64, head_width=128, levels=8)
-    return CompressorConfig(latent_channels, 2, 96, 1, 2, 48, prior)
-
-
-def _untrained(
-    config: BundleConfig,
-    facts: LdmFacts,
-    vocabulary: tuple[str, ...],
-    pictures: Sequence[NDArray[np.uint8]],
-    device: str,
-) -> tuple[BundleConfig, Parts]:
-    network = default_compressor(facts.latent_channels)
-    config = replace(config, compressor=network)
-    space = Bundle(config, {}, vocabulary, device=device).latent_model.autoencoder
-    assert isinstance(space, PretrainedAutoencoder)
+def with_transform_code(
+    bundle: Bundle, latent_channels: int, pictures: Sequence[NDArray[np.uint8]]
+) -> Bundle:
+    """A bundle with an untrained compressor: patches of 2x2 latents become one position, coded by a KLT with static tables."""
+    channels, levels = 4 * latent_channels, 8
+    prior = PriorConfig(channels, hyper_channels=24, width=64, head_width=128, levels=levels)
+    network = CompressorConfig(latent_channels, 2, 96, 1, 2, 48, prior)
+    autoencoder = bundle.latent_model.autoencoder
+    assert isinstance(autoencoder, PretrainedAutoencoder)
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle
         torch.manual_seed(0)
-        codec = CompressionModel(Compressor(network), space).to(device)
-    compressor = codec.compressor
-    levels = network.prior.levels
+        model = CompressionModel(Compressor(network), autoencoder).to(bundle.device)
     low, high = LAMBDAS
-    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=device)
+    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.device)
     stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
-    start_as_transform(codec, space, stacked.to(device).float() / 127.5 - 1, lambdas, predicted=0.7)
+    start_as_transform(
+        model, autoencoder, stacked.to(bundle.device).float() / 127.5 - 1, lambdas, predicted=0.7
+    )
     with torch.no_grad():
         # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code
-        for branch in (compressor.analysis, compressor.synthesis):
+        for branch in (model.compressor.analysis, model.compressor.synthesis):
             branch.leave.weight.zero_()
-        compressor.log_hyper_gain.fill_(-20.0)
-        codec.hyper_scale.fill_(-12 / 32)
-        layers: Any = codec.prior.layers
-        for head in ("anchor", "rest"):
-            for value in ("mean", "scale"):
-                layers[f"{head}_{value}"].weight.zero_()
-    codec.cpu()
-    draft = Codec(Bundle(config, latent_codec_parts(codec), vocabulary, device=device))
-    return config, latent_codec_parts(codec, fitted_tables(draft, pictures))
+        model.compressor.log_hyper_gain.fill_(-20.0)
+        model.hyper_scale.fill_(-12 / 32)
+        layers: Any = model.prior.layers
+        for name in ("anchor_mean", "anchor_scale", "rest_mean", "rest_scale"):
+            layers[name].weight.zero_()
+    model.cpu()
+    draft = changed(bundle, latent_codec_parts(model), compressor=network)
+    return changed(draft, latent_codec_parts(model, fitted_tables(Codec(draft), pictures)))
 
 
 def _samples(folder: str) -> list[NDArray[np.uint8]]:

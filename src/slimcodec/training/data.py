@@ -110,7 +110,7 @@ class TrainingData:
 
     def pseudo_label(self, row: int, photo: Photo) -> Photo:
         """A copy of a photo with pseudo-labels, computed on the spot."""
-        return self._labeller(row, photo).added_to(photo) if self._available else photo
+        return self._labeller(photo).added_to(photo) if self._available else photo
 
     @property
     def _available(self) -> frozenset[PseudoLabel]:
@@ -139,7 +139,7 @@ class TrainingData:
             segmenter,
             RoiCaptioner(captioner, device) if captioner else None,
             activation=roi.source == "activation",
-            device=self.accelerator.device,
+            device=device,
         )
 
     @cached_property

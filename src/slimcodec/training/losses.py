@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ LOSS_SCALE = 0.1
 def symbol_bits(values: Tensor, index: Tensor) -> Tensor:
     """Bits of zero-mean residuals under the discretised Gaussian of a (continuous) table index, elementwise.
 
-    ``-log2(Phi((v + 1/2) / s) - Phi((v - 1/2) / s))`` with ``s = scale_of_index(index)``; values are rounded symbols, or
-    symbols with uniform noise in training (Balle et al. 2017).
+    ``-log2(Phi((v + 1/2) / s) - Phi((v - 1/2) / s))``, ``s = scale_of_index(index)``, of rounded or noisy symbols.
     """
     scale = scale_of_index(index)
     distance = values.abs()
@@ -45,16 +44,18 @@ def weighted_mse(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Features:
-    """What frozen classifiers add to fidelity: how much, from which share of the stage on, on which share of the batch."""
+    """What frozen classifiers add to fidelity."""
 
     #: weight of the feature maps by depth, the shallowest (stride 4) first
     weights: tuple[float, ...] = (1.0, 1.0, 0.3)
     #: weight of the divergence of the classifiers' answers, whose gradient is large, and shared by networks at low rates alone
     logits: float = 0.0
+    #: share of the stage before they join
     start: float = 0.5
     #: weight of the features' distance, and what is left of that of the squared error beside it
     weight: float = 0.3
     squared_error: float = 0.4
+    #: share of the batch
     share: float = 0.5
 
 
@@ -62,24 +63,20 @@ class Features:
 FEATURE_UNIT = 300.0
 
 
+@dataclass
 class FeatureLoss:
-    """Distance of features of frozen classifiers between decoded and original pictures.
+    """Distance of features of a frozen classifier, drawn for each step, between decoded and original pictures.
 
-    One teacher is drawn per step; the pictures are scaled by one of ``scales`` and shifted by up to ``shift`` pixels before it, so
-    that a pattern that is private to a network or a pixel grid does not pay. Each depth's squared distance is divided by the
-    features' energy.
+    They are scaled by one of ``scales`` and shifted by up to ``shift`` pixels, so that a pattern private to a network or a pixel
+    grid does not pay. Each depth's squared distance is divided by the features' energy.
     """
 
-    def __init__(
-        self,
-        teachers: Sequence[Classifier],
-        weights: Sequence[float],
-        logits: float = 0.0,
-        scales: Sequence[float] = (0.875, 1.0, 1.25),
-        shift: int = 8,
-    ) -> None:
-        self.teachers, self.weights, self.logits = list(teachers), list(weights), logits
-        self.scales, self.shift = list(scales), shift
+    teachers: Sequence[Classifier]
+    #: of the feature maps by depth, and of the divergence of the answers
+    weights: Sequence[float]
+    logits: float = 0.0
+    scales: Sequence[float] = (0.875, 1.0, 1.25)
+    shift: int = 8
 
     def __call__(self, decoded: Tensor, pictures: Tensor, draws: Draws) -> Tensor:
         """Loss per picture [B] of pictures in [-1, 1]."""
@@ -108,40 +105,37 @@ class FeatureLoss:
         return total
 
 
+@dataclass
 class Fidelity:
     """RoI-weighted squared error, joined by features of frozen classifiers: F in docs/training.md."""
 
-    def __init__(
-        self, background: float = 1.0, loss: FeatureLoss | None = None, options: Features | None = None
-    ) -> None:
-        self.background, self.loss, self.options = background, loss, options or Features()
+    background: float
+    loss: FeatureLoss | None = None
+    options: Features = field(default_factory=Features)
 
     def __call__(
         self, decoded: Tensor, pictures: Tensor, masks: Tensor, draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W]."""
         fidelity = weighted_mse(decoded, pictures, roi_weights(masks, self.background))
-        terms: dict[str, Tensor] = {}
-        if self.loss is not None and self.options.weight and progress >= self.options.start:
-            chosen = draws.every(self.options.share).nonzero()[:, 0]
-            if len(chosen):
-                feature = self.loss(decoded[chosen], pictures[chosen], draws)
-                terms["feature"] = feature.detach().mean()
-                mixed = self.options.squared_error * fidelity[chosen]
-                mixed = mixed + self.options.weight * FEATURE_UNIT * feature
-                fidelity = fidelity.index_put((chosen,), mixed)
-        return fidelity, terms
+        options = self.options
+        chosen = draws.every(options.share).nonzero()[:, 0]
+        if self.loss is None or progress < options.start or not len(chosen):
+            return fidelity, {}
+        feature = self.loss(decoded[chosen], pictures[chosen], draws)
+        mixed = options.squared_error * fidelity[chosen] + options.weight * FEATURE_UNIT * feature
+        return fidelity.index_put((chosen,), mixed), {"feature": feature.detach().mean()}
 
 
+@dataclass
 class RateDistortion:
-    """Rate + lambda(q) x fidelity, the weights evened out over qualities.
+    """Rate + lambda(q) x fidelity, the weights evened out over qualities."""
 
-    ``lambdas`` are the weights of the mean squared error at quality 1 and 100, logarithmic between. From ``mixed_start`` of a
-    stage on, the rate is mixed (see ``rate_bits``).
-    """
-
-    def __init__(self, lambdas: tuple[float, float], fidelity: Fidelity, mixed_start: float = 0.0) -> None:
-        self.lambdas, self.fidelity, self.mixed_start = lambdas, fidelity, mixed_start
+    #: weights of the mean squared error at quality 1 and 100, logarithmic between
+    lambdas: tuple[float, float]
+    fidelity: Fidelity
+    #: share of the stage after which the rate is mixed (see ``rate_bits``)
+    mixed_start: float
 
     def weight(self, quality: Tensor) -> Tensor:
         """lambda at qualities [B]."""
@@ -153,15 +147,14 @@ class RateDistortion:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over a share, and its terms."""
         weight = self.weight(quality)
-        bpp = bits / (batch.pictures.shape[2] * batch.pictures.shape[3])
+        bpp = bits / batch.pictures[0, 0].numel()
         fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress)
         # dividing by lambda^(1/2) evens out the gradients of low and high qualities
         loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * LOSS_SCALE
         bpp = bpp.detach()
         terms |= {"bpp": bpp.mean(), "fidelity": fidelity.detach().mean()}
-        for name, chosen in (("low", quality <= 33), ("high", quality > 67)):
-            if chosen.any():
-                terms[f"bpp_{name}"] = bpp[chosen].mean()
+        bands = {"bpp_low": quality <= 33, "bpp_high": quality > 67}
+        terms |= {name: bpp[band].mean() for name, band in bands.items() if band.any()}
         return loss, terms | region_errors(decoded, batch.pictures, batch.masks)
 
 
@@ -184,7 +177,7 @@ def psnr(error: Tensor) -> Tensor:
 
 @torch.no_grad()
 def region_errors(decoded: Tensor, pictures: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """Squared error in the region of interest and outside, apart, in units of 0..255 squared, over a batch."""
+    """Mean squared error of a batch in the region of interest and outside, in units of 0..255 squared."""
     squared = ((decoded - pictures) ** 2).mean(1, keepdim=True) * 127.5**2
     outside = 1 - masks
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -56,6 +56,7 @@ class PseudoLabels:
         return replace(photo, logits=self.logits, mask=mask, captions=captions)
 
 
+@dataclass
 class Labeller:
     """Asks classifiers, and maybe a segmentation network and a captioner, about a photo.
 
@@ -63,19 +64,14 @@ class Labeller:
     captioner sees the region of interest of photos that have neither label nor caption.
     """
 
-    def __init__(
-        self,
-        teachers: Sequence[Network] = (),
-        segmenter: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None,
-        captioner: Callable[[NDArray[np.uint8], NDArray[np.float32] | None], str | None] | None = None,
-        *,
-        activation: bool = True,
-        device: torch.device | None = None,
-    ) -> None:
-        self.teachers, self.segmenter, self.captioner = list(teachers), segmenter, captioner
-        self.activation, self.device = activation, device or torch.device("cpu")
+    teachers: Sequence[Network] = ()
+    segmenter: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
+    captioner: Callable[[NDArray[np.uint8], NDArray[np.float32] | None], str | None] | None = None
+    _: KW_ONLY
+    activation: bool = True
+    device: str = "cpu"
 
-    def __call__(self, row: int, photo: Photo) -> PseudoLabels:
+    def __call__(self, photo: Photo) -> PseudoLabels:
         """The pseudo-labels of a photo."""
         logits, mask = self._classify(photo.pixels)
         if self.segmenter is not None:
@@ -90,19 +86,15 @@ class Labeller:
         if not self.teachers:
             return None, None
         side = getattr(self.teachers[0], "side", DEFAULT_SIDE)
-        resized = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
-        picture = (
-            torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())[None].to(self.device).float()
-            / 255
-        )
+        resized = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
+        picture = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None].float().contiguous() / 255
         mask = None
-        if self.activation and self.segmenter is None:
-            first, heat = class_activation(self.teachers[0], picture)
-            mask = heat[0].cpu().numpy()
-        else:
-            with torch.no_grad():
-                first = self.teachers[0](picture)[0]
         with torch.no_grad():
+            if self.activation and self.segmenter is None:
+                first, heat = class_activation(self.teachers[0], picture)
+                mask = heat[0].cpu().numpy()
+            else:
+                first = self.teachers[0](picture)[0]
             others = [teacher(picture.flip(-1))[0] for teacher in self.teachers[1:]]
         return torch.stack([first, *others]).mean(0)[0].cpu(), mask
 
@@ -119,10 +111,8 @@ class KeptLabels:
             if self._state["rows"] != len(photos):
                 raise SlimError(f"{path} belongs to other photos: remove it, or choose another out folder")
             return
-        labels = []
-        for row in track(range(len(photos)), "pseudo-labels"):
-            photo = photos[row]
-            labels.append(PseudoLabels() if photo is None else labeller(row, photo))
+        pictures = (photos[row] for row in track(range(len(photos)), "pseudo-labels"))
+        labels = [PseudoLabels() if photo is None else labeller(photo) for photo in pictures]
         masks = [None if label.mask is None else torch.from_numpy(label.mask) for label in labels]
         self._state = {
             "rows": len(photos),
@@ -132,7 +122,7 @@ class KeptLabels:
         }
         save_tensors(self._state, path)
 
-    def __call__(self, row: int, photo: Photo) -> PseudoLabels:
+    def __call__(self, row: int) -> PseudoLabels:
         """The pseudo-labels of a row."""
         logits, masks = self._state["logits"], self._state["masks"]
         return PseudoLabels(
@@ -142,18 +132,19 @@ class KeptLabels:
         )
 
 
+@dataclass
 class PseudoLabelled:
-    """A view of a set whose photos have pseudo-labels where nobody annotated them; the set stays as it is."""
+    """A view of a set whose photos have pseudo-labels, by row, where nobody annotated them; the set stays as it is."""
 
-    def __init__(self, photos: PhotoSet, labels: Callable[[int, Photo], PseudoLabels]) -> None:
-        self.photos, self.labels = photos, labels
+    photos: PhotoSet
+    labels: Callable[[int], PseudoLabels]
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, row: int) -> Photo | None:
         photo = self.photos[row]
-        return None if photo is None else self.labels(row, photo).added_to(photo)
+        return None if photo is None else self.labels(row).added_to(photo)
 
     def pool(self, step: int) -> PseudoLabelled:
         """The photos that the batch of a step is drawn from: all of them."""
@@ -180,8 +171,7 @@ def _stacked(values: list[Tensor | None]) -> Tensor | None:
 def label_captions(label: str, templates: Sequence[str] = ()) -> list[str]:
     """The captions of a class name: one a template, or "a photo of a {label}" without templates.
 
-    In a template ``{label}`` is the name and ``{a_label}`` the name with its article. Raises ``SlimError`` for other names in
-    braces.
+    ``{label}`` is the name, ``{a_label}`` the name with its article; ``SlimError`` for other names in braces.
     """
     with_article = tag_phrase(label).removeprefix("a photo of ")
     try:
@@ -196,11 +186,10 @@ def label_captions(label: str, templates: Sequence[str] = ()) -> list[str]:
 def roi_box(
     mask: NDArray[np.float32] | None, size: tuple[int, int], margin: float = 0.1, smallest: int = 64
 ) -> tuple[int, int, int, int]:
-    """The box (x0, y0, x1, y1) in pixels of a photo of ``size`` (width, height) that holds the region of interest.
+    """The box (x0, y0, x1, y1) of the region of interest of a photo of ``size`` (width, height), in pixels.
 
-    ``mask`` [h, w] in [0, 1] lies over the whole photo and may be coarser. The bounding box of its values from 0.5 up grows by
-    ``margin`` of its sides on each side and to at least ``smallest`` pixels, and stays within the photo. Without a mask, or
-    where it is empty, the box is the whole photo.
+    ``mask`` [h, w] in [0, 1] may be coarser than the photo. Its bounding box grows by ``margin`` of its sides on each side and to
+    at least ``smallest`` pixels, within the photo. Without a mask, or where it is empty, the box is the whole photo.
     """
     if mask is None or not (mask >= INSIDE).any():
         return 0, 0, *size
@@ -221,20 +210,19 @@ def roi_box(
 class RoiCaptioner:
     """Captions the region of interest of a photo.
 
-    ``source`` is a bundle with a captioner ("slim-tiny" or a folder), or a folder or hub id of an image-to-text model of
+    ``source``: a bundle with a captioner ("slim-tiny" or a folder), or a folder or hub id of an image-to-text model of
     transformers that needs no prompt (BLIP, GIT). Raises ``SlimError`` where it is neither.
     """
 
-    def __init__(self, source: str = EMBEDDED, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, source: str, device: str = "cpu") -> None:
         self.bundle: Bundle | None = None
         folder: str | Path = EMBEDDED if source == EMBEDDED else pretrained_folder(source)
         if folder == EMBEDDED or "bundle_id" in read_json(Path(folder) / "config.json"):
             self.bundle = Bundle.from_pretrained(folder, device)
             if not self.bundle.captioners:
                 raise SlimError(f"{source}: this bundle has no captioner; choose another one")
-            return
-        self.model = ImageToText(Path(folder), device)
+        else:
+            self.model = ImageToText(Path(folder), device)
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None = None) -> str | None:
@@ -247,7 +235,7 @@ class RoiCaptioner:
         crop = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         if self.bundle is None:
             return self.model.captions([crop])[0]
-        picture = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        picture = torch.from_numpy(crop).to(self.bundle.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         tagger = self.bundle.captioners[0]
-        (name,) = tagger.captions(tagger(picture), self.bundle.vocabulary)
-        return clean_caption(name or "")
+        (caption,) = tagger.captions(tagger(picture), self.bundle.vocabulary)
+        return clean_caption(caption or "")
