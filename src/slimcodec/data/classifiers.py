@@ -129,9 +129,7 @@ class Classifier:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
             raise SlimError(f"{name}: it cannot judge a picture of {side}x{side} pixels: {reason}") from error
         if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-            raise SlimError(
-                f"{name}: gives {list(shape)} for a picture; a classifier gives scores [1, classes]"
-            )
+            raise SlimError(f"{name}: gives {list(shape)} for a picture, not scores [1, classes]")
         self._background = 1 if shape[1] == WITH_BACKGROUND else 0
         self.classes = shape[1] - self._background
 

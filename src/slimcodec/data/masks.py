@@ -284,9 +284,7 @@ def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
             numbers.setdefault(alias.strip().lower(), number)
     if not classes:
         if numbers.get("background") != 0:
-            raise SlimError(
-                f"this model has no class called background: name the classes to look for; {known}"
-            )
+            raise SlimError(f"no class is called background: name the classes to look for; {known}")
         return list(range(1, len(names)))
     if unknown := [name for name in classes if name.strip().lower() not in numbers]:
         raise SlimError(f"unknown class {', '.join(map(repr, unknown))}; {known}")

@@ -48,9 +48,7 @@ class OnnxNetwork:
         entry = self._session.get_inputs()[0]
         shape = entry.shape
         if len(shape) != 4 or entry.type != "tensor(float)" or (shape[3] == 3 and shape[1] != 3):
-            raise SlimError(
-                f"{path}: its input is {entry.type} {shape}; a classifier takes float32 pictures [B, 3, H, W]"
-            )
+            raise SlimError(f"{path}: takes {entry.type} {shape}, not float32 pictures [B, 3, H, W]")
         self._input, self.side = entry.name, shape[3] if isinstance(shape[3], int) else None
 
     def __call__(self, x: Tensor) -> tuple[Tensor]:
@@ -68,7 +66,7 @@ class ScriptNetwork:
             self.script = torch.jit.load(str(path), map_location=device).eval()
         except (ValueError, RuntimeError) as error:
             raise SlimError(
-                f"{path}: not a TorchScript file that this PyTorch can read ({error}); {ACCEPTED}"
+                f"{path}: not a TorchScript file for this PyTorch ({error}); {ACCEPTED}"
             ) from error
         # its graph is asked for before the first run, which rewrites it, and outside autocast, which puts casts in
         with torch.autocast(torch.device(device).type, enabled=False):

@@ -33,9 +33,7 @@ def open_sources(
 ) -> list[Any]:
     """A ``datasets`` table for each of ``specs`` (see ``open_table``); ``setting`` is what errors speak of."""
     if not specs:
-        raise SlimError(
-            f"{setting} is not set; give parquet files, an image folder or a hub id, for example --set {setting}=photos/"
-        )
+        raise SlimError(f"{setting} is not set; give parquet files, an image folder or a hub id")
     try:
         return [open_table(spec, split, streaming) for spec in specs]
     except SlimError as error:

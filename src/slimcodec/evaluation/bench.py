@@ -112,9 +112,9 @@ class Worker:
 
     def try_out(self) -> None:
         """Codes a small picture with every codec; ``SlimError`` names the one that fails."""
-        ramp = np.linspace(0, 255, 64).astype(np.uint8)
-        pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[::-1], (48, 1)), np.full((48, 64), 90)], 2)
-        photo = Photo(np.ascontiguousarray(pixels, dtype=np.uint8), id="probe", class_index=0)
+        ramp = np.linspace(0, 255, 64)
+        row = np.stack([ramp, ramp[::-1], np.full(64, 90)], 1)
+        photo = Photo(np.tile(row.astype(np.uint8), (48, 1, 1)), id="probe", class_index=0)
         for curve, codec in self.codecs:
             for quality in {min(curve.qualities), max(curve.qualities)}:
                 _coded(curve, codec, photo, quality)
@@ -263,7 +263,7 @@ def _finished(kept: Path, described: Mapping[str, Any]) -> Iterable[Row]:
     first, *lines = (kept.read_text(encoding="utf-8") if kept.exists() else f"{head}\n").split("\n")
     if first != head:
         raise SlimError(
-            f"{kept} is from a run with other codecs, classifiers or settings; finish that run, or delete the file"
+            f"{kept} is from a run with other codecs or settings; finish that run, or delete the file"
         )
     whole = lines[:-1]
     atomic_write(kept, "\n".join([head, *whole, ""]).encode())

@@ -238,9 +238,7 @@ def example_sheet(
     protocol = result.described["protocol"]["name"]
     judge = load_classifier(classifier, protocol)
     if judge.sha256 not in {known["sha256"] for known in result.described["classifiers"]}:
-        raise SlimError(
-            f"{classifier}: not a classifier of this result, which has {', '.join(result.judges)}"
-        )
+        raise SlimError(f"{classifier}: not among the result's classifiers {', '.join(result.judges)}")
     rows = []
     for id_, label in list(zip(result.photos["id"], result.photos["label"], strict=True))[:count]:
         if id_ not in samples.ids:

@@ -57,8 +57,7 @@ def ssim_and_contrast(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[f
 
     def blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
         rows = correlate1d(x, kernel, axis=1)[:, half:-half]
-        result: NDArray[np.float64] = correlate1d(rows, kernel, axis=2)[:, :, half:-half]
-        return result
+        return np.asarray(correlate1d(rows, kernel, axis=2)[:, :, half:-half])
 
     mean_a, mean_b = blur(a), blur(b)
     variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
@@ -87,10 +86,8 @@ def ms_ssim(a: Pixels, b: Pixels) -> float | None:
 def _halve(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of 2x2 pixels; an odd last row or column is left out."""
     height, width = x.shape[1] // 2, x.shape[2] // 2
-    result: NDArray[np.float64] = (
-        x[:, : 2 * height, : 2 * width].reshape(-1, height, 2, width, 2).mean((2, 4))
-    )
-    return result
+    cells = x[:, : 2 * height, : 2 * width].reshape(-1, height, 2, width, 2)
+    return np.asarray(cells.mean((2, 4)))
 
 
 def load_lpips(path: str) -> Callable[[Pixels, Pixels], float]:
@@ -108,9 +105,7 @@ def load_lpips(path: str) -> Callable[[Pixels, Pixels], float]:
         with torch.inference_mode():
             outputs = module(x, y)
         if outputs.numel() != 1:
-            raise SlimError(
-                f"{path}: gives {outputs.numel()} numbers for two pictures; LPIPS gives one distance"
-            )
+            raise SlimError(f"{path}: gives {outputs.numel()} numbers for two pictures, LPIPS one distance")
         return float(outputs)
 
     grey = np.full((64, 64, 3), 128, np.uint8)
@@ -146,10 +141,7 @@ class Detector:
         entry = self._session.get_inputs()[0]
         names = [output.name for output in self._session.get_outputs()]
         if len(entry.shape) != 4 or len(names) < 3:
-            raise SlimError(
-                f"{path}: input {entry.shape}, outputs {names}; a detector takes [1, 3, H, W] and gives "
-                f"{', '.join(OUTPUTS)}"
-            )
+            raise SlimError(f"{path}: {entry.shape} to {names}; a detector makes {OUTPUTS} of [1, 3, H, W]")
         self._input = entry.name
         self._size = tuple(entry.shape[2:]) if all(isinstance(n, int) for n in entry.shape[2:]) else None
         self._outputs = list(OUTPUTS) if set(OUTPUTS) <= set(names) else names[:3]

@@ -123,14 +123,12 @@ def load_peer(name: str) -> Peer:
     """A codec of ``PEERS``; ``SlimError`` where it is unknown or not installed, with what to install."""
     if name not in PEERS:
         raise SlimError(
-            f"{name!r} is no codec of the benchmark; take slim, {', '.join(PEERS)}, or a command with --codec"
+            f"{name!r} is no codec of the benchmark; take slim, {', '.join(PEERS)}, or use --codec"
         )
     peer = PEERS[name]
     if peer.plugin is None:
         if not features.check(peer.library):
-            raise SlimError(
-                f"{name}: this Pillow was built without {peer.format}; install the wheel from PyPI"
-            )
+            raise SlimError(f"{name}: this Pillow has no {peer.format}; install the wheel from PyPI")
         return peer
     module, package = peer.plugin
     try:

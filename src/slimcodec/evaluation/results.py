@@ -123,15 +123,15 @@ class Result:
         """
         assert curve.slim is not None
         by_key = {other.key: other for other in self.curves if other.qualities == curve.qualities}
-        controls = {settings.name: by_key.get((settings, curve.key[1])) for settings in curve.slim.controls()}
-        missing = [name for name, control in controls.items() if control is None]
+        keys = [(settings, curve.key[1]) for settings in curve.slim.controls()]
+        missing = [settings.name for settings, weights in keys if (settings, weights) not in by_key]
         missing += [] if "caption" in self.photos else ["caption alone"]
         if missing:
             raise SlimError(
                 f"{curve.name}: shown only beside its controls, and these are missing: {', '.join(missing)}; run slim bench "
                 "with --codecs slim, which measures them, and give its whole result"
             )
-        none, wrong = (control for control in controls.values() if control is not None)
+        none, wrong = (by_key[key] for key in keys)
         return none, wrong
 
 
