@@ -17,10 +17,10 @@ from skimage import data
 from support import JOBS, SLIM
 
 import slimcodec
-from slimcodec.bit_map import draw_bits
 from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.inputs import Job
 from slimcodec.container import Container, pack
+from slimcodec.data.contact_sheet import draw_bits
 from slimcodec.entropy.caption import encode_caption
 
 

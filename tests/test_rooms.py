@@ -19,7 +19,7 @@ ROOMS: list[list[set[str]]] = [
     [{"images", "files", "config", "errors", "processes"}],
     [{"container", "entropy"}],
     [{"models"}],
-    [{"codec", "encoder", "decoder", "batches", "bit_map"}],
+    [{"codec", "encoder", "decoder", "batches"}],
     [{"data"}],
     [{"training"}, {"evaluation"}, {"integrations"}],
     [{"cli"}],

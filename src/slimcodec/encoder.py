@@ -56,14 +56,6 @@ class Request:
         return math.floor(self.target_bpp * width * height / 8)
 
 
-@dataclass(frozen=True)
-class TaggerOutput:
-    """What the bundle's tagger makes of a picture: logits [1, tags], and [1, 1, s, s] of the region of interest if it has one."""
-
-    tags: Tensor
-    interest: Tensor | None
-
-
 class Encoder:
     """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
 
@@ -75,7 +67,9 @@ class Encoder:
     def latents(self, pictures: Sequence[Pixels]) -> list[Tensor]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
         model = self.bundle.latent_model
-        tensors = [self._padded(pixels) for pixels in pictures]
+        tensors = [
+            self._tensor(np.pad(pixels, (*self._margins(pixels), (0, 0)), "edge")) for pixels in pictures
+        ]
         latents = tiled(
             # in floating point a large picture takes four times the memory, so only tiles become that
             lambda x: model.encode(_normalised(x)),
@@ -100,11 +94,11 @@ class Encoder:
     def file(self, pixels: Pixels, latent: Tensor, caption: str | None, request: Request) -> bytes:
         """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
         bundle = self.bundle
-        output = None
+        tagged = None
         if caption == "auto":
-            output = self._tag(pixels) if bundle.config.captioners else None
-            caption = bundle.captioners[0].captions(output.tags, bundle.vocabulary)[0] if output else None
-        interest = self.interest(pixels, request.roi, output)
+            tagged = self._tag(pixels) if bundle.config.captioners else None
+            caption = bundle.captioners[0].captions(tagged[0], bundle.vocabulary)[0] if tagged else None
+        interest = self.interest(pixels, request.roi, tagged)
         section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
         height, width = pixels.shape[:2]
 
@@ -117,22 +111,23 @@ class Encoder:
 
     @torch.inference_mode()
     def interest(
-        self, pixels: Pixels, roi: Roi = "auto", output: TaggerOutput | None = None
+        self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Tensor, Tensor | None] | None = None
     ) -> Tensor | None:
         """The interest [1, 1, h, w] in [0, 1] of every latent position; None: all alike.
 
-        ``output``: that of the tagger for the picture, where it has run already.
+        ``tagged``: what the tagger predicts for the picture, where it has run already.
         """
         config = self.bundle.config
         if not isinstance(roi, str | None):
             return self._masked(pixels, roi)
-        if roi is None or not (
-            config.compressor.step_octaves and config.captioners and config.captioners[0].roi
-        ):
+        if not (roi and config.compressor.step_octaves and config.captioners and config.captioners[0].roi):
             return None
-        logits = (output or self._tag(pixels)).interest
+        _, logits = tagged or self._tag(pixels)
         assert logits is not None
-        return F.interpolate(logits, self._latent_size(pixels), mode="bilinear").sigmoid()
+        stride = self.bundle.latent_model.stride
+        height, width = pixels.shape[:2]
+        size = [side // stride for side in padded_size(height, width, self.bundle.cell)]
+        return F.interpolate(logits, size, mode="bilinear").sigmoid()
 
     @torch.inference_mode()
     def quantise(self, latent: Tensor, quality: int, interest: Tensor | None = None) -> CodedLatent:
@@ -148,29 +143,26 @@ class Encoder:
         )
         return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
 
-    def _latent_size(self, pixels: Pixels) -> tuple[int, int]:
-        height, width = padded_size(pixels.shape[0], pixels.shape[1], self.bundle.cell)
-        return height // self.bundle.latent_model.stride, width // self.bundle.latent_model.stride
+    def _margins(self, pixels: Pixels) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels before and after each side of a picture, up to whole coded positions.
 
-    def _padded(self, pixels: Pixels) -> Tensor:
+        Repeating the border in them costs fewer bits than black, and works from 1x1 up.
+        """
         height, width = pixels.shape[:2]
         padded_height, padded_width = padded_size(height, width, self.bundle.cell)
-        if (height, width) != (padded_height, padded_width):
-            # repeating the border costs fewer bits than black, and works from 1x1 up
-            margins = ((0, padded_height - height), (0, padded_width - width), (0, 0))
-            pixels = np.pad(pixels, margins, mode="edge")
-        return self._as_tensor(pixels)
+        return (0, padded_height - height), (0, padded_width - width)
 
-    def _as_tensor(self, pixels: Pixels) -> Tensor:
+    def _tensor(self, pixels: Pixels) -> Tensor:
         # the array's own order is channels-last, which the convolutions like best
         return torch.tensor(pixels).permute(2, 0, 1)[None].to(self.bundle.device)
 
-    def _tag(self, pixels: Pixels) -> TaggerOutput:
+    def _tag(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
+        """What the bundle's tagger predicts: logits of the tags, and of the region of interest if it has one."""
         tagger = self.bundle.captioners[0]
         side = tagger.config.side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
         square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        return TaggerOutput(*tagger.predict(_normalised(self._as_tensor(np.asarray(square)))))
+        return tagger.predict(_normalised(self._tensor(np.asarray(square))))
 
     def _masked(self, pixels: Pixels, roi: NDArray[Any]) -> Tensor:
         """The interest that a mask of any resolution over the picture means; ``SlimError`` for what is no mask."""
@@ -184,10 +176,8 @@ class Encoder:
         height, width = pixels.shape[:2]
         if mask.shape != (height, width):
             mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
-        padded_height, padded_width = padded_size(height, width, self.bundle.cell)
-        margins = (0, padded_width - width, 0, padded_height - height)
-        x = torch.tensor(mask, device=self.bundle.device)[None, None]
-        return F.avg_pool2d(F.pad(x, margins, mode="replicate"), self.bundle.latent_model.stride)
+        x = torch.tensor(np.pad(mask, self._margins(pixels), "edge"), device=self.bundle.device)
+        return F.avg_pool2d(x[None, None], self.bundle.latent_model.stride)
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def map_(
     import warnings
 
     import slimcodec
-    from slimcodec.bit_map import draw_bits
+    from slimcodec.data.contact_sheet import draw_bits
     from slimcodec.files import atomic_open
     from slimcodec.images import ImageWarning, load_image
 

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows with lines of text under each."""
+"""Pictures of pictures: contact sheets with lines of text, masks over photos, and maps of where the bits went."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GAP, LINE = 6, 15
+#: colours of few bits to many, dark to light, so that their order can be read in grey as well
+HEAT = ((0, 0, 30), (90, 20, 110), (190, 55, 85), (245, 125, 20), (252, 255, 165))
+#: share of the colours over the grey photo, and the side up to which a bit map is enlarged
+HEAT_SHARE, BIT_MAP_SIDE = 0.6, 256
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,37 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 def _fitted(line: str, width: int, font: Any) -> str:
     cuts = (line, *(f"{line[:end]}…" for end in range(len(line) - 1, 0, -1)))
     return next((cut for cut in cuts if font.getlength(cut) <= width), "…")
+
+
+def draw_bits(pixels: NDArray[np.uint8], bits: NDArray[np.float32], cell: int) -> Image.Image:
+    """Heat colours of ``bits`` over the grey photo [H, W, 3] uint8, RGB, with a scale below it.
+
+    ``bits``, at least 0, has a value for ``cell`` x ``cell`` pixels; its last row and column may reach beyond the photo. A small
+    photo is enlarged by a whole factor.
+    """
+
+    def heat(shares: NDArray[np.float32]) -> NDArray[np.float32]:
+        stops = np.linspace(0, 1, len(HEAT))
+        channels = [np.interp(shares, stops, channel) for channel in zip(*HEAT, strict=True)]
+        return np.stack(channels, axis=-1).astype(np.float32)
+
+    def image(values: NDArray[np.float32]) -> Image.Image:
+        return Image.fromarray(np.rint(values).astype(np.uint8))
+
+    height, width = pixels.shape[:2]
+    most = float(bits.max())
+    colours = heat(bits / most if most > 0 else bits).repeat(cell, 0).repeat(cell, 1)[:height, :width]
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)[:, :, None]
+    factor = max(1, BIT_MAP_SIDE // max(width, height))
+    size = (width * factor, height * factor)
+    drawn = image(grey * (1 - HEAT_SHARE) + colours * HEAT_SHARE).resize(size, Image.Resampling.NEAREST)
+
+    margin, bar, font = 8, 10, ImageFont.load_default()
+    canvas = Image.new("RGB", (max(drawn.width, BIT_MAP_SIDE), drawn.height + 44), "white")
+    canvas.paste(drawn, (0, 0))
+    scale = heat(np.linspace(0, 1, canvas.width - 2 * margin, dtype=np.float32))[None]
+    canvas.paste(image(scale.repeat(bar, 0)), (margin, drawn.height + margin))
+    draw, y = ImageDraw.Draw(canvas), drawn.height + margin + bar + 4
+    draw.text((margin, y), "0", "black", font)
+    draw.text((canvas.width - margin, y), f"{most:.1f} bits in {cell}x{cell} px", "black", font, anchor="ra")
+    return canvas

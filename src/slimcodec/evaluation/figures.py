@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from slimcodec.bit_map import draw_bits
 from slimcodec.data.classifiers import Classifier, load_classifier
-from slimcodec.data.contact_sheet import Tile
+from slimcodec.data.contact_sheet import Tile, draw_bits
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.encoder import largest_that_fits

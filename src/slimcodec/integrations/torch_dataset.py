@@ -41,21 +41,16 @@ class SlimFolder(Dataset[Any]):
         model: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.classes: list[str] = []
-        self.targets: list[int] = []
-        if isinstance(root, str | os.PathLike):
-            self.files = _search(Path(root))
-            self._find_classes(Path(root))
-        else:
-            self.files = [Path(file) for file in root]
+        folder = Path(root) if isinstance(root, str | os.PathLike) else None
+        self.files = [Path(file) for file in root] if folder is None else _search(folder)
         if not self.files:
             raise FileNotFoundError(f"no .slim file in {root}")
+        names = [] if folder is None else _class_names(folder, self.files)
+        self.classes = sorted(set(names))
+        self.targets = [self.classes.index(name) for name in names]
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
-        self.transform = transform
-        self.return_latent = return_latent
-        self.steps = steps
-        self.model = model
-        self.device = device
+        self.transform, self.return_latent, self.steps = transform, return_latent, steps
+        self.model, self.device = model, device
         self._codec: Codec | None = None
         self._codec_process = 0
 
@@ -63,29 +58,14 @@ class SlimFolder(Dataset[Any]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        codec = self._load()
-        item: Any
-        if self.return_latent:
-            item = codec.decode_latent(self.files[index])
-        else:
-            item = codec.decode(self.files[index], steps=self.steps)
+        codec, file = self._load(), self.files[index]
+        item: Any = codec.decode_latent(file) if self.return_latent else codec.decode(file, steps=self.steps)
         if self.transform is not None:
             item = self.transform(item)
         return (item, self.targets[index]) if self.classes else item
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_codec": None}
-
-    def _find_classes(self, root: Path) -> None:
-        parts = [file.relative_to(root).parts for file in self.files]
-        nested = [len(part) > 1 for part in parts]
-        if not any(nested):
-            return
-        if not all(nested):
-            lone = self.files[nested.index(False)]
-            raise ValueError(f"{lone} lies beside class folders; move it into one, or pass a list of files")
-        self.classes = sorted({part[0] for part in parts})
-        self.targets = [self.classes.index(part[0]) for part in parts]
 
     def _load(self) -> Codec:
         # A forked process inherits a codec whose threads and device handles stayed behind: it loads its own.
@@ -101,3 +81,12 @@ def _search(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder")
     return sorted(path for path in root.rglob("*") if path.suffix.lower() == ".slim" and path.is_file())
+
+
+def _class_names(root: Path, files: Sequence[Path]) -> list[str]:
+    """The class of every file, the folder below ``root`` that it lies in; [] where all lie in ``root`` itself."""
+    parts = [file.relative_to(root).parts for file in files]
+    lone = [file for file, names in zip(files, parts, strict=True) if len(names) == 1]
+    if lone and len(lone) < len(files):
+        raise ValueError(f"{lone[0]} lies beside class folders; move it into one, or pass a list of files")
+    return [] if lone else [names[0] for names in parts]

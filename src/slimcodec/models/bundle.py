@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
 
 FORMAT = 1
+#: what config.json says of the bundle's identity
+IDENTITY = ("bundle_id", "sha256", "weights_sha256")
 EMBEDDED = "slim-tiny"
 #: most bytes of a bundle's config.json
 CONFIG_BYTES = 1 << 22
@@ -98,12 +100,9 @@ class BundleConfig:
     def described(self) -> dict[str, Any]:
         """The configuration as it is written to a file."""
         plain = to_plain(self)
-        for name in OPTIONAL:
-            if plain[name] is None:
-                del plain[name]
-        if self.ldm is not None:
-            del plain["autoencoder"]
-        return plain
+        left_out = {name for name in OPTIONAL if plain[name] is None}
+        left_out |= {"autoencoder"} if self.ldm else set()
+        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 class Bundle:
@@ -148,9 +147,9 @@ class Bundle:
     def latent_model(self) -> NativeModel | PretrainedModel:
         """The latent diffusion model; none of its networks is loaded yet."""
         config = self.config
-        if config.ldm is None:
-            return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
-        return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
+        if config.ldm is not None:
+            return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
+        return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
 
     @property
     def cell(self) -> int:
@@ -165,17 +164,11 @@ class Bundle:
     @property
     def coder(self) -> LatentCodec:
         """The exact entropy stage, always in integers (held in float64)."""
-
-        config = self.config.compressor
-
-        def build() -> LatentCodec:
-            coder = LatentCodec.from_tensors(
-                self.stored["prior"], config.prior, steps=bool(config.step_octaves)
-            )
-            coder.prior.to(self.device)
-            return coder
-
-        return self.parts.get("prior", build)
+        config, steps = self.config.compressor.prior, bool(self.config.compressor.step_octaves)
+        return self.parts.get(
+            "prior",
+            lambda: LatentCodec.from_tensors(self.stored["prior"], config, self.device, steps=steps),
+        )
 
     @property
     def captioners(self) -> list[Tagger]:
@@ -223,8 +216,7 @@ class Bundle:
     def references(self) -> tuple[PartReference, ...]:
         """The pretrained parts that the bundle names."""
         captioner = self.config.caption_model
-        parts = self.latent_model.references
-        return parts if captioner is None else (*parts, captioner.part)
+        return (*self.latent_model.references, *([captioner.part] if captioner else []))
 
     def pretrained_part(self, name: str) -> FoundPart:
         """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
@@ -241,12 +233,7 @@ class Bundle:
         # as written: a setting that a later release adds must not change the id of an older bundle
         settings = json.loads(json.dumps(self.described))
         for path in NOT_IN_ID:
-            places = [settings]
-            *parents, last = path.split(".")
-            for name in parents:
-                places = [entry for place in places for entry in _children(place.get(name))]
-            for place in places:
-                place.pop(last, None)
+            _remove(settings, path.split("."))
         described = json.dumps([FORMAT, settings, self.text, self.vocabulary], sort_keys=True)
         return hash_tensors(hashlib.sha256(described.encode()), self.stored, ENCODER_ONLY)
 
@@ -272,13 +259,8 @@ class Bundle:
         if self.text is not None:
             content = {"tokenizer": self.text[0], "model": self.text[1]}
             atomic_write(path / "text.json", json.dumps(content).encode())
-        described = {
-            "format": FORMAT,
-            "bundle_id": self.bundle_id,
-            "sha256": self.sha256,
-            "weights_sha256": self.weights_sha256,
-            **self.described,
-        }
+        identity = {name: getattr(self, name) for name in IDENTITY}
+        described = {"format": FORMAT, **identity, **self.described}
         # last, so that a folder with a configuration is whole
         atomic_write(path / "config.json", (json.dumps(described, indent=2) + "\n").encode())
 
@@ -319,7 +301,7 @@ class Bundle:
         if not isinstance(described, dict) or described.pop("format", None) != FORMAT:
             raise SlimError(f"{folder}: this release reads bundles of format {FORMAT} only; update slimcodec")
         try:
-            hashes = {name: str(described.pop(name)) for name in ("bundle_id", "sha256", "weights_sha256")}
+            hashes = {name: str(described.pop(name)) for name in IDENTITY}
             weights = [place(path.name) for path in sorted(folder.glob("*.safetensors"))]
             tensors = {path.stem: read_tensors(path) for path in weights}
             vocabulary = read_vocabulary(place("vocabulary.txt"))
@@ -330,23 +312,30 @@ class Bundle:
                 text = (content["tokenizer"], content["model"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise SlimError(f"{folder}: the bundle is damaged ({error!r}); get it again") from error
-        settings = {name: value for name, value in described.items() if name != "training"}
-        check_sizes(settings, f"{folder / 'config.json'}")
-        config = from_plain(BundleConfig, described, f"{folder / 'config.json'}")
+        path = f"{folder / 'config.json'}"
+        check_sizes({name: value for name, value in described.items() if name != "training"}, path)
+        config = from_plain(BundleConfig, described, path)
         bundle = cls(config, tensors, vocabulary, text, device, dtype, described, folder=folder, base=base)
-        for name in ("sha256", "weights_sha256"):
-            if getattr(bundle, name) != hashes[name]:
+        for name in IDENTITY[1:]:
+            if (actual := getattr(bundle, name)) != hashes[name]:
                 raise ModelMismatchError(
-                    f"{folder}: this is not bundle {hashes['bundle_id']} as it was saved: its {name} is "
-                    f"{getattr(bundle, name)[:16]}, expected {hashes[name][:16]}; get the bundle again",
+                    f"{folder}: this is not bundle {hashes['bundle_id']} as it was saved: its {name} is {actual[:16]}, "
+                    f"expected {hashes[name][:16]}; get the bundle again",
                     hashes["bundle_id"],
                 )
         return bundle
 
 
-def _children(value: Any) -> list[dict[str, Any]]:
-    """The sections that a setting's name stands for: one, or one for each entry of a list."""
-    return [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, dict)]
+def _remove(settings: Any, path: list[str]) -> None:
+    """Takes a setting out of nested sections; of a list of sections, out of each."""
+    if isinstance(settings, list):
+        for entry in settings:
+            _remove(entry, path)
+    elif isinstance(settings, dict):
+        if len(path) > 1:
+            _remove(settings.get(path[0]), path[1:])
+        else:
+            settings.pop(path[0], None)
 
 
 def _locate(source: str | Path | None) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from slimcodec.models.storage import check_shapes
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767
 Integers = NDArray[np.int32]
+#: gives the symbols of a pass by their table indices, and in the two passes over the grid also by positions [N] and means
+SymbolSource = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class LatentCodec:
         self.coded = prior.network.channels - steps
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], config: PriorConfig, *, steps: bool) -> LatentCodec:
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], config: PriorConfig, device: torch.device, *, steps: bool
+    ) -> LatentCodec:
         """The exact stage of a bundle's part ``prior``: integer prior and symbol tables; ``ValueError`` where they do not fit."""
         tensors = dict(tensors)
         arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
@@ -78,37 +84,26 @@ class LatentCodec:
         # its float twin tells the shapes, and costs no memory
         with torch.device("meta"):
             layers = float_prior(config).layers
-        shapes = {
-            f"{name}.{key}": tuple(value.shape)
-            for name, layer in layers.items()
-            for key, value in layer.named_parameters()
-        }
+        shapes = {name: tuple(value.shape) for name, value in layers.named_parameters()}
         check_shapes(shapes, {name: value for name, value in tensors.items() if name in shapes})
-        return cls(ExactPrior.from_tensors(config, tensors), tables, steps=steps)
+        return cls(ExactPrior.from_tensors(config, tensors).to(device), tables, steps=steps)
 
     @torch.no_grad()
     def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:
         """Symbols of values y [1, C, h, w] and hyper-latents [1, Ch, ceil(h/4), ceil(w/4)], both floating point."""
-        height, width = values.shape[2:]
-        hyper_symbols = hyper.permute(0, 2, 3, 1).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
-        passes = [Pass(_flat(hyper_symbols), self._hyper_indices(quality, hyper_symbols.shape))]
-        features = self.prior.features(hyper_symbols, quality, height, width)
-        y = values.permute(0, 2, 3, 1).double()
-        grid = torch.zeros(y.shape, dtype=torch.int64, device=y.device)
-        map_passes: tuple[Pass, ...] = ()
-        if self.steps:
-            steps = y[0, :, :, -1].round().int().cpu().numpy()
-            map_passes = tuple(Pass(*call) for call in write_map(steps))
-            self._place(grid, steps)
-        flat, flat_grid = y[..., : self.coded].flatten(1, 2), grid.view(1, -1, y.shape[3])
-        for number, at in enumerate(checkerboard(y)):
-            mean, index = self._parameters(features, grid, quality, first=number == 0)
+        y, hyper = values.permute(0, 2, 3, 1).double(), hyper.permute(0, 2, 3, 1)
+        flat = y[..., : self.coded].flatten(1, 2)
+        steps = y[0, :, :, -1].round().int().cpu().numpy() if self.steps else None
+        map_passes = () if steps is None else tuple(Pass(*call) for call in write_map(steps))
+
+        def symbols_of(index: Tensor, at: Tensor | None, mean: Tensor | None) -> Tensor:
             # ties and float noise matter only here, at the encoder: the decoder is told the symbols
-            residual = flat.index_select(1, at) - mean * 2.0**-MEAN_BITS
-            symbols = residual.round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
-            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
-            passes.append(Pass(_flat(symbols), _flat(index).astype(np.uint8)))
-        return CodedLatent(tuple(passes), _values(grid), map_passes)
+            exact = hyper if at is None or mean is None else flat.index_select(1, at) - mean * 2.0**-MEAN_BITS
+            return exact.round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+
+        height, width = y.shape[1:3]
+        passes, decoded = self._code(symbols_of, steps, height, width, quality)
+        return CodedLatent(passes, decoded, map_passes)
 
     def write(self, coded: CodedLatent) -> bytes:
         """The payload of a quantised latent."""
@@ -121,33 +116,20 @@ class LatentCodec:
     def read(self, payload: bytes, height: int, width: int, quality: int) -> CodedLatent:
         """The latent of ``height`` x ``width`` positions that ``write`` made a payload of."""
         decoder = SymbolDecoder(self.tables, payload)
-        passes: list[Pass] = []
+        map_passes: list[Pass] = []
 
-        def symbols_of(indices: NDArray[np.uint8]) -> Integers:
-            symbols = decoder.decode(indices)
-            passes.append(Pass(symbols, indices))
-            return symbols
+        def map_symbols(indices: NDArray[np.uint8]) -> Integers:
+            map_passes.append(Pass(decoder.decode(indices), indices))
+            return map_passes[-1].symbols
 
-        def take(indices: NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
-            return torch.from_numpy(symbols_of(indices).astype(np.int64)).reshape(shape).to(device)
+        def symbols_of(index: Tensor, at: Tensor | None, mean: Tensor | None) -> Tensor:
+            symbols = torch.from_numpy(decoder.decode(_flat(index, np.uint8)).astype(np.int64))
+            return symbols.reshape(index.shape).to(index.device)
 
-        device = self.prior.hyper_index.device
-        steps = read_map(symbols_of, height, width) if self.steps else None
-        before = len(passes)
-        channels = len(self.prior.hyper_indices(quality))
-        shape = (1, -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE), channels)
-        hyper = take(self._hyper_indices(quality, shape), shape)
-        features = self.prior.features(hyper, quality, height, width)
-        grid = torch.zeros((1, height, width, self.prior.network.channels), dtype=torch.int64, device=device)
-        if steps is not None:
-            self._place(grid, steps)
-        flat_grid = grid.view(1, -1, grid.shape[3])
-        for number, at in enumerate(checkerboard(grid)):
-            mean, index = self._parameters(features, grid, quality, first=number == 0)
-            symbols = take(_flat(index).astype(np.uint8), tuple(mean.shape))
-            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
+        steps = read_map(map_symbols, height, width) if self.steps else None
+        passes, decoded = self._code(symbols_of, steps, height, width, quality)
         decoder.finish()
-        return CodedLatent(tuple(passes[before:]), _values(grid), tuple(passes[:before]))
+        return CodedLatent(passes, decoded, tuple(map_passes))
 
     def bit_map(self, coded: CodedLatent) -> NDArray[np.float32]:
         """Ideal bits of every latent position [h, w]; those of a hyper-latent are shared by its 4x4 positions."""
@@ -169,26 +151,34 @@ class LatentCodec:
         """Where the picture was coded with the fine step [h, w]: the region of interest; None without a map of steps."""
         return coded.values[0, -1].cpu().numpy() < 0.5 if self.steps else None
 
-    def _parameters(self, features: Tensor, grid: Tensor, quality: int, first: bool) -> tuple[Tensor, Tensor]:
-        if first:
-            mean, index = self.prior.first_pass(features, quality)
-        else:
-            mean, index = self.prior.second_pass(features, grid, quality)
-        return mean[..., : self.coded], index[..., : self.coded]
+    def _code(
+        self, symbols_of: SymbolSource, steps: Integers | None, height: int, width: int, quality: int
+    ) -> tuple[tuple[Pass, ...], Tensor]:
+        """The passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w] of a latent with a map of steps."""
+        passes = []
 
-    @staticmethod
-    def _place(grid: Tensor, steps: Integers) -> None:
-        """Puts a map of steps in the last channel of a grid [1, h, w, C]."""
-        grid[0, :, :, -1] = torch.from_numpy(steps).to(grid) << MEAN_BITS
+        def code(index: Tensor, at: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+            symbols = symbols_of(index, at, mean)
+            passes.append(Pass(_flat(symbols, np.int32), _flat(index, np.uint8)))
+            return symbols
 
-    def _hyper_indices(self, quality: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        channels = self.prior.hyper_indices(quality).cpu().numpy().astype(np.uint8)
-        return np.tile(channels, shape[1] * shape[2])
+        rows, columns = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
+        hyper = code(self.prior.hyper_indices(quality).expand(1, rows, columns, -1))
+        features = self.prior.features(hyper, quality, height, width)
+        grid = hyper.new_zeros((1, height, width, self.prior.network.channels))
+        if steps is not None:
+            grid[0, :, :, -1] = torch.from_numpy(steps).to(grid) << MEAN_BITS
+        flat_grid = grid.view(1, -1, grid.shape[3])
+        for number, at in enumerate(checkerboard(grid)):
+            if number == 0:
+                mean, index = self.prior.first_pass(features, quality)
+            else:
+                mean, index = self.prior.second_pass(features, grid, quality)
+            mean, index = mean[..., : self.coded], index[..., : self.coded]
+            symbols = code(index, at, mean)
+            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
+        return tuple(passes), (grid.permute(0, 3, 1, 2).double() * 2.0**-MEAN_BITS).float()
 
 
-def _flat(x: Tensor) -> Integers:
-    return x.reshape(-1).cpu().numpy().astype(np.int32)
-
-
-def _values(grid: Tensor) -> Tensor:
-    return (grid.permute(0, 3, 1, 2).double() * 2.0**-MEAN_BITS).float()
+def _flat(x: Tensor, dtype: Any) -> NDArray[Any]:
+    return x.reshape(-1).cpu().numpy().astype(dtype)

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
 
 
+CARD = """\
+# {name}
+
+A bundle of slimcodec, an image codec for machines (`pip install slimcodec`). Its files name bundle `{id}` (SHA-256 `{sha256}`).
+
+```python
+import slimcodec
+codec = slimcodec.load("{repository}")
+data = codec.encode("photo.jpg", quality=30)
+picture = codec.decode(data)
+```
+"""
+
+
 @dataclass(frozen=True)
 class PartState:
     """A referenced part and where it is on this machine, or why it is not."""
@@ -36,13 +50,14 @@ class PartState:
 
 def part_states(bundle: Bundle) -> list[PartState]:
     """Every pretrained part that a bundle names, looked for and hashed; [] for a bundle that stands alone."""
-    states = []
-    for reference in bundle.references():
+
+    def state(reference: PartReference) -> PartState:
         try:
-            states.append(PartState(reference, find_part(reference, bundle.folder, bundle.base)))
+            return PartState(reference, find_part(reference, bundle.folder, bundle.base))
         except SlimError as error:
-            states.append(PartState(reference, None, str(error)))
-    return states
+            return PartState(reference, None, str(error))
+
+    return list(map(state, bundle.references()))
 
 
 def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
@@ -98,50 +113,40 @@ def upload(bundle: Bundle, repository: str, *, private: bool, curve: Sequence[di
 
 def model_card(bundle: Bundle, repository: str, curve: Sequence[dict[str, Any]] = ()) -> str:
     """A README.md for ``repository``: front matter, use, parts with their licences, recipe, and the rows of ``curve``."""
-    config, references = bundle.config, bundle.references()
+    name, training, references = bundle.config.name, bundle.config.training, bundle.references()
     bases = sorted({part.source for part in references if is_hub_id(part.source)})
     lines = ["---", "library_name: slimcodec", "tags: [image-compression, slimcodec]"]
-    if bases:
-        lines.append(f"base_model: [{', '.join(bases)}]")
-    lines += ["---", f"# {config.name}", ""]
-    lines += [
-        (
-            "A bundle of slimcodec, an image codec for machines (`pip install slimcodec`). Its files name bundle "
-            f"`{bundle.bundle_id}` (SHA-256 `{bundle.sha256}`)."
-        ),
-        "",
-        "```python",
-        "import slimcodec",
-        f'codec = slimcodec.load("{repository}")',
-        'data = codec.encode("photo.jpg", quality=30)',
-        "picture = codec.decode(data)",
-        "```",
-        "",
-    ]
+    lines += [f"base_model: [{', '.join(bases)}]"] if bases else []
+    lines += ["---", CARD.format(name=name, id=bundle.bundle_id, sha256=bundle.sha256, repository=repository)]
     if references:
-        lines += [
-            "## Pretrained parts",
-            "",
-            "They are not in this repository; each is checked by its hash when it is loaded, and has terms of its own.",
-            "",
-            "| part | from | revision | licence | SHA-256 |",
-            "|---|---|---|---|---|",
-        ]
-        for part in references:
-            where = part.source if is_hub_id(part.source) else "a folder"
-            licence = part.licence or "see its source"
-            lines.append(f"| {part.name} | {where} | {part.revision or '-'} | {licence} | `{part.sha256}` |")
-        lines.append("")
+        lines += ["## Pretrained parts", ""]
+        lines += ["Each is checked by its hash when it is loaded, and has terms of its own.", ""]
+        lines += _table(
+            [
+                {
+                    "part": part.name,
+                    "from": part.source if part.source in bases else "a folder",
+                    "revision": part.revision or "-",
+                    "licence": part.licence or "see its source",
+                    "SHA-256": f"`{part.sha256}`",
+                }
+                for part in references
+            ]
+        )
     lines += ["## How it was made", ""]
-    training = config.training
-    if not training:
-        lines += ["Its compressor is untrained: a transform code.", ""]
-    else:
+    if training:
         lines += ["```", *training.get("commands", []), "```", ""]
         lines += ["<details><summary>Recipe and stages</summary>", "", "```json"]
         lines += [json.dumps(training, indent=2), "```", "", "</details>", ""]
+    else:
+        lines += ["Its compressor is untrained: a transform code.", ""]
     if curve:
-        names = list(curve[0])
-        lines += ["## Measured", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-        lines += [f"| {' | '.join(str(row[name]) for name in names)} |" for row in curve] + [""]
+        lines += ["## Measured", "", *_table(curve)]
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table of Markdown whose head is the keys of the first row, and an empty line."""
+    names = list(rows[0])
+    cells = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return [*(f"| {' | '.join(map(str, line))} |" for line in cells), ""]

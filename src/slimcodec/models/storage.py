@@ -23,10 +23,6 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
-def _rows(x: Tensor) -> tuple[int, ...]:
-    return (x.shape[0],) + (1,) * (x.dim() - 1)
-
-
 def to_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Large weights as int8 with a scale per row; what already is stored so stays as it is.
 
@@ -40,32 +36,24 @@ def to_storage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not weight or value.numel() < SMALLEST_INT8:
             stored[name] = value
             continue
-        scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        stored[f"{name}:int8"] = (value.float() / scale.reshape(_rows(value))).round().to(torch.int8)
+        rows = value.float().flatten(1)
+        scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+        stored[f"{name}:int8"] = (rows / scale[:, None]).round().to(torch.int8).reshape(value.shape)
         stored[f"{name}:scale"] = scale
     return stored
 
 
 def from_storage(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``to_storage``: all tensors in floating point."""
     tensors: dict[str, Tensor] = {}
     for name, value in stored.items():
-        if name.endswith(":scale"):
-            continue
-        if name.endswith(":int8"):
-            base = name.removesuffix(":int8")
-            tensors[base] = value.float() * stored[f"{base}:scale"].reshape(_rows(value))
-        else:
+        base, quantised, _ = name.rpartition(":int8")
+        if quantised:
+            rows = value.float().flatten(1) * stored[f"{base}:scale"][:, None]
+            tensors[base] = rows.reshape(value.shape)
+        elif not name.endswith(":scale"):
             tensors[name] = value
     return tensors
-
-
-def stored_shapes(stored: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name to shape of the tensors that ``from_storage`` would make."""
-    return {
-        name.removesuffix(":int8"): tuple(value.shape)
-        for name, value in stored.items()
-        if not name.endswith(":scale")
-    }
 
 
 def hash_tensors(
@@ -168,7 +156,11 @@ class Parts:
 
 def check_shapes(expected: dict[str, tuple[int, ...]], stored: dict[str, Tensor]) -> None:
     """``ValueError`` where stored tensors are not those that a configuration asks for."""
-    shapes = stored_shapes(stored)
+    shapes = {
+        name.removesuffix(":int8"): tuple(value.shape)
+        for name, value in stored.items()
+        if not name.endswith(":scale")
+    }
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise ValueError(
