@@ -41,11 +41,14 @@ class SlimFolder(Dataset[Any]):
         model: str | None = None,
         device: str = "cpu",
     ) -> None:
-        folder = Path(root) if isinstance(root, str | os.PathLike) else None
-        self.files = [Path(file) for file in root] if folder is None else _search(folder)
+        names: list[str] = []
+        if isinstance(root, str | os.PathLike):
+            self.files = _search(Path(root))
+            names = _class_names(Path(root), self.files)
+        else:
+            self.files = [Path(file) for file in root]
         if not self.files:
             raise FileNotFoundError(f"no .slim file in {root}")
-        names = [] if folder is None else _class_names(folder, self.files)
         self.classes = sorted(set(names))
         self.targets = [self.classes.index(name) for name in names]
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
