@@ -143,7 +143,7 @@ def test_profile_also_counts_for_palette_grey_and_transparent_pictures() -> None
     assert distance(load_image(stored(photo("L"), icc_profile=EXCHANGED)), grey_photo()) <= 1
 
 
-@pytest.mark.parametrize("profile", [b"junk", SRGB[:200], b"\0" * 500])
+@pytest.mark.parametrize("profile", [b"junk", SRGB[:200], b"\0" * 500, SRGB[:16] + b"\xe5" + SRGB[17:]])
 def test_broken_profile_is_ignored_with_a_warning(profile: bytes) -> None:
     with pytest.warns(ImageWarning, match="ICC"):
         np.testing.assert_array_equal(load_image(stored(photo(), icc_profile=profile)), PHOTO)

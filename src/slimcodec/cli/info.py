@@ -18,19 +18,7 @@ from slimcodec.errors import describe
 from slimcodec.processes import track
 
 T = TypeVar("T")
-COLUMNS = [
-    "FILE",
-    "SIZE",
-    "QUALITY",
-    "BYTES",
-    "BPP",
-    "HEADER",
-    "CAPTION",
-    "PAYLOAD",
-    "BUNDLE",
-    "VERSION",
-    "TEXT",
-]
+TITLES = "FILE SIZE QUALITY BYTES BPP HEADER CAPTION PAYLOAD BUNDLE VERSION TEXT"
 
 
 def info(inputs: options.Files, as_json: options.Json = False) -> None:
@@ -49,7 +37,7 @@ def info(inputs: options.Files, as_json: options.Json = False) -> None:
         say(json.dumps(rows, indent=2))
     elif headers:
         # Plain columns: rich would cost more time than the rest of the command, and pipes want no frames.
-        lines = [COLUMNS, *(_cells(name, header) for name, header in headers)]
+        lines = [TITLES.split(), *(_cells(name, header) for name, header in headers)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             say("  ".join(map(str.ljust, line, widths)).rstrip())
@@ -59,17 +47,10 @@ def info(inputs: options.Files, as_json: options.Json = False) -> None:
 
 def _cells(name: str, header: SlimInfo) -> list[str]:
     caption = "-" if header.caption_index is None else f"tag {header.caption_index} of its bundle"
-    if header.caption is not None:
-        caption = printable(header.caption)
-    sizes = (header.header_bytes, header.caption_bytes, header.payload_bytes)
-    return [
-        printable(name),
-        f"{header.width}x{header.height}",
-        *map(str, (header.quality, header.file_bytes, f"{header.bpp:.4f}", *sizes)),
-        header.bundle_id,
-        str(header.version),
-        caption,
-    ]
+    size, rate = f"{header.width}x{header.height}", f"{header.bpp:.4f}"
+    parts = (header.header_bytes, header.caption_bytes, header.payload_bytes)
+    cells = (name, size, header.quality, header.file_bytes, rate, *parts, header.bundle_id, header.version)
+    return [*(printable(str(cell)) for cell in cells), printable(header.caption or caption)]
 
 
 def verify(
@@ -123,20 +104,23 @@ def _read_each(
 ) -> list[tuple[str, T | None, str | None]]:
     """Read every file with what ``load`` returns; its name with a result or an error, which is reported at once."""
     files, problems = find_inputs(arguments, (".slim",))
-    results: list[tuple[str, T | None, str | None]] = [(name, None, reason) for name, reason in problems]
-    for argument, reason in problems:
-        complain(reason, argument)
-    if not files:
-        return results
-    with failing():
-        read = load()
+    results: list[tuple[str, T | None, str | None]] = []
+
+    def fail(name: str, reason: str) -> None:
+        complain(reason, name)
+        results.append((name, None, reason))
+
+    for argument, problem in problems:
+        fail(argument, problem)
+    if files:
+        with failing():
+            read = load()
     for file in track(files) if bar else files:
         name = str(file.path)
         try:
             results.append((name, read(file.path), None))
         except Exception as error:  # noqa: BLE001  a bad file must not hide the others
-            results.append((name, None, describe(error, name)))
-            complain(describe(error, name), name)
+            fail(name, describe(error, name))
     return results
 
 

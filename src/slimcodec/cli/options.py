@@ -31,16 +31,12 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="M", help="Bundle: a folder or a hub id (default: slim-tiny)."),
 ]
 Base = Annotated[
-    str | None,
-    typer.Option("--base", metavar="FOLDER", help="Folder that is searched first for pretrained parts."),
+    str | None, typer.Option(metavar="FOLDER", help="Folder that is searched first for pretrained parts.")
 ]
-Device = Annotated[
-    str, typer.Option("--device", metavar="D", help="Device of the networks: cpu, cuda, cuda:1, mps.")
-]
+Device = Annotated[str, typer.Option(metavar="D", help="Device of the networks: cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        "--dtype",
         metavar="T",
         help="Precision of the networks: float32, bfloat16, float16 (default: fastest on the device).",
     ),
@@ -48,7 +44,6 @@ Dtype = Annotated[
 Roi = Annotated[
     str,
     typer.Option(
-        "--roi",
         metavar="auto|none|MASK",
         help="Region of interest: auto (bundle's captioner), none, or a mask picture, white inside.",
     ),
@@ -62,10 +57,7 @@ Jobs = Annotated[
 BatchSize = Annotated[
     int,
     typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Files per batch; those of equal size pass the networks together, for a GPU.",
+        min=1, metavar="N", help="Files per batch; those of equal size pass the networks together, for a GPU."
     ),
 ]
 Offload = Annotated[
@@ -76,9 +68,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[
     int | None,
-    typer.Option(
-        "--max-pixels", min=1, metavar="N", help="Most pixels of a picture (default: Pillow's 89 million)."
-    ),
+    typer.Option(min=1, metavar="N", help="Most pixels of a picture (default: Pillow's 89 million)."),
 ]
 
 FORMATS = "apng avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
