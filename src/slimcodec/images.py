@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import warnings
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -56,9 +57,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-            return _from_bytes(data, max_pixels)
+            return _from_bytes(Path(path).read_bytes(), max_pixels)
         except OSError as error:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ImageError as error:

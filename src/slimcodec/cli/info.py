@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -30,7 +31,7 @@ def info(inputs: options.Files, as_json: options.Json = False) -> None:
       slim info photo.slim
       slim info slims/ --json
     """
-    results = _read_each(inputs, lambda: inspect)
+    results = list(_read_each(inputs, lambda: inspect))
     headers = [(name, header) for name, header, _ in results if header is not None]
     if as_json:
         rows = [{"file": name, **asdict(header), "bpp": header.bpp} for name, header in headers]
@@ -86,42 +87,35 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def checker(model: str | None, max_pixels: int | None) -> Callable[[Path], None]:
+def checker(model: str | None, max_pixels: int | None) -> Callable[[Path], object]:
     """Load the codec; return the function that decodes the symbols of a file, and raises if it can't."""
     import slimcodec
 
     # exact symbols need no fast networks, so float32 does everywhere
-    codec = slimcodec.load(model, dtype="float32")
-
-    def check(path: Path) -> None:
-        codec.read(path, max_pixels=max_pixels)
-
-    return check
+    return partial(slimcodec.load(model, dtype="float32").read, max_pixels=max_pixels)
 
 
 def _read_each(
     arguments: list[str], load: Callable[[], Callable[[Path], T]], bar: bool = False
-) -> list[tuple[str, T | None, str | None]]:
-    """Read every file with what ``load`` returns; its name with a result or an error, which is reported at once."""
+) -> Iterator[tuple[str, T | None, str | None]]:
+    """Read every file with what ``load`` returns; yields its name with a result or an error, reported at once."""
     files, problems = find_inputs(arguments, (".slim",))
-    results: list[tuple[str, T | None, str | None]] = []
-
-    def fail(name: str, reason: str) -> None:
-        complain(reason, name)
-        results.append((name, None, reason))
-
     for argument, problem in problems:
-        fail(argument, problem)
+        complain(problem, argument)
+        yield argument, None, problem
     if files:
         with failing():
             read = load()
     for file in track(files) if bar else files:
         name = str(file.path)
         try:
-            results.append((name, read(file.path), None))
+            result = read(file.path)
         except Exception as error:  # noqa: BLE001  a bad file must not hide the others
-            fail(name, describe(error, name))
-    return results
+            problem = describe(error, name)
+            complain(problem, name)
+            yield name, None, problem
+        else:
+            yield name, result, None
 
 
 def map_(
