@@ -128,22 +128,23 @@ class Decoder:
         # the noise is part of the file's meaning: a file gives the same picture each time
         seeds = [zlib.crc32(file.container.payload) for file in files]
         noise = [seeded_noise(file.latents.shape, seed) for file, seed in zip(files, seeds, strict=True)]
+        enhancer = model.enhancer
         return blended(
-            lambda x, noise: model.enhance(x, quality, steps, noise, captions, no_captions, text_scale),
+            lambda x, noise: enhancer(x, quality, steps, noise, captions, no_captions, text_scale),
             latents,
             torch.cat(noise).to(self.bundle.device),
-            tile=model.enhancer_tile or self.tile,
+            tile=enhancer.tile or self.tile,
         )
 
     @torch.inference_mode()
     def pixels(self, latents: Tensor) -> Tensor:
         """The padded pictures [B, 3, H, W] uint8 of latents [B, C, h, w]."""
-        model = self.bundle.latent_model
+        space = self.bundle.latent_model.autoencoder
 
         def pixels(x: Tensor) -> Tensor:
-            return model.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+            return space.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
-        return tiled(pixels, latents, tile=self.tile, margin=model.decoder_radius, cell_out=model.stride)
+        return tiled(pixels, latents, tile=self.tile, margin=space.decoder_radius, cell_out=space.stride)
 
     @torch.inference_mode()
     def guide(self, file: Decompressed, pixels: Tensor, sampling: Sampling) -> Tensor:

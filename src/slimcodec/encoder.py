@@ -66,18 +66,18 @@ class Encoder:
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Pixels]) -> list[Tensor]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
-        model = self.bundle.latent_model
+        space = self.bundle.latent_model.autoencoder
         tensors = [
             self._tensor(np.pad(pixels, (*self._margins(pixels), (0, 0)), "edge")) for pixels in pictures
         ]
         latents = tiled(
             # in floating point a large picture takes four times the memory, so only tiles become that
-            lambda x: model.encode(_normalised(x)),
+            lambda x: space.encode(_normalised(x)),
             # a large picture comes alone, and is not copied
             tensors[0] if len(tensors) == 1 else torch.cat(tensors),
             tile=self.tile,
-            margin=model.encoder_radius,
-            cell_in=model.stride,
+            margin=space.encoder_radius,
+            cell_in=space.stride,
         )
         return list(latents.split(1))
 

@@ -138,7 +138,11 @@ class Enhancer(nn.Module):
         no_captions: CaptionEmbedding,
         text_scale: float = 1.0,
     ) -> Tensor:
-        """Decompressed latents [B, C, h, w] to enhanced ones; see ``LatentModel.enhance``."""
+        """Decompressed latents [B, C, h, w] to enhanced ones after ``steps`` >= 1 denoising steps.
+
+        ``noise``: standard normal, of the latents' shape (``seeded_noise``). ``text_scale``: classifier-free guidance (Ho &
+        Salimans 2022), 1 = off.
+        """
         if self.config.mode != "bridge":
             raise SlimError(f"enhancer mode {self.config.mode!r} is not known to this release")
         level = quality_to_level(

@@ -45,74 +45,34 @@ class LatentModel(ABC):
     @property
     @abstractmethod
     def autoencoder(self) -> Any:
-        """The latent space: ``encode`` and ``decode``, and the latent positions that each looks to a side.
+        """The latent space: ``encode``, ``decode``, and the latent positions that each looks to a side.
 
-        A radius of None: it divides large pictures itself.
+        ``encoder_radius`` and ``decoder_radius`` are None where it divides large pictures itself.
         """
 
     @property
     @abstractmethod
     def enhancer(self) -> Any:
-        """The UNet with its scheduler; ``tile`` is the side in latent positions that it works on best, None: any."""
+        """The UNet with its scheduler, decompressed latents to enhanced ones (see ``Enhancer.forward``).
+
+        ``tile``: side in latent positions that it works on best, None: any.
+        """
 
     @property
     @abstractmethod
     def text_encoder(self) -> Any:
         """Tokenizers and text encoders: captions to a ``CaptionEmbedding``."""
 
-    @property
-    def encoder_radius(self) -> int | None:
-        radius: int | None = self.autoencoder.encoder_radius
-        return radius
-
-    @property
-    def decoder_radius(self) -> int | None:
-        radius: int | None = self.autoencoder.decoder_radius
-        return radius
-
-    @property
-    def enhancer_tile(self) -> int | None:
-        tile: int | None = self.enhancer.tile
-        return tile
+    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        """Captions as the enhancer takes them; None is no caption."""
+        with self.parts.lock, torch.no_grad():
+            embedding: CaptionEmbedding = self.text_encoder(captions)
+        return embedding
 
     @property
     def linear_decoder(self) -> Tensor:
         """The linear part of ``decode`` as a matrix [3 * stride * stride, C], rows in the order of ``pixel_unshuffle``."""
         raise SlimError(self.guidance_unavailable)
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Latents of pictures whose sides are multiples of ``stride``."""
-        latents: Tensor = self.autoencoder.encode(pictures)
-        return latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of latents, near [-1, 1] and not clipped."""
-        pictures: Tensor = self.autoencoder.decode(latents)
-        return pictures
-
-    def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
-        """Captions as ``enhance`` takes them; None is no caption."""
-        with self.parts.lock, torch.no_grad():
-            embedding: CaptionEmbedding = self.text_encoder(captions)
-        return embedding
-
-    def enhance(
-        self,
-        latents: Tensor,
-        quality: int,
-        steps: int,
-        noise: Tensor,
-        captions: CaptionEmbedding,
-        no_captions: CaptionEmbedding,
-        text_scale: float = 1.0,
-    ) -> Tensor:
-        """Enhanced latents of decompressed ones, after ``steps`` >= 1 denoising steps.
-
-        ``noise``: standard normal, of the latents' shape (``seeded_noise``). ``text_scale``: classifier-free guidance (Ho &
-        Salimans 2022), 1 = off.
-        """
-        enhanced: Tensor = self.enhancer(latents, quality, steps, noise, captions, no_captions, text_scale)
-        return enhanced
 
     def error_scale(self, quality: int) -> Tensor:
         """Standard deviation [C] of what compression loses at a quality."""

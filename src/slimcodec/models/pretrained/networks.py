@@ -180,7 +180,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Decompressed latents [B, C, h, w] to enhanced ones.
 
-        See ``LatentModel.enhance``. Models that were distilled with guidance (LCM) take ``text_scale`` as a condition.
+        See ``Enhancer.forward``. Models that were distilled with guidance (LCM) take ``text_scale`` as a condition.
         """
         scheduler, times = self.times(quality, steps, latents.device)
         options: dict[str, Any] = {}
