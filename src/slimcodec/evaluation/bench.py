@@ -149,10 +149,7 @@ class Worker:
         self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int, truth: Boxes | None
     ) -> dict[str, Any]:
         data, decoded, encode_ms, decode_ms = _coded(curve, codec, photo, quality)
-        measured: dict[str, float | None] = {
-            "psnr": psnr(photo.pixels, decoded),
-            "ms_ssim": ms_ssim(photo.pixels, decoded),
-        }
+        measured = {"psnr": psnr(photo.pixels, decoded), "ms_ssim": ms_ssim(photo.pixels, decoded)}
         if photo.mask is not None:
             roi = photo.mask >= 0.5
             measured["psnr_roi"] = psnr(photo.pixels, decoded, roi)
@@ -263,7 +260,7 @@ def _finished(kept: Path, described: Mapping[str, Any]) -> Iterable[Row]:
     first, *lines = (kept.read_text(encoding="utf-8") if kept.exists() else f"{head}\n").split("\n")
     if first != head:
         raise SlimError(
-            f"{kept} is from a run with other codecs or settings; finish that run, or delete the file"
+            f"{kept} is from a run with other codecs or settings; finish that run or delete the file"
         )
     whole = lines[:-1]
     atomic_write(kept, "\n".join([head, *whole, ""]).encode())
@@ -301,9 +298,7 @@ def check(worker: Worker, samples: LabelledPhotos) -> None:
     trial = min(TRIAL_PHOTOS, len(samples))
     photos = [prepare(samples.read(row), worker.setup.protocol) for row in range(trial)]
     for classifier in worker.classifiers:
-        shifts = [
-            classifier.judge(photo.pixels, photo.class_index)[0] - photo.class_index for photo in photos
-        ]
+        shifts = [classifier.judge(p.pixels, p.class_index)[0] - p.class_index for p in photos]
         right, below, above = (shifts.count(shift) for shift in (0, -1, 1))
         shifted = max(below, above)
         if shifted >= 5 and shifted > 3 * right:

@@ -43,9 +43,8 @@ class SlimSettings:
     def name(self) -> str:
         """The curve's name."""
         caption = {"none": "", "auto": " + caption", "wrong": " + wrong caption"}[self.caption]
-        return f"slim steps {self.steps}{caption}" + (
-            f" + guidance {self.guidance:g}" if self.guidance else ""
-        )
+        guidance = f" + guidance {self.guidance:g}" if self.guidance else ""
+        return f"slim steps {self.steps}{caption}{guidance}"
 
     def controls(self) -> tuple[SlimSettings, SlimSettings]:
         """The curves that an enhanced one is shown with: no caption, which guidance needs, and a wrong one."""
@@ -98,9 +97,8 @@ class SlimCodec:
         return self._codec.encode(photo.pixels, quality, caption)
 
     def decode(self, data: bytes) -> Pixels:
-        return np.asarray(
-            self._codec.decode(data, steps=self.settings.steps, guidance=self.settings.guidance)
-        )
+        settings = self.settings
+        return np.asarray(self._codec.decode(data, steps=settings.steps, guidance=settings.guidance))
 
     def describe(self) -> dict[str, Any]:
         """Release, bundle, and how files are made and read."""

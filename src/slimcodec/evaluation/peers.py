@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,19 +42,20 @@ class PictureCodec(Protocol):
 class Peer:
     """A format that Pillow writes, by itself or with a plugin.
 
-    ``options`` maps a quality to arguments of ``Image.save``; ``qualities`` cover about 0.05 to 1 bpp; ``library``: its name in
-    ``PIL.features``; ``plugin``: module and package.
+    ``settings``: arguments of ``Image.save`` beside the quality; ``qualities`` cover about 0.05 to 1 bpp; ``library``: its name
+    in ``PIL.features``; ``plugin``: module and package.
     """
 
     format: str
-    options: Callable[[int], dict[str, Any]]
+    settings: dict[str, Any]
     qualities: tuple[int, ...]
-    library: str = ""
+    library: str
     plugin: tuple[str, str] | None = None
 
     def encode(self, photo: Photo, quality: int) -> bytes:
         file = io.BytesIO()
-        Image.fromarray(photo.pixels).save(file, self.format, **self.options(quality))
+        options = {"quality_layers": [quality]} if self.format == "JPEG2000" else {"quality": quality}
+        Image.fromarray(photo.pixels).save(file, self.format, **options, **self.settings)
         return file.getvalue()
 
     def decode(self, data: bytes) -> Pixels:
@@ -64,58 +64,38 @@ class Peer:
 
     def describe(self) -> dict[str, Any]:
         """Library's version and the arguments of ``Image.save``, q standing for the quality."""
-        library = f"Pillow, {self.library} {features.version(self.library)}" if self.library else ""
-        if self.plugin is not None:
+        if self.plugin is None:
+            library = f"Pillow, {self.library} {features.version(self.library)}"
+        else:
             module, package = self.plugin
             library = f"{package} {version(package)}"
             if module == "pillow_heif":
                 info = importlib.import_module(module).libheif_info()
                 library += f", libheif {info['libheif']}, {info['HEIF']}"
-        other = self.options(1)
-        settings = {key: value if value == other[key] else "q" for key, value in self.options(0).items()}
-        return {"version": library, "settings": settings}
+        quality = "quality_layers" if self.format == "JPEG2000" else "quality"
+        return {"version": library, "settings": {quality: "q", **self.settings}}
 
 
+#: bare codestreams of JPEG 2000: the JP2 boxes around them are 85 bytes that no decoder needs
+JPEG2000 = {"quality_mode": "rates", "irreversible": True, "mct": 1, "no_jp2": True}
 #: quality of JPEG 2000 is the compression ratio, of the others what the library calls quality, 0 or 1..100
 PEERS = {
     "jpeg": Peer(
-        "JPEG",
-        lambda q: {"quality": q, "optimize": True, "progressive": True, "subsampling": "4:2:0"},
-        (1, 5, 10, 15, 25, 45),
-        "jpg",
+        "JPEG", {"optimize": True, "progressive": True, "subsampling": "4:2:0"}, (1, 5, 10, 15, 25, 45), "jpg"
     ),
-    "jpeg2000": Peer(
-        "JPEG2000",
-        # the bare codestream: the JP2 boxes around it are 85 bytes that no decoder needs
-        lambda q: {
-            "quality_mode": "rates",
-            "quality_layers": [q],
-            "irreversible": True,
-            "mct": 1,
-            "no_jp2": True,
-        },
-        (800, 400, 200, 100, 50, 25),
-        "jpg_2000",
-    ),
-    "webp": Peer("WEBP", lambda q: {"quality": q, "method": 6}, (0, 2, 7, 20, 40, 60), "webp"),
+    "jpeg2000": Peer("JPEG2000", JPEG2000, (800, 400, 200, 100, 50, 25), "jpg_2000"),
+    "webp": Peer("WEBP", {"method": 6}, (0, 2, 7, 20, 40, 60), "webp"),
     "avif": Peer(
-        "AVIF",
-        lambda q: {"quality": q, "speed": 6, "max_threads": 1, "subsampling": "4:2:0"},
-        (0, 10, 20, 30, 40, 52),
-        "avif",
+        "AVIF", {"speed": 6, "max_threads": 1, "subsampling": "4:2:0"}, (0, 10, 20, 30, 40, 52), "avif"
     ),
     "jxl": Peer(
         "JXL",
-        lambda q: {"quality": q, "effort": 7, "num_threads": 1},
+        {"effort": 7, "num_threads": 1},
         (1, 7, 20, 35, 50, 65),
-        plugin=("pillow_jxl", "pillow-jxl-plugin"),
+        "",
+        ("pillow_jxl", "pillow-jxl-plugin"),
     ),
-    "heic": Peer(
-        "HEIF",
-        lambda q: {"quality": q, "chroma": 420},
-        (1, 10, 20, 25, 31, 41),
-        plugin=("pillow_heif", "pillow-heif"),
-    ),
+    "heic": Peer("HEIF", {"chroma": 420}, (1, 10, 20, 25, 31, 41), "", ("pillow_heif", "pillow-heif")),
 }
 
 

@@ -33,6 +33,10 @@ LABELS = {
 THUMBNAIL = 256
 #: bits per pixel at which curves are read off
 RATES = (0.05, 0.1, 0.2, 0.35)
+MEASURES = (
+    "Bits per pixel are 8 x bytes of the whole file / pixels of the photo that was coded. Intervals are 95 % bootstrap "
+    "intervals over photos."
+)
 #: what a block is, and its content: a heading or text, a table's headers and rows, a ``Plot``, rows of ``Tile``
 Block = tuple[str, Any]
 
@@ -53,11 +57,8 @@ def report(
     blocks: list[Block] = [*_setting(result), ("heading", "Accuracy")]
     blocks += [("plot", figures.rate_accuracy(result, judge)) for judge in judges]
     blocks += _at_rates(result) + _bd_tables(result, anchor_curve) + _controls(result)
-    if published:
-        blocks.append(("heading", "Beside published points"))
-    blocks += [
-        ("plot", figures.beside_published(result, judge, one)) for one in published for judge in judges
-    ]
+    blocks += [("heading", "Beside published points")] if published else []
+    blocks += [("plot", figures.beside_published(result, j, one)) for one in published for j in judges]
     blocks.append(("heading", "Fidelity"))
     blocks += [("plot", figures.rate_distortion(result, name, LABELS[name][0])) for name in fidelity]
     if sheet:
@@ -86,9 +87,8 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
         if kind == "plot":
             files |= {f"{content.name}.png": content.wide, f"{content.name}-narrow.png": content.narrow}
         elif kind == "sheet":
-            files["examples.png"] = _png(
-                contact_sheet([[_thumbnail(tile) for tile in row] for row in content])
-            )
+            tiles = [[_thumbnail(tile) for tile in row] for row in content]
+            files["examples.png"] = _png(contact_sheet(tiles))
     for name, data in files.items():
         atomic_write(folder / name, data)
     return [folder / name for name in files]
@@ -120,21 +120,14 @@ def _setting(result: Result) -> list[Block]:
         f"{c['name']} (SHA-256 {c['sha256'][:12]}…, input {c['preprocessing']['side'] or 'as coded'})"
         for c in result.described["classifiers"]
     )
-    bundles = {
-        f"{b['name']} ({b['id']}, weights {b['weights_sha256'][:12]}…)"
-        for curve in result.curves
-        if (b := curve.bundle)
-    }
+    known = [curve.bundle for curve in result.curves if curve.bundle]
+    bundles = {f"{b['name']} ({b['id']}, weights {b['weights_sha256'][:12]}…)" for b in known}
+    photos = f"{len(result)} photos of {dataset['name']} (SHA-256 {dataset['sha256'][:12]}…)"
+    bundle = f" SLIM's bundle: {', '.join(sorted(bundles))}." if bundles else ""
     lines = [
-        (
-            f"{len(result)} photos of {dataset['name']} (SHA-256 {dataset['sha256'][:12]}…), protocol {protocol['name']}: "
-            f"{protocol['description']}."
-        ),
-        f"Classifiers: {judges}." + (f" SLIM's bundle: {', '.join(sorted(bundles))}." if bundles else ""),
-        (
-            "Bits per pixel are 8 x bytes of the whole file / pixels of the photo that was coded. Intervals are 95 % bootstrap "
-            "intervals over photos."
-        ),
+        f"{photos}, protocol {protocol['name']}: {protocol['description']}.",
+        f"Classifiers: {judges}.{bundle}",
+        MEASURES,
     ]
     rows = [
         [f"uncompressed, {judge}", *(_with_interval(interval(result.uncompressed[f"top{k} {judge}"])) for k in (1, 5))]
