@@ -23,7 +23,7 @@ from slimcodec.config import check_sizes, from_plain, to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import ModelMismatchError, SlimError
-from slimcodec.files import atomic_write, inside, is_hub_id, load_json
+from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.autoencoder import AutoencoderConfig
 from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.models.compressor import CONVOLUTIONS, Compressor, CompressorConfig
@@ -32,7 +32,13 @@ from slimcodec.models.latent_codec import LatentCodec
 from slimcodec.models.native import NativeModel
 from slimcodec.models.pretrained.hub import CaptionModelConfig
 from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
-from slimcodec.models.pretrained.references import FoundPart, PartReference, find_part, hub_folder
+from slimcodec.models.pretrained.references import (
+    FoundPart,
+    PartReference,
+    find_part,
+    hub_folder,
+    local_folder,
+)
 from slimcodec.models.storage import Parts, from_storage, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
@@ -125,9 +131,9 @@ class Bundle:
         folder: Path | None = None,
         base: str | Path | None = None,
     ) -> None:
-        """``tensors`` maps a part's name to its state, in floating point or as stored; ``text`` is a tokenizer's JSON and a
-        text model's configuration; ``described`` is ``config`` as it was read from a file, by default as it would be written.
-        ``folder``, in which the bundle lies, and ``base`` are where pretrained parts are looked for first (see ``find_part``).
+        """``tensors``: a part's name to its state, in floating point or as stored; ``text``: a tokenizer's JSON and a text
+        model's configuration; ``described``: ``config`` as it was read from a file. ``folder``, the bundle's own, and ``base``
+        are where pretrained parts are looked for first (see ``find_part``).
         """
         self.config, self.vocabulary, self.text = config, vocabulary, text
         self.described = config.described() if described is None else described
@@ -140,8 +146,6 @@ class Bundle:
                 raise SlimError(
                     f"captioner {number} knows {captioner.tags} tags, the vocabulary {len(vocabulary)}"
                 )
-
-    # ---- parts -------------------------------------------------------------------------------------------------
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
@@ -225,8 +229,6 @@ class Bundle:
                 return find_part(reference, self.folder, self.base)
         raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
 
-    # ---- identity ----------------------------------------------------------------------------------------------
-
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
@@ -247,8 +249,6 @@ class Bundle:
         """The first 4 bytes of the hash, as 8 hex digits: what a file carries."""
         return self.sha256[:8]
 
-    # ---- files -------------------------------------------------------------------------------------------------
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the bundle to a folder (made if missing)."""
         path = Path(folder)
@@ -267,10 +267,9 @@ class Bundle:
     def push_to_hub(
         self, repository: str, *, private: bool = False, curve: Sequence[dict[str, Any]] = ()
     ) -> str:
-        """Uploads the bundle with a model card to a Hugging Face hub id and returns its address.
+        """Uploads what the bundle holds, with a model card, to a Hugging Face hub id and returns its address.
 
-        ``curve``: rows of measured figures for the card, all with the same keys. Pretrained parts stay where they are; only what
-        the bundle holds is uploaded. Raises ``SlimError`` where the hub refuses.
+        ``curve``: rows of measured figures for the card, all with the same keys. Raises ``SlimError`` where the hub refuses.
         """
         from slimcodec.models.publishing import upload
 
@@ -287,9 +286,8 @@ class Bundle:
     ) -> Bundle:
         """Loads a bundle: the embedded one (None or "slim-tiny"), a folder, or a Hugging Face hub id.
 
-        ``base`` is a folder in which the pretrained parts that the bundle names are looked for first.
-
-        Loading is strict: a missing, extra or altered tensor is an error (``ModelMismatchError`` where the hash differs).
+        ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError`` for a damaged bundle, and
+        ``ModelMismatchError`` where its hash differs.
         """
         folder = _locate(source)
         # what is installed with the code may be links, as some installers make them
@@ -341,8 +339,5 @@ def _remove(settings: Any, path: list[str]) -> None:
 def _locate(source: str | Path | None) -> Path:
     if source is None or source == EMBEDDED:
         return EMBEDDED_BUNDLE
-    if Path(source).is_dir():
-        return Path(source)
-    if not is_hub_id(source):
-        raise SlimError(f"{source}: no such bundle; give {EMBEDDED}, a folder, or a hub id like owner/name")
-    return hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
+    folder = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
+    return folder or hub_folder(source, "", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])

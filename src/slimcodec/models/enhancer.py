@@ -45,6 +45,16 @@ def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
     return torch.from_numpy(values)
 
 
+def scheduler_class(name: str, place: str) -> Any:
+    """A class of diffusers by its name; ``SlimError``, which tells the place of the name, where it is no scheduler."""
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise SlimError(f"{place}: {name!r} is not a scheduler of diffusers")
+    return kind
+
+
 @dataclass(frozen=True)
 class UNetSize:
     """Sizes of our own UNet: channels at the two resolutions, groups of its normalisation, width of the caption's states."""
@@ -93,15 +103,12 @@ class Enhancer(nn.Module):
     @classmethod
     def build(cls, config: EnhancerConfig) -> Enhancer:
         """An enhancer with untrained weights; ``config.scheduler`` names a diffusers scheduler as ``_class_name``."""
-        import diffusers
+        from diffusers import UNet2DConditionModel
 
-        unet = diffusers.UNet2DConditionModel.from_config(dict(config.unet))
+        unet = UNet2DConditionModel.from_config(dict(config.unet))
         settings = dict(config.scheduler)
         name = settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler")
-        scheduler_class = getattr(diffusers, name, None)
-        if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
-            raise SlimError(f"enhancer.scheduler: {name!r} is not a scheduler of diffusers")
-        return cls(config, unet, scheduler_class.from_config(settings))
+        return cls(config, unet, scheduler_class(name, "enhancer.scheduler").from_config(settings))
 
     def predict(
         self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: CaptionEmbedding

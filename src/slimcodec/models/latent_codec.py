@@ -43,13 +43,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class CodedLatent:
-    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w].
-
-    ``map_passes`` come first: those of the map of steps, in a bundle with one.
-    """
+    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w]."""
 
     passes: tuple[Pass, ...]
     values: Tensor
+    #: those of the map of steps, in a bundle with one; they come first
     map_passes: tuple[Pass, ...] = ()
 
     @property

@@ -92,9 +92,6 @@ def _copy(part: FoundPart, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-# ---- the hub ---------------------------------------------------------------------------------------------------
-
-
 def upload(bundle: Bundle, repository: str, *, private: bool, curve: Sequence[dict[str, Any]]) -> str:
     """Uploads a bundle with its model card to a hub id and returns the address; ``SlimError`` where the hub refuses."""
     from huggingface_hub import HfApi

@@ -68,9 +68,6 @@ def hash_tensors(
     return str(digest.hexdigest())
 
 
-# ---- safetensors files -----------------------------------------------------------------------------------------
-
-
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, tensors by name, and the offset of its first byte of data.
 
@@ -87,10 +84,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             if 8 + length > size:
                 raise ValueError("it is cut short")
             header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError) as error:
+        if not isinstance(header, dict):
+            raise TypeError("its header is no object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
-    if not isinstance(header, dict):
-        raise SlimError(f"{path}: not a safetensors file, its header is no object; get it again")
     header.pop("__metadata__", None)
     return header, 8 + length
 
@@ -99,9 +96,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ``SlimError`` as ``read_header``, ``SafetensorError`` where data do not fit it."""
     read_header(path)
     return load_file(path)
-
-
-# ---- networks --------------------------------------------------------------------------------------------------
 
 
 class Parts:

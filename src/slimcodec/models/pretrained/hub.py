@@ -18,8 +18,8 @@ from torch import Tensor
 
 from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import file_sha256, is_hub_id
-from slimcodec.models.pretrained.references import PartReference, hub_folder, read_json
+from slimcodec.files import file_sha256
+from slimcodec.models.pretrained.references import PartReference, hub_folder, local_folder, read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
@@ -29,21 +29,13 @@ MAX_BYTES, MAX_NEW_TOKENS = 200, 24
 TAGS_AT_ONCE = 64
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------
-
-
 def pretrained_folder(source: str | Path) -> Path:
     """The folder of a model that ``save_pretrained`` wrote: ``source`` itself, or a snapshot of that Hugging Face hub id.
 
     Weights are safetensors only. Raises ``SlimError`` where there is no such folder or it has no config.json.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        if not is_hub_id(source):
-            raise SlimError(
-                f"{source}: no such model; give a folder that save_pretrained wrote, or a hub id like owner/name"
-            )
-        folder = hub_folder(str(source), "", ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"])
+    folder = local_folder(source, "model; give a folder that save_pretrained wrote")
+    folder = folder or hub_folder(source, "", ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"])
     if not (folder / "config.json").is_file():
         raise SlimError(f"{source}: has no config.json; give a folder that save_pretrained wrote")
     return folder
@@ -84,9 +76,6 @@ def class_names(model: Any) -> tuple[str, ...]:
 def weights_sha256(path: Path) -> str:
     """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
     return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
-
-
-# ---- preprocessing ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,9 +140,6 @@ def _side(size: Any) -> int:
     if int(size) < 1:
         raise ValueError(f"a side of {size} pixels")
     return int(size)
-
-
-# ---- captions --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -279,11 +265,12 @@ def load_captioner(
     return ImageToText(folder, device, config.prompt)
 
 
-def load_processor(folder: Path) -> Any:
-    """A model's image processor and tokenizer; ``SlimError`` where transformers cannot load them."""
+def load_processor(folder: Path, kind: Any = None) -> Any:
+    """A model's image processor and tokenizer, or what a class ``kind`` of transformers loads; ``SlimError`` where it fails."""
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        loader = kind or AutoProcessor
+        return loader.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers' errors have no common base
         raise SlimError(f"{folder}: its image processor or tokenizer cannot be loaded ({error})") from error

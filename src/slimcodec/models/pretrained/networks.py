@@ -41,8 +41,7 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 class PretrainedAutoencoder(nn.Module):
     """Pictures in [-1, 1] to the scaled latents that a diffusion model was trained on, and back.
 
-    z = (mode of the posterior - shift) * scale, with both factors from the model's configuration. Its normalisation and
-    attention look at the whole picture, so it divides large ones itself, by the tiling of diffusers (its radii are None).
+    Normalisation and attention look at the whole picture: diffusers' tiling divides large ones, so the radii are None.
     """
 
     encoder_radius = decoder_radius = None
@@ -60,10 +59,8 @@ class PretrainedAutoencoder(nn.Module):
         vae.enable_tiling()
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [-1, 1], sides multiples of ``stride``, to latents [B, C, H/stride, W/stride], float32.
-
-        The most likely latent is taken, not a random one: a picture has one file.
-        """
+        """Pictures [B, 3, H, W] in [-1, 1], sides multiples of ``stride``, to latents [B, C, H/stride, W/stride], float32."""
+        # the most likely latent, not a random one: a picture has one file
         encoded = self.vae.encode(pictures.to(dtype_of(self.vae)))
         latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents.float() - self.shift) * self.scale
@@ -216,24 +213,22 @@ class Denoiser(nn.Module):
 
 def prediction_target(kind: str, clean: Tensor, error: Tensor, a: Tensor, s: Tensor) -> Tensor:
     """What a model of prediction type ``kind`` should say of ``a * clean + s * error``."""
-    if kind == "epsilon":
-        return error
-    if kind == "v_prediction":
-        return a * error - s * clean
-    if kind == "sample":
-        return clean
-    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
+    return _of_kind(kind, {"epsilon": error, "v_prediction": a * error - s * clean, "sample": clean})
 
 
 def clean_latent(kind: str, prediction: Tensor, state: Tensor, a: Tensor, s: Tensor) -> Tensor:
     """The clean latent that a prediction of type ``kind`` at ``state`` means: the inverse of ``prediction_target``."""
-    if kind == "epsilon":
-        return (state - s * prediction) / a
-    if kind == "v_prediction":
-        return a * state - s * prediction
-    if kind == "sample":
-        return prediction
-    raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
+    by_velocity = a * state - s * prediction
+    return _of_kind(
+        kind,
+        {"epsilon": (state - s * prediction) / a, "v_prediction": by_velocity, "sample": prediction},
+    )
+
+
+def _of_kind(kind: str, values: dict[str, Tensor]) -> Tensor:
+    if kind not in values:
+        raise SlimError(f"the model's prediction type {kind!r} is not known to this release")
+    return values[kind]
 
 
 def fitting_strength(errors: tuple[float, float], scheduler: Any) -> tuple[float, float]:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.files import is_hub_id
-from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.enhancer import EnhancerConfig, scheduler_class
 from slimcodec.models.latent_model import LatentModel
-from slimcodec.models.pretrained.hub import load_pretrained
+from slimcodec.models.pretrained.hub import load_pretrained, load_processor
 from slimcodec.models.pretrained.networks import (
     AUTOENCODERS,
     Denoiser,
@@ -30,6 +28,7 @@ from slimcodec.models.pretrained.references import (
     FoundPart,
     PartReference,
     hub_folder,
+    local_folder,
     part_from_hub,
     read_json,
     refer,
@@ -40,6 +39,7 @@ from slimcodec.models.storage import Parts, from_storage
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
 REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 OPTIONAL = ("tokenizer_2", "text_encoder_2")
+PIPELINE = "model; give a pipeline's folder"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def refer_ldm(
     text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
     for what is not a pipeline, or not one that this release can run.
     """
-    root = _local(source) or hub_folder(source, "", ["model_index.json", "README.md"])
+    root = local_folder(source, PIPELINE) or hub_folder(source, "", ["model_index.json", "README.md"])
     index = read_json(root / "model_index.json")
     parts, folders = [], {}
     replaced = {"vae": autoencoder, "text_encoder": text_encoder}
@@ -88,7 +88,7 @@ def refer_ldm(
                     f"{source}: its model_index.json names no {name}; give a Stable Diffusion pipeline (1.x, 2.x, Turbo, LCM, SDXL)"
                 )
             continue
-        local = _local(home)
+        local = local_folder(home, PIPELINE)
         top = local or part_from_hub(home, "", subfolder)
         folders[name] = top / subfolder
         # a path is written down so that it means the same from any working folder
@@ -99,16 +99,6 @@ def refer_ldm(
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
     return LdmFacts(LdmConfig(tuple(parts), stride_of(vae), zeros), int(vae["latent_channels"]))
-
-
-def _local(source: str) -> Path | None:
-    """The folder that a source is, None for a hub id."""
-    local = Path(source).expanduser()
-    if local.is_dir():
-        return local
-    if not is_hub_id(source):
-        raise SlimError(f"{source}: no such model; give a pipeline's folder or a hub id like owner/name")
-    return None
 
 
 def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
@@ -126,9 +116,6 @@ def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
         )
     if unet.get("addition_embed_type") not in (None, "text_time") or unet.get("class_embed_type"):
         raise SlimError(f"{source}: its UNet wants conditions that this release does not give")
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------
 
 
 def load_part(kind: Any, part: FoundPart, dtype: torch.dtype) -> Any:
@@ -157,17 +144,13 @@ def load_scheduler(part: FoundPart) -> Any:
     ("trailing", Lin et al. 2023). PNDM needs warm-up steps that are not there; DDIM (Song et al. 2021) follows the same
     equation. Raises ``SlimError`` for one that has no cumulative alphas.
     """
-    import diffusers
-
     settings = read_json(part.folder / "scheduler_config.json")
     name = str(settings.get("_class_name"))
     settings = {key: value for key, value in settings.items() if not key.startswith("_")}
-    kind = getattr(diffusers, name, None)
+    kind = scheduler_class(name, str(part.folder))
     if name == "PNDMScheduler":
         # PNDM has no such setting and clips nothing; DDIM's default is for pictures
-        kind, settings = diffusers.DDIMScheduler, settings | {"clip_sample": False}
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise SlimError(f"{part.folder}: {name!r} is not a scheduler of diffusers")
+        kind, settings = scheduler_class("DDIMScheduler", name), settings | {"clip_sample": False}
     scheduler = kind.from_config(settings)
     if "timestep_spacing" in scheduler.config:
         scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
@@ -176,17 +159,6 @@ def load_scheduler(part: FoundPart) -> Any:
             f"{part.folder}: {name} has no cumulative alphas; give a model of the Stable Diffusion kind"
         )
     return scheduler
-
-
-def load_tokenizer(part: FoundPart) -> Any:
-    """A CLIP tokenizer."""
-    from transformers import CLIPTokenizer
-
-    tokenizer: Any = CLIPTokenizer
-    try:
-        return tokenizer.from_pretrained(part.folder, local_files_only=True)
-    except Exception as error:  # transformers' errors have no common base
-        raise SlimError(f"{part.folder}: its tokenizer cannot be loaded ({error})") from error
 
 
 @torch.no_grad()
@@ -257,12 +229,14 @@ class PretrainedModel(LatentModel):
         """Tokenizers and CLIP text encoders; imports diffusers and transformers."""
 
         def build() -> PromptEncoder:
-            from transformers import CLIPTextModel, CLIPTextModelWithProjection
+            from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
             # SDXL's second one projects its pooled state
             kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
             numbers = [number for number in kinds if self.config.part(f"text_encoder{number}")]
-            tokenizers = [load_tokenizer(self.find(f"tokenizer{number}")) for number in numbers]
+            tokenizers = [
+                load_processor(self.find(f"tokenizer{number}").folder, CLIPTokenizer) for number in numbers
+            ]
             models = [
                 load_part(kinds[number], self.find(f"text_encoder{number}"), self.parts.dtype)
                 for number in numbers

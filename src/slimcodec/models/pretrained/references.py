@@ -1,8 +1,7 @@
 """References to pretrained parts: where they come from, what they must be, and how to find them on a machine.
 
-A part is a folder as diffusers and transformers save it. It is known by a hash of what it computes, not of its files: of its
-tensors, and of its configuration without notes such as the release that wrote it. So a mirror serves as well as the first
-home, and any copy is checked before it is used.
+A part is a folder as diffusers and transformers save it. It is known by a hash of its tensors, and of its configuration without
+notes such as the release that wrote it: any mirror serves, and any copy is checked before it is used.
 """
 
 from __future__ import annotations
@@ -96,10 +95,19 @@ class Fingerprint:
     size: int
 
 
-# ---- files -----------------------------------------------------------------------------------------------------
+def local_folder(source: str | Path, kind: str) -> Path | None:
+    """The folder that a source is, None for a hub id; ``SlimError``, "no such {kind}", where it is neither."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(source):
+        raise SlimError(f"{source}: no such {kind}, or a hub id like owner/name")
+    return None
 
 
-def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
+def hub_folder(
+    source: str | Path, revision: str, patterns: Sequence[str], without: Sequence[str] = ()
+) -> Path:
     """A snapshot of a Hugging Face hub id with the files that match ``patterns``, at a commit ("" = the newest).
 
     Raises ``SlimError`` where the hub does not give it and the cache does not have it.
@@ -109,7 +117,9 @@ def hub_folder(source: str, revision: str, patterns: Sequence[str], without: Seq
     only, never = list(patterns), list(without)
     try:
         return Path(
-            snapshot_download(source, revision=revision or None, allow_patterns=only, ignore_patterns=never)
+            snapshot_download(
+                str(source), revision=revision or None, allow_patterns=only, ignore_patterns=never
+            )
         )
     except Exception as error:  # the hub client's errors have no common base
         at = f" at revision {revision}" if revision else ""
@@ -121,14 +131,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ``SlimError`` if it cannot be read."""
     try:
         content = load_json(path)
-    except (OSError, ValueError, SlimError) as error:
+        if not isinstance(content, dict):
+            raise TypeError("it holds no JSON object")
+        return content
+    except (OSError, ValueError, TypeError, SlimError) as error:
         raise SlimError(f"{path}: cannot be read ({error}); get the model again") from error
-    if not isinstance(content, dict):
-        raise SlimError(f"{path}: holds no JSON object; get the model again")
-    return content
-
-
-# ---- hashes ----------------------------------------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:
@@ -196,9 +203,6 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, Path, int, int]]:
             yield name, f"{entry['dtype']} {entry['shape']}", path, data + start, end - start
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
-
-
-# ---- finding ---------------------------------------------------------------------------------------------------
 
 
 def find_part(
@@ -307,9 +311,6 @@ def _missing(reference: PartReference, reasons: Sequence[str]) -> ModelMismatchE
         f"the bundle needs the pretrained part {reference.name} of {reference.source}{at_revision}, expected sha256 "
         f"{reference.sha256}, and it is not there: {'; '.join(dict.fromkeys(reasons))}. To get it, {remedy}"
     )
-
-
-# ---- making ----------------------------------------------------------------------------------------------------
 
 
 def refer(
