@@ -21,7 +21,7 @@ from slimcodec.data.photos import PhotoSet, PhotoStream
 from slimcodec.data.sources import open_sources
 from slimcodec.training.batches import Crops, LabelledViews, Share
 from slimcodec.training.data import TrainingData, card_lines, data_card
-from slimcodec.training.pseudo_labels import KeptLabels, Labeller, PseudoLabelled, PseudoLabels
+from slimcodec.training.pseudo_labels import Labeller, PseudoLabelled, PseudoLabels
 from slimcodec.training.recipe import load_recipe
 
 
@@ -191,9 +191,8 @@ def test_labeller_are_asked_once_and_kept(tmp_path: Path) -> None:
     photos = PhotoSet(open_sources([parquet(tmp_path, broken=1)], "data.photos"))
     before = photos[1]
     labeller = Labeller([Answers()], captioner=lambda pixels, mask: "never asked: there is a label")
-    kept = KeptLabels(photos, labeller, tmp_path / "targets.pt")
-    view = PseudoLabelled(photos, kept)
-    again = KeptLabels(photos, Labeller(), tmp_path / "targets.pt")
+    view = PseudoLabelled(photos, labeller, tmp_path / "targets.pt")
+    again = PseudoLabelled(photos, Labeller(), tmp_path / "targets.pt")[1]
     plain, boxed = view[1], view[2]
     assert plain is not None and boxed is not None and before is not None and before.mask is None
     assert (
@@ -201,11 +200,10 @@ def test_labeller_are_asked_once_and_kept(tmp_path: Path) -> None:
     )
     assert boxed.annotated and boxed.mask is not None and set(np.unique(boxed.mask)) == {0.0, 1.0}
     assert plain.logits is not None and not plain.captions
-    answer = again(1).logits
-    assert answer is not None and torch.equal(answer, plain.logits)
+    assert again is not None and again.logits is not None and torch.equal(again.logits, plain.logits)
     fewer = PhotoSet(open_sources(["generated:3"], "data.photos"))
     with pytest.raises(SlimError, match="belongs to other photos"):
-        KeptLabels(fewer, labeller, tmp_path / "targets.pt")
+        PseudoLabelled(fewer, labeller, tmp_path / "targets.pt")
 
 
 def test_a_photo_without_words_is_named_by_the_captioner_from_its_region() -> None:
@@ -228,7 +226,7 @@ def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     tags = ["goldfish", "shark", "tench", "hen"]
     labelled = LabelledViews(photos, tags, size=32, batch=4, seed=0)(0)
     assert labelled.targets.tolist() == [[0, 0, 1, 0]] * 4 and bool(labelled.known.all())
-    view = PseudoLabelled(photos, lambda row: PseudoLabels(torch.tensor([0.0, 0.0, 0.0])))
+    view = PseudoLabelled(photos, lambda photo: PseudoLabels(torch.zeros(3)), tmp_path / "targets.pt")
     mixed = LabelledViews(view, tags, size=32, batch=4, seed=0)(0)
     assert torch.allclose(mixed.targets, torch.tensor([[1 / 6, 1 / 6, 1 / 6 + 0.5, 0]] * 4))
     nothing = PhotoSet(open_sources(["generated:2"], "data.photos"))

@@ -56,9 +56,8 @@ class Draws:
     ) -> None:
         self.numbers, self.batch = list(numbers), batch
         self.device = device or torch.device("cpu")
-        self._common, *self._generators = (
-            _generator(seed, step, number) for number in (0, *(number + 1 for number in numbers))
-        )
+        self._generators = [_generator(seed, step, number + 1) for number in numbers]
+        self._common = _generator(seed, step, 0)
 
     def of(self, chosen: Tensor) -> Draws:
         """The draws of the pictures that are ``chosen`` (booleans [pictures]); what is common stays common."""
@@ -198,8 +197,7 @@ class Crops:
     batch: int
     seed: int
     templates: Sequence[str] = ()
-    #: see ``draw_photo``
-    shares: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)  #: see ``draw_photo``
 
     def __call__(self, step: int, share: Share = WHOLE) -> Batch:
         numbers, pictures, masks, captions = share.numbers(self.batch), [], [], []

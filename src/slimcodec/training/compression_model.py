@@ -61,38 +61,8 @@ class CompressionModel(nn.Module):
         return 12 + 32 * self.hyper_scale
 
     @torch.no_grad()
-    def init_transform(self, latents: Tensor, latent_scale: Tensor) -> Tensor:
-        """Sets the transform of patches to the KLT of ``latents`` [B, C, h, w]; returns its ``latent_scale`` [channels].
-
-        Latents are weighted by ``latent_scale`` [C], what they cost in the picture, so that the first coefficients matter most
-        there; coefficients have unit variance. ``SlimError`` where there are more of them than values in a patch.
-        """
-        compressor, patch = self.compressor, self.compressor.config.patch
-        weight = latent_scale.double().repeat_interleave(patch**2)
-        channels = compressor.config.prior.channels
-        if channels > len(weight) or isinstance(compressor.enter, nn.Identity):
-            raise SlimError(
-                f"compressor.network: patches of {patch}x{patch} latents have {len(weight)} values, and "
-                f"prior.channels is {channels}; give at most as many, and a patch above 1"
-            )
-        rows = F.pixel_unshuffle(latents, patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
-        mean = rows.mean(0)
-        values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-        basis, spread = vectors.flip(1).T[:channels], values.flip(0)[:channels].clamp(min=1e-8).sqrt()
-        enter: Any = compressor.enter
-        leave: Any = compressor.leave
-        analysis = basis * weight / spread[:, None]
-        enter.weight.copy_(analysis[..., None, None])
-        enter.bias.copy_(-analysis @ (mean / weight))
-        # the synthesis makes up for what the gate takes away
-        synthesis = (basis.T * spread) / weight[:, None] / torch.sigmoid(torch.tensor(GATE))
-        leave.weight.copy_(synthesis[..., None, None])
-        leave.bias.copy_(mean / weight)
-        return spread.float()
-
-    @torch.no_grad()
     def init_gains(self, latent_scale: Tensor, lambdas: Tensor, predicted: float = 0.3) -> None:
-        """Starts as a transform codec: gains from the step size that fits each lambda, scales from the latents' energy.
+        """Sets gains by the step size that fits each lambda, and scales by the latents' energy.
 
         ``latent_scale`` [C]: picture energy of a unit latent in units of 0..255; ``lambdas`` [levels]; ``predicted``: share of a
         coefficient's deviation that prediction leaves.
@@ -121,11 +91,35 @@ def start_as_transform(
     lambdas: Tensor,
     predicted: float = 0.3,
 ) -> None:
-    """Makes an untrained compressor a transform codec: KLT of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], and gains."""
+    """Makes an untrained compressor the KLT of patches of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], with gains.
+
+    Latents are weighted by what they cost in the picture, so that the first coefficients matter most there; coefficients have
+    unit variance. Raises ``SlimError`` where there are more of them than values in a patch.
+    """
     device = next(autoencoder.parameters()).device
     latents = torch.cat([autoencoder.encode(picture[None].to(device)) for picture in pictures])
-    scale = model.init_transform(latents, autoencoder.latent_scale(latents[:2]))
-    model.init_gains(scale.to(lambdas.device) * 127.5, lambdas, predicted)
+    config = model.compressor.config
+    weight = autoencoder.latent_scale(latents[:2]).double().repeat_interleave(config.patch**2)
+    channels = config.prior.channels
+    enter: Any = model.compressor.enter
+    leave: Any = model.compressor.leave
+    if channels > len(weight) or isinstance(enter, nn.Identity):
+        raise SlimError(
+            f"compressor.network: patches of {config.patch}x{config.patch} latents have {len(weight)} values, and "
+            f"prior.channels is {channels}; give at most as many, and a patch above 1"
+        )
+    rows = F.pixel_unshuffle(latents, config.patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    basis, spread = vectors.flip(1).T[:channels], values.flip(0)[:channels].clamp(min=1e-8).sqrt()
+    analysis = basis * weight / spread[:, None]
+    enter.weight.copy_(analysis[..., None, None])
+    enter.bias.copy_(-analysis @ (mean / weight))
+    # the synthesis makes up for what the gate takes away
+    synthesis = (basis.T * spread) / weight[:, None] / torch.sigmoid(torch.tensor(GATE))
+    leave.weight.copy_(synthesis[..., None, None])
+    leave.bias.copy_(mean / weight)
+    model.init_gains(spread.float().to(lambdas.device) * 127.5, lambdas, predicted)
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import Crops, random_caption
 from slimcodec.training.pseudo_labels import (
-    KeptLabels,
     Labeller,
     Photos,
     PseudoLabel,
@@ -82,7 +82,7 @@ class TrainingData:
             steps = max(1, data.window // options.batch)
             label = self.pseudo_label if labelled else None
             return PhotoStream(sources[0], steps, data.window, options.seed, self._annotations, label)
-        return PseudoLabelled(self.photo_set, self._kept_labels) if labelled else self.photo_set
+        return self._labelled_set if labelled else self.photo_set
 
     def crops(self, stage: str, *labels: PseudoLabel) -> Crops:
         """Crops for a stage, of its ``photos``."""
@@ -131,22 +131,19 @@ class TrainingData:
     @cached_property
     def _labeller(self) -> Labeller:
         roi, captioner, device = self.recipe.roi, self.recipe.data.captioner, str(self.accelerator.device)
-        segmenter = None
-        if roi.source == "segmentation":
-            segmenter = Segmenter(roi.segmenter, roi.classes, device)
         return Labeller(
             self.teachers,
-            segmenter,
+            Segmenter(roi.segmenter, roi.classes, device) if roi.source == "segmentation" else None,
             RoiCaptioner(captioner, device) if captioner else None,
             activation=roi.source == "activation",
             device=device,
         )
 
     @cached_property
-    def _kept_labels(self) -> KeptLabels:
+    def _labelled_set(self) -> PseudoLabelled:
         # the other processes read what the first one has written
         with self.accelerator.main_process_first():
-            return KeptLabels(self.photo_set, self._labeller, self.folder / "targets.pt")
+            return PseudoLabelled(self.photo_set, self._labeller, self.folder / "targets.pt")
 
 
 # ---- a look at the photos before any training ------------------------------------------------------------------
@@ -162,14 +159,13 @@ def data_card(photos: Photos) -> dict[str, Any]:
     decoded = [photo for row in rows if (photo := pool[row]) is not None]
     covered = [float(photo.mask.mean()) for photo in decoded if photo.annotated and photo.mask is not None]
     sides = sorted(min(photo.pixels.shape[:2]) for photo in decoded)
+    short_side = {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]} if sides else {}
     labels = Counter(photo.label for photo in decoded if photo.label)
     card: dict[str, Any] = {
         "photos": "streamed" if isinstance(photos, PhotoStream) else len(pool),
         "looked_at": len(rows),
         "broken": len(rows) - len(decoded),
-        "short_side": {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]}
-        if sides
-        else {},
+        "short_side": short_side,
         "with_label": sum(labels.values()),
         "labels": len(labels),
         "with_caption": sum(bool(photo.captions) for photo in decoded),
@@ -182,48 +178,36 @@ def data_card(photos: Photos) -> dict[str, Any]:
     return card
 
 
-def card_lines(card: dict[str, Any]) -> list[str]:
+def card_lines(card: dict[str, Any]) -> Iterator[str]:
     """The card as lines of text."""
-    sides = card["short_side"]
-    lines = [
-        f"photos          {card['photos']}, of which {card['looked_at']} were looked at: {card['broken']} broken",
-        f"short side      {sides['least']} to {sides['most']} pixels, median {sides['median']}"
-        if sides
-        else "",
-        f"labels          {card['with_label']} photos, {card['labels']} different",
-        f"captions        {card['with_caption']} photos",
-        f"masks           {card['with_annotated_mask']} annotated, {card['with_mask_of_a_network']} by a network",
-    ]
+    yield f"photos          {card['photos']}, of which {card['looked_at']} were looked at: {card['broken']} broken"
+    if sides := card["short_side"]:
+        yield f"short side      {sides['least']} to {sides['most']} pixels, median {sides['median']}"
+    yield f"labels          {card['with_label']} photos, {card['labels']} different"
+    yield f"captions        {card['with_caption']} photos"
+    yield f"masks           {card['with_annotated_mask']} annotated, {card['with_mask_of_a_network']} by a network"
     if "mask_coverage" in card:
-        lines.append(
-            f"coverage        {card['mask_coverage']:.0%} of an annotated photo; under 30 % in {card['small_objects']:.0%}"
-        )
-    return [line for line in lines if line]
+        small = f"under 30 % in {card['small_objects']:.0%}"
+        yield f"coverage        {card['mask_coverage']:.0%} of an annotated photo; {small}"
 
 
 def preview(data: TrainingData) -> Path:
-    """Writes ``<out>/preview.png`` of some photos as the compressor stage will see them, and returns its path.
-
-    The region of interest is bright and outlined; under each photo stand its caption and where its mask comes from.
-    """
+    """Writes ``<out>/preview.png`` and returns its path: photos with caption and region of interest, and where that is from."""
     recipe, rng = data.recipe, np.random.default_rng(0)
     pool = data.photos("compressor").pool(0)
+    rows = rng.permutation(len(pool)).tolist()
+    decoded = ((row, photo) for row in rows if (photo := pool[row]) is not None)
     tiles: list[Tile] = []
-    for row in rng.permutation(len(pool)).tolist():
-        if (photo := pool[row]) is None:
-            continue
-        photo = data.pseudo_label(row, photo)
+    for row, unlabelled in islice(decoded, PREVIEW_PHOTOS):
+        photo = data.pseudo_label(row, unlabelled)
         thumbnail = Image.fromarray(photo.pixels)
         thumbnail.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        pixels = np.asarray(thumbnail)
-        mask_source = "no mask"
+        pixels, origin = np.asarray(thumbnail), "no mask"
         if photo.mask is not None:
             pixels = overlay(pixels, photo.mask)
-            mask_source = "annotated" if photo.annotated else recipe.roi.source
+            origin = "annotated" if photo.annotated else recipe.roi.source
         caption = random_caption(photo, rng, recipe.data.templates) or "no caption"
-        tiles.append(Tile(pixels, (f"{caption} ({mask_source})",)))
-        if len(tiles) == PREVIEW_PHOTOS:
-            break
+        tiles.append(Tile(pixels, (f"{caption} ({origin})",)))
     path = data.folder / "preview.png"
     contact_sheet([tiles[n : n + PREVIEW_COLUMNS] for n in range(0, len(tiles), PREVIEW_COLUMNS)]).save(path)
     return path

@@ -25,7 +25,7 @@ from slimcodec.training.compression_model import fitted_tables, latent_codec_par
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.run import Run, revision
-from slimcodec.training.stages.captioner import build_tagger
+from slimcodec.training.stages.captioner import tagger_config
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
 
@@ -59,7 +59,7 @@ def make_bundle(run: Run) -> Bundle:
     # before tables are fitted: the captioner tells the compressor where to look
     if run.has_weights("captioner"):
         parts = {"captioner-0": run.load("captioner")}
-        bundle = changed(bundle, parts, captioners=(build_tagger(run).config,))
+        bundle = changed(bundle, parts, captioners=(tagger_config(run),))
         if pretrained is None:
             bundle = with_more_captioners(bundle, recipe.captioner.also)
     elif pretrained is not None and recipe.ldm.captioner:

@@ -50,13 +50,11 @@ class Features:
     weights: tuple[float, ...] = (1.0, 1.0, 0.3)
     #: weight of the divergence of the classifiers' answers, whose gradient is large, and shared by networks at low rates alone
     logits: float = 0.0
-    #: share of the stage before they join
-    start: float = 0.5
+    start: float = 0.5  #: share of the stage before they join
     #: weight of the features' distance, and what is left of that of the squared error beside it
     weight: float = 0.3
     squared_error: float = 0.4
-    #: share of the batch
-    share: float = 0.5
+    share: float = 0.5  #: share of the batch
 
 
 #: squared error, in units of 0..255 squared, that typically goes with a distance of features of 1
@@ -134,8 +132,7 @@ class RateDistortion:
     #: weights of the mean squared error at quality 1 and 100, logarithmic between
     lambdas: tuple[float, float]
     fidelity: Fidelity
-    #: share of the stage after which the rate is mixed (see ``rate_bits``)
-    mixed_start: float
+    mixed_start: float  #: share of the stage after which the rate is mixed (see ``rate_bits``)
 
     def weight(self, quality: Tensor) -> Tensor:
         """lambda at qualities [B]."""

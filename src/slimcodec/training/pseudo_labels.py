@@ -73,7 +73,7 @@ class Labeller:
 
     def __call__(self, photo: Photo) -> PseudoLabels:
         """The pseudo-labels of a photo."""
-        logits, mask = self._classify(photo.pixels)
+        logits, mask = self._classify(photo.pixels) if self.teachers else (None, None)
         if self.segmenter is not None:
             segmented = Image.fromarray(self.segmenter(photo.pixels))
             mask = np.asarray(segmented.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX))
@@ -82,9 +82,7 @@ class Labeller:
             caption = self.captioner(photo.pixels, mask if photo.mask is None else photo.mask)
         return PseudoLabels(logits, mask, caption)
 
-    def _classify(self, pixels: NDArray[np.uint8]) -> tuple[Tensor | None, NDArray[np.float32] | None]:
-        if not self.teachers:
-            return None, None
+    def _classify(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.float32] | None]:
         side = getattr(self.teachers[0], "side", DEFAULT_SIDE)
         resized = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
         picture = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None].float().contiguous() / 255
@@ -99,13 +97,14 @@ class Labeller:
         return torch.stack([first, *others]).mean(0)[0].cpu(), mask
 
 
-class KeptLabels:
-    """The pseudo-labels of all rows of a set, from a file that is made when it is missing.
+class PseudoLabelled:
+    """A view of a set whose photos have pseudo-labels where nobody annotated them; the set stays as it is.
 
-    A file that was made of another number of photos raises ``SlimError``.
+    They are kept in a file that is made when it is missing; one of another number of photos raises ``SlimError``.
     """
 
-    def __init__(self, photos: PhotoSet, labeller: Labeller, path: Path) -> None:
+    def __init__(self, photos: PhotoSet, labeller: Callable[[Photo], PseudoLabels], path: Path) -> None:
+        self.photos = photos
         if path.exists():
             self._state = torch.load(path, weights_only=True)
             if self._state["rows"] != len(photos):
@@ -122,29 +121,19 @@ class KeptLabels:
         }
         save_tensors(self._state, path)
 
-    def __call__(self, row: int) -> PseudoLabels:
-        """The pseudo-labels of a row."""
-        logits, masks = self._state["logits"], self._state["masks"]
-        return PseudoLabels(
-            None if logits is None else logits[row].float(),
-            None if masks is None else masks[row].float().numpy(),
-            self._state["captions"][row] or None,
-        )
-
-
-@dataclass
-class PseudoLabelled:
-    """A view of a set whose photos have pseudo-labels, by row, where nobody annotated them; the set stays as it is."""
-
-    photos: PhotoSet
-    labels: Callable[[int], PseudoLabels]
-
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, row: int) -> Photo | None:
-        photo = self.photos[row]
-        return None if photo is None else self.labels(row).added_to(photo)
+        photo, logits, masks = self.photos[row], self._state["logits"], self._state["masks"]
+        if photo is None:
+            return None
+        labels = PseudoLabels(
+            None if logits is None else logits[row].float(),
+            None if masks is None else masks[row].float().numpy(),
+            self._state["captions"][row] or None,
+        )
+        return labels.added_to(photo)
 
     def pool(self, step: int) -> PseudoLabelled:
         """The photos that the batch of a step is drawn from: all of them."""

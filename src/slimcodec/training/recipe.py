@@ -29,17 +29,13 @@ class Optimisation:
     """Steps and rates that every stage has."""
 
     steps: int = 1000
-    #: pictures of a step, over all processes
-    batch: int = 16
-    #: pixels a side
-    crop: int = 128
+    batch: int = 16  #: pictures of a step, over all processes
+    crop: int = 128  #: pixels a side
     learning_rate: float = 7e-4
     warmup: int = 150
-    #: of the averaged weights, a step
-    ema_decay: float = 0.998
+    ema_decay: float = 0.998  #: of the averaged weights, a step
     clip: float = 1.0
-    #: pieces of each process's part of a batch, one worked on after another
-    accumulate: int = 1
+    accumulate: int = 1  #: pieces of each process's part of a batch, one worked on after another
     seed: int = 0
 
 
@@ -59,23 +55,19 @@ class Data:
     photos: tuple[str, ...] = ()
     thumbnails: tuple[str, ...] = ()
     split: str = "train"
-    #: read in order, holding a window of photos, in place of all at random
-    streaming: bool = False
+    streaming: bool = False  #: read in order, holding a window of photos, in place of all at random
     window: int = 2048
     #: "SOURCE=0.2": crops take that share of the photos with this ``source``; the captioner's views take all
     shares: tuple[str, ...] = ()
-    #: COCO JSON file or folder of VOC XML files, for the pictures of a folder
-    annotations: str = ""
+    annotations: str = ""  #: COCO JSON file or folder of VOC XML files, for the pictures of a folder
     #: text file of tags, a line each, the classifiers' classes first; default: the embedded one
     vocabulary: str = ""
     #: captions of a label, with {label} or {a_label} in them; default: "a photo of a cat"
     templates: tuple[str, ...] = ()
     #: captions photos without words: a bundle, or an image-to-text model's folder or hub id
     captioner: str = ""
-    #: GiB of decoded photos, in each process
-    memory: float = 4.0
-    #: processes that prepare batches beside each trainer
-    workers: int = 0
+    memory: float = 4.0  #: GiB of decoded photos, in each process
+    workers: int = 0  #: processes that prepare batches beside each trainer
 
     @property
     def source_shares(self) -> dict[str, float]:
@@ -143,10 +135,8 @@ class CompressorRecipe:
     network: CompressorConfig = field(default_factory=CompressorConfig)
     #: weight of the mean squared error at quality 1 and at quality 100
     lambdas: tuple[float, float] = (6e-5, 2e-2)
-    #: fidelity weight outside the region of interest
-    background: float = 0.5
-    #: share of the stage after which scales are trained on rounded symbols
-    mixed_start: float = 0.4
+    background: float = 0.5  #: fidelity weight outside the region of interest
+    mixed_start: float = 0.4  #: share of the stage after which scales are trained on rounded symbols
     #: our own autoencoder's halves are tuned too; a pretrained one stays as it is
     train_encoder: bool = False
     train_decoder: bool = True
@@ -161,14 +151,10 @@ class CaptionerRecipe:
     #: begin with the weights of the first teacher, a MobileNet-v2, or without teachers with the embedded ones
     start_from_weights: bool = True
     thumbnail_share: float = 0.15
-    #: teachers see every view (dearer, better), or every photo once
-    teachers_see_views: bool = True
-    #: false: the heads alone, ten times as fast
-    train_body: bool = True
-    #: bundles whose first captioner is packed too, to guide beside this one
-    also: tuple[str, ...] = ()
-    #: least area of a view, as a share of the photo
-    smallest_area: float = 0.4
+    teachers_see_views: bool = True  #: teachers see every view (dearer, better), or every photo once
+    train_body: bool = True  #: false: the heads alone, ten times as fast
+    also: tuple[str, ...] = ()  #: bundles whose first captioner is packed too, to guide beside this one
+    smallest_area: float = 0.4  #: least area of a view, as a share of the photo
 
 
 @dataclass(frozen=True)
@@ -180,12 +166,9 @@ class EnhanceRecipe:
     features: Features = field(default_factory=lambda: Features(start=0.0, weight=0.0))
     background: float = 0.5
     caption_dropout: float = 0.15
-    #: weight of the denoising of latents
-    denoising: float = 1.0
-    #: weight of the pictures' error after one step, relative to that of no step
-    fidelity: float = 1.0
-    #: weight of the compressor's own loss; 0 leaves the compressor as it is
-    rate: float = 0.0
+    denoising: float = 1.0  #: weight of the denoising of latents
+    fidelity: float = 1.0  #: weight of the pictures' error after one step, relative to that of no step
+    rate: float = 0.0  #: weight of the compressor's own loss; 0 leaves the compressor as it is
     #: rank of the low-rank matrices that are trained in the UNet's place; 0 trains all of it
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -195,17 +178,13 @@ class EnhanceRecipe:
 class Ldm:
     """A pretrained latent diffusion model in the place of ours, without stages ``autoencoder`` and ``diffusion``: docs/hub.md."""
 
-    #: folder or hub id of a diffusers pipeline; "" trains a model of our own
-    source: str = ""
-    #: folders or hub ids of parts that take the place of the pipeline's
-    autoencoder: str = ""
+    source: str = ""  #: folder or hub id of a diffusers pipeline; "" trains a model of our own
+    autoencoder: str = ""  #: folder or hub id in place of the pipeline's, as text_encoder
     text_encoder: str = ""
-    #: a bundle whose tagger captions; "" trains stage ``captioner``
-    captioner: str = "slim-tiny"
+    captioner: str = "slim-tiny"  #: a bundle whose tagger captions; "" trains stage ``captioner``
     #: share of the schedule at quality 1 and 100; 0 0: where its noise equals the compressor's error
     strength: tuple[float, float] = (0.0, 0.0)
-    #: noise added to the decompressed latent, relative to the schedule's
-    noise: float = 0.0
+    noise: float = 0.0  #: noise added to the decompressed latent, relative to the schedule's
 
 
 @dataclass(frozen=True)
@@ -223,10 +202,8 @@ class Recipe:
 
     name: str = "slim-tiny"
     out: str = "runs/slim-tiny"
-    #: "bf16", or "no": float32
-    precision: str = "bf16"
-    #: "auto" takes a GPU where there is one, "cpu" never does
-    device: str = "auto"
+    precision: str = "bf16"  #: "bf16", or "no": float32
+    device: str = "auto"  #: "auto" takes a GPU where there is one, "cpu" never does
     data: Data = field(default_factory=Data)
     roi: Roi = field(default_factory=Roi)
     teachers: Teachers = field(default_factory=Teachers)

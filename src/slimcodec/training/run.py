@@ -131,9 +131,8 @@ class Run:
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage's weights are there, from as many steps as the recipe says."""
-        return self.has_weights(stage) and self.about(stage).get("steps") == str(
-            self.recipe.optimisation(stage).steps
-        )
+        steps = str(self.recipe.optimisation(stage).steps)
+        return self.has_weights(stage) and self.about(stage).get("steps") == steps
 
     def require(self, stage: str) -> None:
         """Raises ``SlimError`` where a stage has left no weights."""
@@ -145,11 +144,8 @@ class Run:
     def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
         """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
         self.require(stage)
-        prefix = f"{part}." if part else ""
-        weights = load_file(self.weights_path(stage))
-        return {
-            name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
-        }
+        weights, prefix = load_file(self.weights_path(stage)), f"{part}." if part else ""
+        return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
     def restore(self, module: nn.Module, stage: str, part: str = "") -> None:
         """Fills a module with a stage's weights, or with those of a ``part`` of its model."""

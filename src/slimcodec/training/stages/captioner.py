@@ -12,7 +12,7 @@ from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.data.networks import start_from_classifier
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.captioner import Tagger
+from slimcodec.models.captioner import CaptionerConfig, Tagger
 from slimcodec.training.batches import LABEL_SHARE, Draws, LabelledViews, Views
 from slimcodec.training.loop import Stage
 from slimcodec.training.pseudo_labels import PseudoLabel
@@ -50,7 +50,7 @@ class CaptionerStage(Stage[Views]):
     def build(cls, run: Run) -> CaptionerStage:
         """The stage of a run; teachers are asked about every view, or once about every photo, as the recipe says."""
         recipe = run.recipe.captioner
-        tagger = build_tagger(run)
+        tagger = Tagger(tagger_config(run))
         if recipe.start_from_weights:
             start_from_weights(tagger, run)
         teachers = run.data.teachers if recipe.teachers_see_views else []
@@ -114,15 +114,15 @@ class CaptionerStage(Stage[Views]):
         return columns
 
 
-def build_tagger(run: Run) -> Tagger:
-    """The recipe's tagger, untrained."""
-    return Tagger(replace(run.recipe.captioner.network, tags=len(run.data.vocabulary)))
+def tagger_config(run: Run) -> CaptionerConfig:
+    """The recipe's tagger for the run's vocabulary."""
+    return replace(run.recipe.captioner.network, tags=len(run.data.vocabulary))
 
 
 def start_from_weights(tagger: Tagger, run: Run) -> None:
     """Copies the first teacher's weights, or without teachers those of the embedded bundle's tagger.
 
-    Raises ``SlimError`` where the teacher is no MobileNet-v2, or the embedded vocabulary is another.
+    Raises ``SlimError`` where the teacher is another network, or the embedded vocabulary is another.
     """
     if run.data.teachers:
         start_from_classifier(tagger, run.data.teachers[0])
