@@ -1,11 +1,8 @@
 """Many pictures through one codec: those of equal size go through the networks together, as a GPU wants it.
 
-Latents, captions by a pretrained model, enhancement and decoding are computed for a batch at once. Symbols are coded for each
-picture alone, since that stage is exact and sequential. A batch changes the order of a network's sums, no more: a file of a
-batch is a valid file and equals that of ``Codec.encode`` but for symbols on the edge of rounding. A file has the same
-symbols and, nearly, the same picture however it is decoded.
-
-A failure is given in its place as the exception that it raised, and the rest goes on.
+Symbols are coded for each picture alone, since that stage is exact and sequential. A batch changes the order of a network's sums:
+a file equals that of ``Codec.encode`` but for symbols on the edge of rounding. A failure is given in its place as the exception
+that it raised, and the rest goes on.
 """
 
 from __future__ import annotations

@@ -193,13 +193,13 @@ class Codec:
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     """The type that the networks run fastest in: bfloat16 where the processor multiplies it natively, else float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if torch.device(device).type == "cpu":
-        capability: Any = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        if capability.get("avx512_bf16") or capability.get("amx_bf16"):
-            return torch.bfloat16
-    return torch.float32
+    kind, fast = torch.device(device).type, False
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    elif kind == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities: Any = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def load(
@@ -211,13 +211,10 @@ def load(
 ) -> Codec:
     """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
 
-    ``base``: a folder in which the pretrained model that a bundle names is looked for first (also: variable SLIMCODEC_BASE).
-
     ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
-    The entropy stage is exact in every one of them: files are portable between devices and types.
-
-    ``offload``: pretrained parts lie in the computer's memory and come to the device one at a time, for a GPU that does not hold
-    them all; needs Accelerate, and the codec then serves one thread at a time.
+    Files are portable between devices and types. ``base``: a folder in which the pretrained model that a bundle names is looked
+    for first (also: variable SLIMCODEC_BASE). ``offload``: pretrained parts come to the device one at a time, for a GPU that does
+    not hold them all; needs Accelerate, and the codec then serves one thread at a time.
     """
     device = device or "cpu"
     try:

@@ -23,6 +23,7 @@ from slimcodec.models.pretrained.references import PartReference, hub_folder, lo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 #: longest caption that a model may give
 MAX_BYTES, MAX_NEW_TOKENS = 200, 24
 #: tags whose text is encoded at a time
@@ -116,20 +117,17 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
         return Preprocessing(_side(size), mean, std, keep_shape, bool(settings.get("do_flip_channel_order")))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        file = _processor_file(folder)
-        raise SlimError(f"{file}: not the settings of an image processor ({error!r})") from error
+        files = " or ".join(PROCESSOR_FILES)
+        raise SlimError(f"{folder}: {files}: not the settings of an image processor ({error!r})") from error
 
 
 def image_processor_settings(folder: Path) -> dict[str, Any]:
     """What a folder's preprocessor_config.json, or the part of its processor_config.json, says; {} without either."""
-    path = _processor_file(folder)
-    settings = read_json(path) if path.is_file() else {}
-    return settings if path.name.startswith("pre") else settings.get("image_processor") or {}
-
-
-def _processor_file(folder: Path) -> Path:
-    path = folder / "preprocessor_config.json"
-    return path if path.is_file() else folder / "processor_config.json"
+    alone, together = (folder / name for name in PROCESSOR_FILES)
+    if alone.is_file():
+        return read_json(alone)
+    settings = read_json(together) if together.is_file() else {}
+    return settings.get("image_processor") or {}
 
 
 def _side(size: Any) -> int:
@@ -247,20 +245,15 @@ def _unit(features: Any) -> Tensor:
     return states / states.norm(dim=-1, keepdim=True)
 
 
-def is_zero_shot(folder: Path) -> bool:
-    """Whether a model compares pictures with texts and writes none."""
+def load_captioner(
+    folder: Path, config: CaptionModelConfig, tags: Sequence[str], device: str
+) -> ImageToText | ZeroShotTagger:
+    """The captioner in a folder: a tagger where the model compares pictures with texts and writes none."""
     from transformers.models.auto import modeling_auto
 
     kind = read_json(folder / "config.json").get("model_type")
     writes = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return not writes and kind in modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-
-
-def load_captioner(
-    folder: Path, config: CaptionModelConfig, tags: Sequence[str], device: str
-) -> ImageToText | ZeroShotTagger:
-    """The captioner in a folder, of whichever kind it is."""
-    if is_zero_shot(folder):
+    if not writes and kind in modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return ZeroShotTagger(folder, tags, device, config.threshold)
     return ImageToText(folder, device, config.prompt)
 
