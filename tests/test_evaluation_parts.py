@@ -323,6 +323,8 @@ def test_enhanced_curves_bring_their_controls() -> None:
     assert [settings.name for settings in found] == [
         "slim steps 0",
         "slim steps 0 + caption",
+        "slim steps 0 + caption + guidance 1.5",
+        "slim steps 0 + wrong caption + guidance 1.5",
         "slim steps 2",
         "slim steps 2 + caption",
         "slim steps 2 + wrong caption",

@@ -30,7 +30,7 @@ CALLS = {"os.system", "os.popen", "pandas.read_pickle", "torch.hub.load"}
 #: TorchScript is a program: judges and teachers that a user names (SECURITY.md), and nothing that decoding needs
 TORCHSCRIPT = {"evaluation/measures.py", "data/networks.py"}
 #: what loads no weights
-WITHOUT_WEIGHTS = {"AutoProcessor", "Bundle", "made", "tokenizer"}
+WITHOUT_WEIGHTS = {"AutoProcessor", "Bundle", "loader", "tokenizer"}
 
 
 def dotted(node: ast.expr) -> str:

@@ -211,9 +211,11 @@ def chosen_curves(
 def _chosen_settings(codec: Codec, steps: str | None, guidance: str | None) -> list[SlimSettings]:
     config = codec.bundle.config
     counts = sorted({0, config.steps if config.enhancer else 0})
-    strengths = [config.guidance, config.machine_guidance]
+    chosen_steps = counts if steps is None else _numbers(steps, int, "--steps")
+    # steps 0 asked for alone is SLIM without help from a caption
+    strengths = [config.guidance, config.machine_guidance] if steps is None or any(chosen_steps) else [0.0]
     settings = slim_settings(
-        counts if steps is None else _numbers(steps, int, "--steps"),
+        chosen_steps,
         strengths if guidance is None else _numbers(guidance, float, "--guidance"),
     )
     if any(chosen.caption == "wrong" for chosen in settings) and not class_names(codec):
