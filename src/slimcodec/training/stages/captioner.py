@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from slimcodec.data.classifiers import load_teacher
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
+from slimcodec.data.efficientnet import SIDES
 from slimcodec.data.networks import start_from_classifier
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
@@ -37,10 +39,11 @@ class CaptionerStage(Stage[Views]):
         teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]] = (),
         *,
         train_body: bool = True,
+        train_head: bool = True,
     ) -> None:
-        """``train_body``: whether more than the heads is trained."""
-        if not train_body:
-            model.body.requires_grad_(False)
+        """``train_body`` and ``train_head``: whether the network, and the head of its tags, are trained."""
+        model.body.requires_grad_(train_body)
+        model.head.requires_grad_(train_head)
         self.model: Tagger = model
         # the head that tells the region of interest begins at nothing, on features that are there already
         self.scaled = [parameter for name, parameter in model.named_parameters() if name.startswith("roi_")]
@@ -51,6 +54,10 @@ class CaptionerStage(Stage[Views]):
         """The stage of a run; teachers are asked about every view, or once about every photo, as the recipe says."""
         recipe = run.recipe.captioner
         tagger = Tagger(tagger_config(run))
+        if not (recipe.train_body or recipe.train_head or tagger.config.roi):
+            raise SlimError(
+                "captioner has nothing to train: set train_body, train_head or network.roi to true"
+            )
         if recipe.start_from_weights:
             start_from_weights(tagger, run)
         teachers = run.data.teachers if recipe.teachers_see_views else []
@@ -67,7 +74,14 @@ class CaptionerStage(Stage[Views]):
             smallest_area=recipe.smallest_area,
             labelled_later=bool(teachers),
         )
-        return cls(tagger, views, run.data.vocabulary, teachers, train_body=recipe.train_body)
+        return cls(
+            tagger,
+            views,
+            run.data.vocabulary,
+            teachers,
+            train_body=recipe.train_body,
+            train_head=recipe.train_head,
+        )
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
@@ -86,14 +100,15 @@ class CaptionerStage(Stage[Views]):
         if batch.known.any():
             right = logits.argmax(1) == batch.targets.argmax(1)
             terms["top1_train"] = right[batch.known].float().mean()
-        if roi is not None and batch.trust.any():
+        if roi is not None:
             masks = nn.functional.interpolate(batch.masks, roi.shape[2:], mode="bilinear")
             entropy = nn.functional.binary_cross_entropy_with_logits(roi, masks, reduction="none")
             entropy = entropy.mean((1, 2, 3))
-            right = ((roi.detach() > 0) == (masks > 0.5)).float().mean((1, 2, 3))
-            terms["roi_entropy"] = (batch.trust * entropy.detach()).sum() / batch.trust.sum()
-            terms["roi_right"] = (batch.trust * right).sum() / batch.trust.sum()
             loss = loss + (batch.trust * entropy).mean()
+            if batch.trust.any():
+                right = ((roi.detach() > 0) == (masks > 0.5)).float().mean((1, 2, 3))
+                terms["roi_entropy"] = (batch.trust * entropy.detach()).sum() / batch.trust.sum()
+                terms["roi_right"] = (batch.trust * right).sum() / batch.trust.sum()
         return loss, terms
 
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
@@ -120,18 +135,27 @@ def tagger_config(run: Run) -> CaptionerConfig:
 
 
 def start_from_weights(tagger: Tagger, run: Run) -> None:
-    """Copies the first teacher's weights, or without teachers those of the embedded bundle's tagger.
+    """Copies the weights of a network that comes as a package, else the first teacher's, else the embedded bundle's tagger's.
 
-    Raises ``SlimError`` where the teacher is another network, or the embedded vocabulary is another.
+    Raises ``SlimError`` where those are another network's, or the embedded vocabulary is another.
     """
+    network = tagger.config.network
+    if network in SIDES:
+        start_from_classifier(tagger, load_teacher(network))
+        return
     if run.data.teachers:
         start_from_classifier(tagger, run.data.teachers[0])
         return
     embedded = Bundle.from_pretrained()
-    if embedded.vocabulary != run.data.vocabulary:
+    known = embedded.config.captioners[0].network
+    reason = ""
+    if known != network:
+        reason = f"is a {known}: set captioner.network.network={known}"
+    elif embedded.vocabulary != run.data.vocabulary:
+        reason = "has another vocabulary: set teachers.models"
+    if reason:
         raise SlimError(
-            "the captioner cannot start from the embedded one, whose vocabulary is another: set teachers.models, or "
-            "captioner.start_from_weights=false"
+            f"the captioner cannot start from the embedded one, which {reason}, or captioner.start_from_weights=false"
         )
     # the head that tells the region of interest may still be to learn
     tagger.load_state_dict(embedded.captioners[0].state_dict(), strict=False)
