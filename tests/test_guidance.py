@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import Slim
 from PIL import Image
 from support import photo
 from torch import nn
@@ -145,3 +147,19 @@ def test_a_batch_and_tiles_guide_as_single_pictures_do(codec: slimcodec.Codec) -
         )
         assert np.abs(alone - np.asarray(batched, int)).max() <= 4
         assert np.abs(alone - tiled).max() <= 4
+
+
+def test_drawn_pixels_say_so(codec: slimcodec.Codec, slim: Slim, tmp_path: Path) -> None:
+    source = tmp_path / "cat.slim"
+    source.write_bytes(codec.encode(photo("chelsea", 64, 64), 12, "tabby"))
+    for preset, suffix, said in (
+        ("natural", "png", ""),
+        ("machine", "png", "tabby"),
+        ("machine", "jpg", "tabby"),
+    ):
+        out = tmp_path / f"{preset}.{suffix}"
+        assert slim("decode", source, "-o", out, "--steps", "0", "--preset", preset).status == 0
+        with Image.open(out) as picture:
+            comment = picture.info.get("Comment", picture.info.get("comment", b""))
+        comment = comment.decode() if isinstance(comment, bytes) else comment
+        assert ("drawn by slimcodec" in comment) == bool(said) and said in comment

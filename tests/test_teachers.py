@@ -15,11 +15,15 @@ from torch import Tensor, nn
 import slimcodec
 from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_classifier, load_teacher
+from slimcodec.data.efficientnet import EfficientNetLite
 from slimcodec.data.networks import TransformersNetwork, last_of_each_stride, start_from_classifier
 from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.batches import Draws
 from slimcodec.training.losses import FeatureLoss
+from slimcodec.training.recipe import load_recipe
+from slimcodec.training.run import Run
+from slimcodec.training.stages.captioner import CaptionerStage
 
 LABELS = {0: "tabby", 1: "goldfish", 2: "espresso", 3: "rocket", 4: "canoe"}
 PREPROCESSING = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
@@ -375,3 +379,29 @@ def test_efficientnet_lite_is_teacher_judge_and_where_the_captioner_starts() -> 
     assert int(tags.argmax()) < 1000
     with pytest.raises(SlimError, match="mobilenet-v2"):
         start_from_classifier(Tagger(CaptionerConfig(1116, 224)), teacher)
+
+
+def test_the_captioner_stage_keeps_the_tags_of_its_package_and_trains_the_roi_head(tmp_path: Path) -> None:
+    settings = [
+        "data=generated:4",
+        f"out={tmp_path}",
+        "teachers.models=[]",
+        "captioner.network.network=efficientnet-lite0",
+        "captioner.network.side=64",
+        "captioner.network.roi=true",
+        "captioner.start_from_weights=true",
+        "captioner.train_body=false",
+    ]
+    frozen = [*settings, "captioner.train_head=false"]
+    stage = CaptionerStage.build(Run(load_recipe("smoke", frozen)))
+    teacher = load_teacher("efficientnet-lite0")
+    assert isinstance(teacher.network, EfficientNetLite)
+    assert torch.equal(stage.model.head.weight[:1000], teacher.network.tagger.head.weight)
+    trained = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.startswith("roi_") for name in trained)
+    with pytest.raises(SlimError, match="nothing to train"):
+        CaptionerStage.build(Run(load_recipe("smoke", [*frozen, "captioner.network.roi=false"])))
+    # the embedded captioner is an EfficientNet-Lite0
+    with pytest.raises(SlimError, match=r"cannot start from the embedded one.*network\.network="):
+        other = [setting.replace("efficientnet-lite0", "mobilenet-v2") for setting in settings]
+        CaptionerStage.build(Run(load_recipe("smoke", other)))

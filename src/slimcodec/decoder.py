@@ -115,7 +115,12 @@ class Decoder:
             pixels = torch.cat(
                 [self.guide(*one, sampling) for one in zip(files, pixels.split(1), strict=True)]
             )
-        return crop(pixels, [(file.container.width, file.container.height) for file in files])
+        images = crop(pixels, [(file.container.width, file.container.height) for file in files])
+        for image, file in zip(images, files, strict=True):
+            if comment := drawn_comment(file, sampling):
+                # JPEG and GIF keep this on saving; ``slim decode`` writes it into PNG as well
+                image.info["comment"] = comment
+        return images
 
     def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int) -> Tensor:
         """The latents [B, C, h, w] of files after denoising."""
@@ -161,6 +166,14 @@ class Decoder:
             seed=zlib.crc32(container.payload),
         )
         return guide.apply(pixels, change, self.tile)
+
+
+def drawn_comment(file: Decompressed, sampling: Sampling) -> str:
+    """What a picture says of pixels that the model drew, "" where they are the decoder's alone."""
+    parts = [f"denoised in {sampling.steps} steps"] if sampling.steps else []
+    if sampling.guidance and file.caption_index is not None:
+        parts.append(f"guided by the caption {file.caption!r} at strength {sampling.guidance:g}")
+    return f"Pixels drawn by slimcodec: {', '.join(parts)}." if parts else ""
 
 
 def crop(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:

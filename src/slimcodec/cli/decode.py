@@ -26,6 +26,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     import io
 
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     import slimcodec
     from slimcodec.batches import decode_many
@@ -48,7 +49,10 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     def output(job: Job, data: bytes, picture: Image.Image) -> Output:
         file = io.BytesIO()
         # PNG takes no quality; for a lossy format its default would be a second, visible compression.
-        picture.save(file, formats[suffix(job)], quality=95)
+        chunks = PngInfo()
+        if "comment" in picture.info:
+            chunks.add_text("Comment", picture.info["comment"])
+        picture.save(file, formats[suffix(job)], quality=95, pnginfo=chunks)
         return Output(file.getvalue(), slimcodec.inspect(data), len(data))
 
     return Steps(read, work, output)
@@ -77,7 +81,7 @@ def decode(
         str,
         typer.Option(
             metavar="natural|machine",
-            help="Decode for people (natural) or for classifiers (machine: caption-guided, 4 times slower).",
+            help="Decode for people (natural) or for classifiers (machine: guided by the caption, 5 times slower).",
         ),
     ] = "natural",
     guidance_steps: Annotated[
@@ -99,7 +103,8 @@ def decode(
     """Decode .slim files to pictures: PNG, or what the suffix of a single OUT says.
 
     Folders are searched recursively and mirrored below OUT.
-    A result that exists is kept. In a batch its input is skipped, so the same
+    Guided and denoised pixels are drawn by the model: the picture's comment
+    says so (PNG, JPEG). A result that exists is kept. In a batch its input is skipped, so the same
     command resumes an interrupted batch; for a single file it is an error.
     Exit status: 0 all fine, 1 some failed, 2 usage.
 
