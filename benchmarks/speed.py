@@ -20,21 +20,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from photos import photo_options, photos
 from PIL import Image
 
+#: how each kind of decoding is asked for
+DECODING: dict[str, dict[str, Any]] = {
+    "decode_steps_0": {"steps": 0},
+    "decode_steps_1": {"steps": 1},
+    "decode_machine": {"preset": "machine"},
+}
 PEAK = """
-import re, sys
+import json, re, sys
 import slimcodec, torch
 torch.set_num_threads(1)
-Image_path, data_path, operation = sys.argv[1:]
+image_path, data_path, operation, options = sys.argv[1:]
 codec = slimcodec.load()
 if operation == "encode":
-    open(data_path, "wb").write(codec.encode(Image_path))
+    open(data_path, "wb").write(codec.encode(image_path))
 else:
-    codec.decode(data_path, steps=0 if operation == "decode_steps_0" else None)
+    codec.decode(data_path, **json.loads(options))
 # not getrusage: its peak begins with that of the process that started this one
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
@@ -42,7 +49,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 
 def peak_megabytes(image: Path, data: Path, operation: str) -> int:
     """Peak resident memory, in MB, of a fresh process that loads the codec and does one operation."""
-    command = [sys.executable, "-c", PEAK, str(image), str(data), operation]
+    options = json.dumps(DECODING.get(operation))
+    command = [sys.executable, "-c", PEAK, str(image), str(data), operation, options]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -51,6 +59,20 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def median_milliseconds(
+    operations: dict[str, Callable[[int], object]], count: int, rounds: int
+) -> dict[str, float]:
+    """The median of each operation on ``count`` pictures, the operations by turns, after two rounds of warming up."""
+    times: dict[str, list[float]] = {name: [] for name in operations}
+    for round_number in range(rounds + 2):
+        for number in range(count):
+            for name, operation in operations.items():
+                taken = seconds(lambda: operation(number))  # noqa: B023
+                if round_number >= 2:
+                    times[name].append(taken)
+    return {name: statistics.median(values) * 1000 for name, values in times.items()}
 
 
 def command_seconds(arguments: list[str]) -> tuple[float, float]:
@@ -86,18 +108,21 @@ def main() -> None:
     operations: dict[str, Callable[[int], object]] = {
         "avif_encode": avif,
         "encode": lambda number: codec.encode(pictures[number]),
-        "decode_steps_0": lambda number: codec.decode(files[number], steps=0),
-        "decode_default": lambda number: codec.decode(files[number]),
     }
-    times: dict[str, list[float]] = {name: [] for name in operations}
-    for round_number in range(arguments.rounds + 2):
-        for number in range(len(pictures)):
-            for name, operation in operations.items():
-                taken = seconds(lambda: operation(number))  # noqa: B023
-                if round_number >= 2:
-                    times[name].append(taken)
-    medians = {name: statistics.median(values) * 1000 for name, values in times.items()}
-    limits = {"encode": 0.5, "decode_steps_0": 0.6, "decode_default": 2.0}
+    for name, options in DECODING.items():
+        operations[name] = lambda number, options=options: codec.decode(files[number], **options)  # type: ignore[misc]
+    medians = median_milliseconds(operations, len(pictures), arguments.rounds)
+    large_photo = pictures[0].resize((1024, 1024), Image.Resampling.BICUBIC)
+    large_file = codec.encode(large_photo)
+    large_medians = median_milliseconds(
+        {
+            name: lambda number, options=options: codec.decode(large_file, **options)  # type: ignore[misc]
+            for name, options in DECODING.items()
+        },
+        1,
+        5,
+    )
+    limits = {"encode": 0.5, "decode_steps_0": 0.6, "decode_steps_1": 2.0, "decode_machine": 4.0}
 
     with tempfile.TemporaryDirectory() as folder:
         image, data = Path(folder) / "photo.png", Path(folder) / "photo.slim"
@@ -122,6 +147,10 @@ def main() -> None:
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
         "ratio_to_avif_encode": {name: round(medians[name] / medians["avif_encode"], 3) for name in limits},
         "ratio_allowed": limits,
+        "ratio_machine_to_steps_0": {
+            "256x256": round(medians["decode_machine"] / medians["decode_steps_0"], 2),
+            "1024x1024": round(large_medians["decode_machine"] / large_medians["decode_steps_0"], 2),
+        },
         "peak_megabytes_256x256": peaks,
         "peak_megabytes_4000x3000": large_peaks,
         "slim_encode_seconds_with_start_up": round(encode_wall, 2),
