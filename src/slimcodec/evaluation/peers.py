@@ -88,6 +88,9 @@ PEERS = {
     "avif": Peer(
         "AVIF", {"speed": 6, "max_threads": 1, "subsampling": "4:2:0"}, (0, 10, 20, 30, 40, 52), "avif"
     ),
+    "avif-444": Peer(
+        "AVIF", {"speed": 6, "max_threads": 1, "subsampling": "4:4:4"}, (0, 10, 20, 30, 40, 52), "avif"
+    ),
     "jxl": Peer(
         "JXL",
         {"effort": 7, "num_threads": 1},
