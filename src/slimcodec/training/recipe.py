@@ -192,9 +192,9 @@ class Ldm:
 class DefaultsRecipe:
     """The bundle's default options: see ``BundleConfig``."""
 
-    steps: int = 1
+    steps: int = 0
     guidance: float = 0.0
-    machine_guidance: float = 0.5
+    machine_guidance: float = 0.4
 
 
 @dataclass(frozen=True)
