@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,3 +94,22 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     """Peak signal-to-noise ratio of two pictures of one size, dB."""
     error = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(10 * np.log10(255**2 / max(float((error**2).mean()), 1e-9)))
+
+
+def tiff(
+    samples: bytes, size: tuple[int, int], bits: int, tags: dict[int, int] | None = None, gap: bytes = b""
+) -> bytes:
+    """A little-endian grey TIFF file of one strip; ``tags`` add to its own or replace them, ``gap`` follows its header."""
+    start = 8 + len(gap)
+    own = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: 1, 277: 1, 278: size[1], 279: len(samples)}
+    entries = own | (tags or {})
+    entries[273] = start + 6 + 12 * (len(entries) + 1)
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    return (
+        struct.pack("<2sHI", b"II", 42, start)
+        + gap
+        + struct.pack("<H", len(entries))
+        + table
+        + bytes(4)
+        + samples
+    )

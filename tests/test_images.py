@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from skimage import data
 
-from slimcodec.errors import ImageError
+from slimcodec.errors import ImageError, LossWarning
 from slimcodec.files import atomic_write
 from slimcodec.images import ImageWarning, load_image
 
@@ -250,7 +250,9 @@ def test_first_frame_of_an_animation() -> None:
     for kind in ("GIF", "PNG", "WEBP"):
         options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
         animation = stored(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-        assert load_image(animation)[0, 0].tolist() == [255, 0, 0]
+        with pytest.warns(LossWarning, match="2 frames") as caught:
+            assert load_image(animation)[0, 0].tolist() == [255, 0, 0]
+        assert isinstance(caught[0].message, LossWarning) and caught[0].message.kind == "frames"
 
 
 # --- what is no picture

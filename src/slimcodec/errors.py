@@ -1,4 +1,4 @@
-"""Every error that slimcodec raises on purpose: catch ``SlimError`` to catch them all."""
+"""Every error that slimcodec raises on purpose, catch ``SlimError`` to catch them all; and its warnings."""
 
 
 class SlimError(Exception):
@@ -26,6 +26,21 @@ class ModelMismatchError(SlimError):
 
 class ImageError(SlimError):
     """The input is not a picture that can be coded: unreadable, empty or too large."""
+
+
+class ImageWarning(UserWarning):
+    """A picture was read, but something in its file (a colour profile, a rotation) was ignored."""
+
+
+class LossWarning(ImageWarning):
+    """A file holds more than the ``.slim`` file that is made of it; ``kind`` is one of ``leftovers.KINDS``."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(kind, text)
+        self.kind, self.text = kind, text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def describe(error: BaseException, source: object = "") -> str:

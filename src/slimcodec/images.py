@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from slimcodec.errors import ImageError, SlimError
+from slimcodec.colours import deep_to_rgb, on_white, source_profile, to_srgb, upright, warn_ignored, white_of
+from slimcodec.errors import ImageError, LossWarning, SlimError
+from slimcodec.errors import ImageWarning as ImageWarning  # noqa: PLC0414  where callers look for it
+from slimcodec.leftovers import losses
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes
@@ -24,21 +28,29 @@ _pillow_limit_lock = threading.RLock()
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-class ImageWarning(UserWarning):
-    """A picture was read, but something in its file (a colour profile, a rotation) was ignored."""
+#: losses that make another picture than its owner may think, so that reading it always warns of them
+SHOWN_LOSSES = ("frames", "raw")
+#: brightest values, of 255, of a picture that is as good as black: of 8 bits, and of more, where 14 bits in 16 look so
+NEARLY_BLACK, NEARLY_BLACK_DEEP = 16, 64
+#: in the words of Pillow's readers, what is no damage
+_UNSUPPORTED = re.compile(
+    r"unsupported|not supported|unknown|unrecogni[sz]ed (?!data stream)|unimplemented|cannot load this|cannot find loader",
+    re.IGNORECASE,
+)
 
 
-def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
+def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: bool = False) -> Pixels:
     """Return ``image`` as an ``H x W x 3`` uint8 array of sRGB values, upright and opaque.
 
     ``image`` is a PIL image, an array, a path, or the bytes of an image file. For a file or a PIL image:
 
-    - the EXIF rotation is applied, and the ICC profile converted to sRGB (a broken or unfitting profile is ignored with an
-      ``ImageWarning``);
+    - the EXIF rotation is applied, and colours converted to sRGB, by the ICC profile or what else the file says of them
+      (``colours.source_profile``; what is broken or unfitting is ignored with an ``ImageWarning``);
     - the first frame of an animation is taken, of a PIL image the current one;
     - grey, 1-bit, palette, CMYK, YCbCr, LAB and HSV become RGB; transparency is laid on white;
-    - deep grey becomes 8 bits: ``I;16`` by its 16-bit range, ``I`` and ``F`` by the smallest of the usual ranges that holds
-      every value: 0..1 (``F`` only), 0..255, 0..65535.
+    - deep grey becomes 8 bits. White is the format's: 4095 in a 12-bit TIFF, 65535 in a 16-bit PNG or PGM and in ``I;16``
+      without a format. Else ``I`` and ``F`` take the smallest of the usual ranges that holds every value: 0..1 (``F``
+      only), 0..255, 0..65535.
 
     Arrays are uint8, ``H x W`` (grey), ``H x W x 3`` (RGB) or ``H x W x 4`` (RGBA, straight alpha), taken as sRGB; the result
     may share the array's memory.
@@ -46,18 +58,21 @@ def load_image(image: ImageLike, max_pixels: int | None = None) -> Pixels:
     ``max_pixels``: most pixels of a file or bytes, so that a small file can't fill the memory; ``None`` is
     ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). Threads read files one at a time: Pillow has one limit for the process.
 
+    A file warns with ``LossWarning`` of further frames and raw data, with ``every_loss`` of all that it holds beyond the
+    picture (``leftovers.KINDS``), and with ``ImageWarning`` of a picture that is nearly black.
+
     Raises ``ImageError`` for what is no picture, is truncated, empty, too large, or an array of another kind.
     """
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        return _from_pil(image, source_profile(image))
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(image), max_pixels)
+        return _from_bytes(bytes(image), max_pixels, every_loss)
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         try:
-            return _from_bytes(Path(path).read_bytes(), max_pixels)
+            return _from_bytes(Path(path).read_bytes(), max_pixels, every_loss)
         except OSError as error:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ImageError as error:
@@ -88,7 +103,7 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
     return padded
 
 
-def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
+def _from_bytes(data: bytes, max_pixels: int | None, every_loss: bool) -> Pixels:
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     with _pillow_limit_lock, warnings.catch_warnings():
@@ -97,18 +112,23 @@ def _from_bytes(data: bytes, max_pixels: int | None) -> Pixels:
         limit = Image.MAX_IMAGE_PIXELS = before if max_pixels is None else max_pixels
         try:
             with Image.open(io.BytesIO(data)) as opened:
-                return _from_pil(opened)
+                profile = source_profile(opened, data)
+                pixels = _from_pil(opened, profile)
+                _warn_losses(opened, data, profile, pixels, every_loss)
+                return pixels
         except _BOMBS as error:
             raise ImageError(
                 f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
                 "if you trust the file, pass a larger max_pixels"
             ) from error
         except UnidentifiedImageError as error:
-            raise ImageError("not an image that Pillow can read; convert it to PNG or JPEG first") from error
-        except SlimError:
+            raise ImageError(
+                "not an image that Pillow can read; convert it to PNG or JPEG first, or install the format's plugin"
+            ) from error
+        except (SlimError, Warning):
             raise
         except Exception as error:  # what Pillow's readers raise on damaged headers has no common base
-            raise ImageError(f"the image file is damaged: {_reason(error)}") from error
+            raise _unreadable("the image file is damaged", error) from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
@@ -129,24 +149,51 @@ def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
     pixels: Pixels = np.ascontiguousarray(array, dtype=np.uint8)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)
-    return pixels if pixels.shape[2] == 3 else np.array(_on_white(Image.fromarray(pixels)))
+    return pixels if pixels.shape[2] == 3 else np.array(on_white(Image.fromarray(pixels)))
 
 
-def _from_pil(image: Image.Image) -> Pixels:
+def _from_pil(image: Image.Image, profile: bytes | None) -> Pixels:
     _check_sides(*image.size)
     try:
         image.load()
     except (SlimError, *_BOMBS):
         raise
     except Exception as error:  # as above: OSError, SyntaxError, struct.error, IndexError, ...
-        raise ImageError(f"the picture is truncated or damaged: {_reason(error)}") from error
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # noqa: BLE001  a damaged EXIF block is no reason to lose the picture
-        _warn_ignored("damaged EXIF data", error)
+        raise _unreadable("the picture is truncated or damaged", error) from error
+    white = white_of(image)
+    image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
-    return np.array(_to_srgb(image))
+        image, profile = deep_to_rgb(image, profile, *white), None
+    return np.array(to_srgb(image, profile))
+
+
+def _warn_losses(
+    image: Image.Image, data: bytes, profile: bytes | None, pixels: Pixels, every_loss: bool
+) -> None:
+    try:
+        found = list(losses(image, data, profile))
+    except Exception as error:  # noqa: BLE001  the picture was read; what lies behind it is of another frame or metadata
+        found = []
+        warn_ignored("damaged data beside the picture", error)
+    for kind, text in found:
+        if every_loss or kind in SHOWN_LOSSES:
+            warnings.warn(LossWarning(kind, text), stacklevel=4)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    if (brightest := int(pixels.max())) <= (NEARLY_BLACK_DEEP if deep else NEARLY_BLACK):
+        text = f"the picture is nearly black: its brightest value is {brightest} of 255"
+        warnings.warn(text, ImageWarning, stacklevel=4)
+
+
+def _unreadable(what: str, error: Exception) -> ImageError:
+    """Return the error for what a reader of Pillow raised: ``what``, unless the file may be whole."""
+    reason = str(error) or type(error).__name__
+    if "Ghostscript" in reason:
+        return ImageError(f"it needs Ghostscript ({reason}); install it, or convert the picture to PNG first")
+    if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(reason):
+        return ImageError(
+            f"a kind of file that Pillow does not support ({reason}); convert it to PNG or JPEG first"
+        )
+    return ImageError(f"{what}: {reason}")
 
 
 def _check_sides(width: int, height: int) -> None:
@@ -156,78 +203,3 @@ def _check_sides(width: int, height: int) -> None:
         raise ImageError(
             f"{width} x {height} is too large: a side has at most {MAX_SIDE} pixels; cut it into tiles"
         )
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-    # Written so that NaN fails too.
-    if not (low >= 0 and high <= ranges[-1]):
-        raise ImageError(
-            f"grey values from {low:g} to {high:g} have no known black and white; scale them to 0..255"
-        )
-    white = next(top for top in ranges if high <= top)
-    grey = Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-    if profile := image.info.get("icc_profile"):
-        grey.info["icc_profile"] = profile
-    if isinstance(clear := image.info.get("transparency"), int):
-        # One 16-bit value is transparent; as 8 bits its neighbours would be too.
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Colour first, then transparency: the white below is the white of sRGB."""
-    if image.mode == "LAB":
-        return _transform(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if image.has_transparency_data:
-        # The palette, or the one transparent colour, is resolved here, while its meaning is known.
-        image = image.convert("LA" if image.mode in ("L", "LA", "La", "1") else "RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert(image.mode[:-1])
-    if profile:
-        image = _by_profile(image, profile)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if alpha is not None:
-        image.putalpha(alpha)
-        image = _on_white(image)
-    return image
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _by_profile(image: Image.Image, data: bytes) -> Image.Image:
-    """Convert to sRGB by an ICC profile; one that is broken or does not fit the picture is ignored."""
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        space = profile.profile.xcolor_space.strip()
-        if space == "RGB" and image.mode != "CMYK":
-            image = image.convert("RGB")  # a grey picture with an RGB profile has three equal channels
-        elif space == "GRAY" and image.mode == "1":
-            image = image.convert("L")
-        if (space, image.mode) not in {("RGB", "RGB"), ("GRAY", "L"), ("CMYK", "CMYK")}:
-            raise ValueError(f"it is for {space}, the picture is {image.mode}")
-        return _transform(image, profile)
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-        _warn_ignored("broken ICC profile", error)
-        return image
-
-
-def _transform(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    transform = ImageCms.buildTransform(profile, srgb, image.mode, "RGB")
-    return ImageCms.applyTransform(image, transform) or image
-
-
-def _warn_ignored(what: str, error: Exception) -> None:
-    warnings.warn(f"{what} ignored: {_reason(error)}", ImageWarning, stacklevel=3)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
