@@ -4,7 +4,8 @@
 - An existing result is never replaced without ``--overwrite``. In a batch its input is skipped with a message, so that the
   same command resumes an interrupted batch. For a single input it is a failure.
 - A source is removed only when its result is safe: its bytes were decoded to symbols, lie on the disk, and read back from
-  there the same, with a checksum that fits. A source that changed meanwhile stays.
+  there the same, with a checksum that fits. A source that changed meanwhile stays, and one that holds what its result does
+  not, unless that loss was accepted by name.
 - Exit status: 0 all fine, 1 some failed, 2 usage, 130 interrupted.
 """
 
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,10 +24,10 @@ from typing import Any, NamedTuple
 
 import typer
 
-from slimcodec.cli.inputs import Job, plan
+from slimcodec.cli.inputs import Job, listed, plan
 from slimcodec.cli.options import FAILED, INTERRUPTED, complain, printable, say, stop
 from slimcodec.container import SlimInfo, read_source, unpack
-from slimcodec.errors import SlimError, describe
+from slimcodec.errors import ImageWarning, LossWarning, SlimError, describe
 from slimcodec.files import atomic_write
 from slimcodec.processes import SetupError, progress, run_pool
 
@@ -49,7 +51,7 @@ class Outcome(NamedTuple):
     """How a job ended: its output or what went wrong, what to warn of, and the seconds it took."""
 
     result: Output | str
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Warning] = ()
     seconds: float = 0.0
 
 
@@ -71,6 +73,7 @@ class Tally:
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def fail(self, source: object, reason: str) -> None:
         """Report a failure at once and remember it."""
@@ -84,6 +87,7 @@ class Tally:
         bpp = sum(row["bpp"] for row in self.rows) / count if count else None
         if as_json:
             files = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
+            files["passed_over"] = self.passed_over
             say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
             return
         line = f"{count} file{'s' * (count != 1)}: "
@@ -94,7 +98,7 @@ class Tally:
             line += f"; {len(self.skipped)} skipped"
         if self.failed:
             line += f"; {len(self.failed)} failed: " + ", ".join(row["source"] for row in self.failed)
-        say(printable(line))
+        say(printable(line + listed(self.passed_over, "; passed over: ")))
 
 
 def run_batch(
@@ -109,15 +113,19 @@ def run_batch(
     as_json: bool,
     stdin_limit: int | None = None,
     batch_size: int = 1,
+    keep_suffix: bool = False,
+    accepted: Collection[str] = (),
 ) -> None:
     """Work on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
     ``load``: picklable; runs once in each process and loads what all jobs need. ``jobs``: processes, see ``run_pool``.
-    ``batch_size``: jobs worked on together. The other arguments are those of ``plan``.
+    ``batch_size``: jobs worked on together. ``accepted``: kinds of losses that need no warning. The other arguments are those of ``plan``.
     """
     start = time.perf_counter()
-    tally = Tally()
-    planned, problems, single = plan(arguments, out, reads, writes, as_json, stdin_limit)
+    planned, problems, single, passed_over = plan(
+        arguments, out, reads, writes, as_json, stdin_limit, keep_suffix
+    )
+    tally = Tally(passed_over=passed_over)
     for argument, problem in problems:
         tally.fail(argument, problem)
 
@@ -145,7 +153,7 @@ def run_batch(
                 for job, outcome in zip(chunk, outcomes, strict=True):
                     # looked at again: another process may have made it meanwhile
                     if isinstance(outcome.result, str) or not in_the_way(job):
-                        _finish(job, outcome, tally)
+                        _finish(job, outcome, tally, accepted)
                     done += 1
                     bar.advance()
     except SetupError as error:
@@ -165,17 +173,16 @@ def _load(load: Callable[[], Steps]) -> Callable[[Sequence[Job]], list[Outcome]]
 
 def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
     from slimcodec.batches import attempt
-    from slimcodec.images import ImageWarning
 
     start = time.perf_counter()
     inputs: list[Any] = []
-    warned: list[list[str]] = []
+    warned: list[list[Warning]] = []
     for job in jobs:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", ImageWarning)
             inputs.append(attempt(steps.read, job))
-        warned.append([str(warning.message) for warning in caught])
+        warned.append([warning.message for warning in caught if isinstance(warning.message, Warning)])
     good = [item for item in inputs if not isinstance(item, Exception)]
     worked = attempt(lambda: list(steps.work(good)))
     results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
@@ -185,16 +192,21 @@ def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
     ]
     seconds = (time.perf_counter() - start) / len(jobs)
     return [
-        Outcome(describe(output, job.source) if isinstance(output, Exception) else output, texts, seconds)
-        for job, output, texts in zip(jobs, outputs, warned, strict=True)
+        Outcome(describe(output, job.source) if isinstance(output, Exception) else output, found, seconds)
+        for job, output, found in zip(jobs, outputs, warned, strict=True)
     ]
 
 
-def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
+def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str]) -> None:
     """Write the result; only this process writes, so ending the others never leaves a partial file."""
-    for warning in outcome.warnings:
-        complain(f"warning: {warning}", job.source)
     output = outcome.result
+    losses = [warning for warning in outcome.warnings if isinstance(warning, LossWarning)]
+    losses = [loss for loss in losses if loss.kind not in accepted]
+    others = [warning for warning in outcome.warnings if not isinstance(warning, LossWarning)]
+    removes = isinstance(output, Output) and output.source_state is not None
+    # with losses, the line that says why a source is kept names them
+    for warning in others if removes else [*others, *losses]:
+        complain(f"warning: {warning}", job.source)
     if isinstance(output, str):
         tally.fail(job.source, output)
         return
@@ -211,8 +223,11 @@ def _finish(job: Job, outcome: Outcome, tally: Tally) -> None:
         return
     deleted = False
     if output.source_state is not None:
-        warned = "its warning asks for a look" if outcome.warnings else ""
-        kept = warned or remove_source(job, output.data, output.source_state)
+        kept = ", ".join(map(str, [*others, *losses]))
+        if losses and not others:
+            names = ",".join(dict.fromkeys(loss.kind for loss in losses))
+            kept += f"; --overwrite --lose {names} accepts that"
+        kept = kept or remove_source(job, output.data, output.source_state)
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept

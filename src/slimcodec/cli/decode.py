@@ -116,6 +116,8 @@ def decode(
       slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
+    from slimcodec.formats import picture_suffixes
+
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}
     settings = {"batch_size": batch_size, "max_pixels": max_pixels}
@@ -124,7 +126,7 @@ def decode(
         inputs,
         out,
         reads=(".slim",),
-        writes=(".png", *sorted(options.PICTURES)),
+        writes=(".png", *sorted(picture_suffixes())),
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,

@@ -30,14 +30,17 @@ def encoder(
     """
     import slimcodec
     from slimcodec.batches import encode_many
+    from slimcodec.formats import register_plugins
+    from slimcodec.images import load_image
 
+    register_plugins()
     codec = slimcodec.load(**loading)
     region = options.region_of(roi)
 
     def read(job: Job) -> Picture:
         state = file_state(job.source) if delete_source else None
         data = job.source.read_bytes() if job.data is None else job.data
-        return codec.open(data, max_pixels), len(data), state
+        return load_image(data, max_pixels, every_loss=delete_source), len(data), state
 
     def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
         pixels = (pixels for pixels, _, _ in pictures)
@@ -90,6 +93,17 @@ def encode(
             "--delete-source", help="Remove each picture when its file has been read back and checked."
         ),
     ] = False,
+    lose: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND,...",
+            help="Losses to accept: frames, raw, depth, transparency, colour, vector, exif, gps, xmp, other.",
+        ),
+    ] = "",
+    keep_suffix: Annotated[
+        bool,
+        typer.Option("--keep-suffix", help="Name results photo.jpg.slim, so that photo.png has its own."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures to .slim files.
@@ -97,8 +111,11 @@ def encode(
     Folders are searched recursively and mirrored below OUT.
     A result that exists is kept. In a batch its input is skipped, so the same
     command resumes an interrupted batch; for a single picture it is an error.
+    Every format that Pillow and its installed plugins read is taken; the
+    summary counts what else the folders hold.
     --delete-source keeps the source of what failed, warned, was skipped or
-    changed meanwhile. A .slim file holds neither metadata nor a second frame.
+    changed meanwhile, and of what holds more than its .slim file: frames,
+    camera raw data, metadata and more. --lose accepts such losses by name.
     Exit status: 0 all fine, 1 some failed, 2 usage.
 
     Examples:
@@ -107,7 +124,7 @@ def encode(
       slim encode photos/ -o slims/ --quality 30 --jobs 4
       slim encode 'photos/**/*.png' -o slims/ --caption none
       slim encode photo.jpg -o photo.slim --roi mask.png
-      slim encode photos/ -o slims/ --delete-source
+      slim encode photos/ -o slims/ --delete-source --lose exif,gps
       slim encode photos/ -o slims/ --device cuda --batch-size 16
       slim encode - -o - < photo.jpg > photo.slim
     """
@@ -119,6 +136,12 @@ def encode(
         stop(f"--target-bpp {target_bpp}: give a number above 0", USAGE)
     if delete_source and STREAM in (*inputs, out):
         stop("--delete-source needs files to read and write; leave out -", USAGE)
+    from slimcodec.formats import picture_suffixes
+    from slimcodec.leftovers import KINDS
+
+    accepted = set(filter(None, lose.split(",")))
+    if unknown := accepted - KINDS.keys():
+        stop(f"--lose {','.join(sorted(unknown))}: give {', '.join(KINDS)}", USAGE)
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
     text = None if caption == "none" else _as_text(caption)
     settings = {"caption": text, "batch_size": batch_size, **given}
@@ -126,12 +149,14 @@ def encode(
         partial(encoder, loading, settings, roi, max_pixels, delete_source),
         inputs,
         out,
-        reads=options.PICTURES,
+        reads=picture_suffixes(),
         writes=(".slim",),
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
         batch_size=batch_size,
+        keep_suffix=keep_suffix,
+        accepted=accepted,
     )
 
 

@@ -99,7 +99,7 @@ def _read_each(
     arguments: list[str], load: Callable[[], Callable[[Path], T]], bar: bool = False
 ) -> Iterator[tuple[str, T | None, str | None]]:
     """Read every file with what ``load`` returns; yields its name with a result or an error, reported at once."""
-    files, problems = find_inputs(arguments, (".slim",))
+    files, problems, _ = find_inputs(arguments, (".slim",))
     for argument, problem in problems:
         complain(problem, argument)
         yield argument, None, problem

@@ -5,7 +5,9 @@
   follows links to folders, which may lead back to where they are.
 - OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a folder, made if
   needed. Without OUT a result lies beside its input.
-- Two inputs with one output, or an output that is an input, are errors before any work.
+- What a search passes over is counted by suffix: files of other suffixes, links to folders. A folder that cannot be read is
+  an error.
+- Inputs with one output, and one whose output is an input, are errors; the others are worked on.
 - ``-`` is standard input or output; a file of that name is ``./-``. There is one input then, and standard output carries
   nothing but the result.
 """
@@ -13,6 +15,7 @@
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,43 +45,76 @@ class Job(NamedTuple):
     to_stdout: bool = False
 
 
-def find_inputs(
-    arguments: Sequence[str], suffixes: Collection[str]
-) -> tuple[list[Input], list[tuple[str, str]]]:
-    """Return the files that ``arguments`` mean, in order, and (argument, reason) where there are none.
+class Found(NamedTuple):
+    """Files that arguments mean, (argument, reason) where there are none, and what searches passed over, by suffix."""
+
+    inputs: list[Input]
+    problems: list[tuple[str, str]]
+    passed_over: Counter[str]
+
+
+class Plan(NamedTuple):
+    """Jobs, (input, reason) where there is none, whether a single file was named, and what was passed over, by suffix."""
+
+    jobs: list[Job]
+    problems: list[tuple[str, str]]
+    single: bool
+    passed_over: Counter[str]
+
+
+def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
+    """Return the files that ``arguments`` mean, in order.
 
     ``suffixes``, in lower case with their dot, choose among the files of a folder.
     """
-    inputs: list[Input] = []
-    problems: list[tuple[str, str]] = []
+    found = Found([], [], Counter())
     for argument in arguments:
-        path = Path(argument)
+        path, before = Path(argument), len(found.inputs)
         # os.path and not Path, whose tests raise for a name that is too long
         if os.path.isdir(argument):
-            matches = list(_search(path, Path(), suffixes))
-            problem = f"no {', '.join(sorted(suffixes))} file in this folder"
+            passed_over = _search(path, Path(), suffixes, found)
+            kind = "picture" if len(suffixes) > 1 else "".join(suffixes)
+            problem = f"no {kind} file in this folder{listed(passed_over, ', but ')}"
         elif os.path.exists(argument):
-            matches, problem = [Input(path, Path(path.name), named=True)], ""
+            found.inputs.append(Input(path, Path(path.name), named=True))
         elif glob.has_magic(argument):
-            matches, problem = list(_match(argument, suffixes)), "nothing matches"
+            _match(argument, suffixes, found)
+            problem = "nothing matches"
         else:
-            matches, problem = [], "no such file or folder"
-        inputs += matches
-        if not matches:
-            problems.append((argument, problem))
-    return inputs, problems
+            problem = "no such file or folder"
+        if len(found.inputs) == before:
+            found.problems.append((argument, problem))
+    return found
 
 
-def _search(folder: Path, place: Path, suffixes: Collection[str]) -> Iterator[Input]:
-    for root, folders, names in os.walk(folder):
+def listed(counts: Counter[str], before: str) -> str:
+    """Return ``before`` and counts in words, most frequent first; nothing if there are none."""
+    return (before if counts else "") + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) -> Counter[str]:
+    """Add the files of a folder to ``found``; return what was passed over."""
+    passed_over: Counter[str] = Counter()
+
+    def unreadable(error: OSError) -> None:
+        found.problems.append((str(error.filename), error.strerror or str(error)))
+
+    for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, name)) for name in folders)
         for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                path = Path(root, name)
-                yield Input(path, place / path.relative_to(folder))
+            path = Path(root, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in suffixes:
+                found.inputs.append(Input(path, place / path.relative_to(folder)))
+            else:
+                passed_over[path.suffix.lower() or "without suffix"] += 1
+    found.passed_over.update(passed_over)
+    return +passed_over
 
 
-def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
+def _match(pattern: str, suffixes: Collection[str], found: Found) -> None:
     parts = Path(pattern).parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     for match in sorted(set(_matches(parts))):
@@ -86,9 +122,11 @@ def _match(pattern: str, suffixes: Collection[str]) -> Iterator[Input]:
         if match.is_dir():
             # Of `**` every folder matches as well as every file; the files then are enough.
             if "**" not in pattern:
-                yield from _search(match, place, suffixes)
+                _search(match, place, suffixes, found)
         elif "**" not in parts[-1] or match.suffix.lower() in suffixes:
-            yield Input(match, place)
+            found.inputs.append(Input(match, place))
+        else:
+            found.passed_over[match.suffix.lower() or "without suffix"] += 1
 
 
 def _matches(parts: tuple[str, ...]) -> Iterator[Path]:
@@ -111,41 +149,62 @@ def plan(
     writes: Sequence[str],
     as_json: bool,
     stdin_limit: int | None,
-) -> tuple[list[Job], list[tuple[str, str]], bool]:
-    """Return a job for each input, (argument, reason) where there is none, and whether a single file was named.
+    keep_suffix: bool,
+) -> Plan:
+    """Return a job for each input, and the rest of a ``Plan``.
 
     A file that is given twice is one job. ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the
     first is the default; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
-    read, so that too much shows. Ends with status 2 where outputs clash and where a stream makes no sense.
+    read, so that too much shows. ``keep_suffix``: a result's suffix follows that of its input. Ends with status 2 where the
+    only output is the input and where a stream makes no sense.
     """
     if STREAM in (*arguments, out):
-        return [_stream_job(arguments, out, as_json, stdin_limit)], [], True
-    inputs, problems = find_inputs(arguments, reads)
+        return Plan([_stream_job(arguments, out, as_json, stdin_limit)], [], True, Counter())
+    inputs, problems, passed_over = find_inputs(arguments, reads)
     single = len(arguments) == 1 and bool(inputs) and inputs[0].named
-    if out is not None and not os.path.isdir(out):
-        if single and not out.endswith(("/", os.sep)):
-            return _checked([Job(inputs[0].path, Path(out))]), problems, single
-        if os.path.exists(Path(out)) or Path(out).suffix.lower() in writes:
-            stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
-    targets = [item.path if out is None else Path(out, item.place) for item in inputs]
-    jobs = [
-        Job(item.path, target.with_suffix(writes[0])) for item, target in zip(inputs, targets, strict=True)
-    ]
-    return _checked(jobs), problems, single
+    named = single and out is not None and not os.path.isdir(out) and not out.endswith(("/", os.sep))
+    names_file = out is not None and (os.path.exists(Path(out)) or Path(out).suffix.lower() in writes)
+    if names_file and not named and not os.path.isdir(str(out)):
+        stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
+    if named:
+        jobs = [Job(inputs[0].path, Path(str(out)))]
+    else:
+        targets = [item.path if out is None else Path(out, item.place) for item in inputs]
+        if keep_suffix:
+            targets = [target.with_name(target.name + writes[0]) for target in targets]
+        else:
+            targets = [target.with_suffix(writes[0]) for target in targets]
+        jobs = [Job(item.path, target) for item, target in zip(inputs, targets, strict=True)]
+    jobs, clashes = _without_clashes(jobs)
+    if single and clashes:
+        stop(": ".join(clashes[0]), USAGE)
+    counts = Counter({suffix: count for suffix, count in passed_over.items() if suffix not in writes})
+    return Plan(jobs, problems + clashes, single, +counts)
 
 
-def _checked(jobs: Sequence[Job]) -> list[Job]:
-    by_target: dict[str, Job] = {}
-    sources = {os.path.realpath(job.source) for job in jobs}
+def _without_clashes(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[str, str]]]:
+    """Return the jobs whose output is theirs alone, and the reasons of the others."""
+    by_target: dict[str, dict[str, Job]] = {}
     for job in jobs:
         target = os.path.normcase(os.path.realpath(job.target))
-        if target in sources:
-            stop(f"{job.target}: is an input and an output; choose another output with -o", USAGE)
-        other = by_target.setdefault(target, job)
-        if os.path.realpath(other.source) != os.path.realpath(job.source):
-            pair = f"{other.source} and {job.source}"
-            stop(f"{pair}: both become {job.target}; choose folders with -o", USAGE)
-    return list(by_target.values())
+        by_target.setdefault(target, {}).setdefault(os.path.realpath(job.source), job)
+    sources = {source for group in by_target.values() for source in group}
+    good, clashes = [], []
+    for target, group in by_target.items():
+        for job in group.values():
+            others = [str(other.source) for other in group.values() if other is not job]
+            if target in sources:
+                reason = f"{job.target} is an input and an output; choose another output with -o"
+            elif others:
+                reason = f"{job.target} would also be the result of {', '.join(others)}; "
+                reason += (
+                    "choose folders with -o, or let slim encode --keep-suffix name results by the whole name"
+                )
+            else:
+                good.append(job)
+                continue
+            clashes.append((str(job.source), reason))
+    return good, clashes
 
 
 def _stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: int | None) -> Job:
@@ -158,7 +217,7 @@ def _stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit:
     if to_stdout and sys.stdout.isatty():
         stop("-o -: standard output is a terminal; redirect it, or name a file with -o", USAGE)
     if argument != STREAM:
-        inputs, problems = find_inputs(arguments, ())
+        inputs, problems, _ = find_inputs(arguments, ())
         if problems or not inputs[0].named:
             stop(f"{argument}: -o - takes one file, not {problems[0][1] if problems else 'a glob'}", USAGE)
         return Job(inputs[0].path, Path(STREAM), to_stdout=True)

@@ -71,10 +71,6 @@ MaxPixels = Annotated[
     typer.Option(min=1, metavar="N", help="Most pixels of a picture (default: Pillow's 89 million)."),
 ]
 
-FORMATS = "apng avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
-#: suffixes that a search in a folder takes for a picture; a file that is named itself may have any
-PICTURES = frozenset(f".{name}" for name in FORMATS.split())
-
 
 def region_of(option: str) -> Region:
     """Return what ``--roi`` means to ``Codec.encode``: "auto", None or a mask. Raises ``ImageError``."""
