@@ -26,6 +26,9 @@ from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from slimcodec.cli.inputs import find_inputs
+from slimcodec.formats import picture_suffixes
+
 FAULTS = ("crash", "hang", "foreign exception", "silently empty folder", "file unaccounted for")
 #: a reason's words, the first that fits counts
 REASONS = {
@@ -164,9 +167,6 @@ def main() -> None:
                     print(f"{kind}: {path}: {text.strip()}", file=sys.stderr, flush=True)
     for folder in arguments.folders:
         empty = [path for path in sorted(folder.rglob("*")) if path.is_dir() and ".git" not in path.parts]
-        from slimcodec.cli.inputs import find_inputs
-        from slimcodec.formats import picture_suffixes
-
         empty = [path for path in empty if not find_inputs([str(path)], picture_suffixes()).inputs]
         for one in (folder, *empty):
             found = check_folder(worker, one, options, arguments.limit)
