@@ -91,6 +91,7 @@ FILES: dict[str, tuple[set[str], Callable[[], bytes]]] = {
     "deep.png": ({"depth"}, lambda: stored(deep())),
     "deep.tif": ({"depth"}, lambda: stored(deep(), "TIFF")),
     "deep.jp2": ({"depth"}, lambda: stored(deep(), "JPEG2000", no_jp2=True)),
+    "texture.dds": ({"depth"}, lambda: stored(picture(), "DDS")),
     "deep.ppm": ({"depth"}, lambda: ppm(12)),
     "clear.png": ({"transparency"}, lambda: stored(half_clear())),
     "clear.webp": ({"transparency"}, lambda: stored(half_clear(), "WEBP")),

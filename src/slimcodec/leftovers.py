@@ -47,6 +47,8 @@ def losses(image: Image.Image, data: bytes, profile: bytes | None) -> Iterator[t
         yield "raw", f"a camera's raw file; its preview of {width}x{height} pixels alone is encoded"
     if (bits := _bits(image, data, tags)) > 8:
         yield "depth", f"{bits} bits a sample"
+    elif image.format in ("JXL", "DDS"):
+        yield "depth", "samples whose depth is unknown"
     if _transparent(image):
         yield "transparency", "transparency"
     if wider_than_srgb(image, profile):
