@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from slimcodec.codec import Codec, decode, encode, load
