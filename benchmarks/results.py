@@ -1,0 +1,144 @@
+"""Write docs/results.md, and the answers in README.md, from the measurements in results/.
+
+    python benchmarks/results.py [--check]
+
+The text is in docs/results.md.jinja and docs/answers.md.jinja. ``--check`` writes nothing and fails where a page is old.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from slimcodec.evaluation.bd_rate import bd_rate, compare, relative_at
+from slimcodec.evaluation.results import Interval, MeasuredCurve, Result, load_all
+from slimcodec.files import atomic_write
+
+ROOT = Path(__file__).parent.parent
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
+PEERS = {"avif": "AVIF", "heic": "HEIC", "webp": "WebP", "jxl": "JPEG XL", "jpeg2000": "JPEG 2000", "jpeg": "JPEG"}  # fmt: skip
+RATES = (0.05, 0.1, 0.2, 0.35)
+#: the README's answers stand between these
+ANSWERS = re.compile(r"(?<=<!-- answers, by benchmarks/results.py -->\n).*?(?=<!-- /answers -->)", re.DOTALL)
+
+
+def stored(name: str) -> Any:
+    """A measurement that is not a result of ``slim bench``."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def percent(ends: Interval | None) -> str:
+    return "not reached" if ends is None else f"{ends[0]:.0f} %"
+
+
+def fewer_bits(anchor: MeasuredCurve, curve: MeasuredCurve, measure: str, rate: str = "bpp") -> str:
+    """How many per cent fewer bits ``curve`` needs than ``anchor`` at an equal measure, with the interval."""
+    compared = compare(bd_rate, anchor, curve, measure, rate)
+    if compared.value is None:
+        return "undefined"
+    low, high = compared.interval or (compared.value, compared.value)
+    return f"{-compared.value:.0f} % ({-high:.0f} to {-low:.0f})"
+
+
+def machine(result: Result) -> dict[str, Any]:
+    """The preset ``machine`` with its controls."""
+    judge = result.judges[0]
+    guided = next(c for c in result.curves if c.slim and c.slim.enhanced and c.slim.guidance)
+    plain = next(c for c in result.curves if c.slim and not c.slim.steps and c.slim.caption == "none")
+    none, wrong = result.controls(guided)
+    columns = [(guided, "bpp"), (none, f"top1 {judge}"), (guided, f"top1 {judge}")]
+    columns += [(wrong, f"kept {judge}"), (wrong, f"drawn_in {judge}")]
+    digits = ["{:.3f}"] + ["{:.1f}"] * 4
+    rows = [
+        [form.format(curve.points[n].summary[name][0]) for form, (curve, name) in zip(digits, columns, strict=True)]  # type: ignore[index]
+        for n in range(len(guided.points))
+    ]  # fmt: skip
+
+    def milliseconds(curve: MeasuredCurve) -> float:
+        return sum(point.milliseconds["decode"] for point in curve.points)
+
+    return {
+        "rows": rows,
+        "count": len(result),
+        "top1": f"{result.uncompressed[f'top1 {judge}'].mean():.0f}",
+        "alone": f"{result.uncompressed['caption alone'].mean():.0f}",
+        "times": f"{milliseconds(guided) / milliseconds(plain):.0f}",
+    }
+
+
+def measured() -> dict[str, Any]:
+    """Everything that the templates name."""
+    result, _ = load_all([str(RESULTS / "dev-imagenet1k.json"), str(RESULTS / "dev-imagenet1k-peers.json")])
+    judge = result.judges[0]
+    curves = {curve.name: curve for curve in result.curves}
+    slim, anchors = curves["slim steps 0"], [curves[name] for name in PEERS]
+    top1 = f"top1 {judge}"
+    kept = {
+        curve.name: [percent(relative_at(result, curve, judge, bpp)) for bpp in RATES]
+        for curve in (slim, *anchors)
+    }
+    whole = stored("experiments/round_trip.json")["kept_percent"][0]
+    fewer = [fewer_bits(anchor, slim, top1) for anchor in anchors]
+    speed, exact = stored("speed.json"), stored("exactness.json")
+    sizes = [point.summary["bytes"] for point in slim.points]
+    return {
+        "count": f"{len(result):,}",
+        "judge": judge,
+        "top1": f"{result.uncompressed[top1].mean():.1f}",
+        "peers": list(PEERS.values()),
+        "fewer": fewer,
+        "fewer_less_grey": [fewer_bits(anchor, slim, top1, "bpp_less_grey") for anchor in anchors],
+        "fewer_psnr": [fewer_bits(anchor, slim, "psnr") for anchor in anchors],
+        "rates": [f"{rate:.2f}" for rate in RATES],
+        "kept": [("SLIM", kept[slim.name], f"{whole:.1f} %")]
+        + [(PEERS[a.name], kept[a.name], "100 %") for a in anchors],
+        "machine": machine(load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]),
+        "speed": speed,
+        "cost": stored("entropy_cost.json"),
+        "exact": {
+            "files": exact["files"],
+            "configurations": sum(row["read"] is not None for row in exact["rows"]),
+            "wrong": sum(row[way] or 0 for row in exact["rows"] for way in ("read", "written", "own")),
+        },
+        "fewer_avif": fewer[0].split()[0],
+        "smallest": f"{min(size[0] for size in sizes if size):,.0f}",
+        "largest": f"{max(size[0] for size in sizes if size):,.0f}",
+        "kept_low": kept[slim.name][RATES.index(0.1)].split()[0],
+        "kept_high": kept[slim.name][RATES.index(0.35)].split()[0],
+        "encode": f"{speed['milliseconds']['encode']:.0f}",
+        "decode": f"{speed['milliseconds']['decode_steps_0']:.0f}",
+    }
+
+
+def pages() -> dict[Path, str]:
+    """The pages with their text of today's measurements."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(DOCS), undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    values = measured()
+    results, answers = (environment.get_template(f"{name}.md.jinja").render(values) for name in ("results", "answers"))  # fmt: skip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    written, count = ANSWERS.subn(lambda _: f"\n{answers}\n\n", readme)
+    if count != 1:
+        raise SystemExit("README.md: the marks around the answers are missing")
+    return {DOCS / "results.md": f"{results}\n", ROOT / "README.md": written}
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is old")
+    check = parser.parse_args().check
+    for path, text in pages().items():
+        if check and path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.relative_to(ROOT)} is older than results/: run python benchmarks/results.py")
+        if not check:
+            atomic_write(path, text.encode())
+
+
+if __name__ == "__main__":
+    main()
