@@ -259,30 +259,41 @@ def _examples(
     names: tuple[str, ...] = ()
     if classifier.classes == IMAGENET_CLASSES and any(curve.slim for curve in curves):
         names = class_names(shared_codec(model, device))
-
-    def tile(pixels: Pixels, title: str, detail: str) -> Tile:
-        guess, rank = classifier.judge(pixels, photo.class_index)
-        verdict, colour = ("right", RIGHT) if rank == 0 else ("wrong", WRONG)
-        verdict += f": {names[guess] if names else f'class {guess}'}"
-        return Tile(pixels, (title, detail, verdict), (BLACK, DETAIL, colour))
-
     tiles: list[Tile] = []
     bit_map: list[Tile] = []
     for curve in curves:
         codec = curve.codec(model, device)
-        quality, data = _best_that_fits(codec, photo, curve.qualities, target)
+        quality, data = best_that_fits(codec, photo, curve.qualities, target)
         fits = len(data) <= target * TOLERANCE
         detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
-        tiles.append(tile(codec.decode(data), curve.name, detail))
+        tiles.append(judged_tile(codec.decode(data), photo, classifier, (curve.name, detail), names))
         if curve.slim is not None and not bit_map:
             slim = shared_codec(model, device)
             drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell)
             words = ("bit map", f"of {curve.name}")
             bit_map.append(Tile(np.asarray(drawn.convert("RGB")), words, (BLACK, DETAIL)))
-    return [tile(photo.pixels, "original", f"{photo.pixels.nbytes:,} bytes raw"), *bit_map, *tiles]
+    words = ("original", f"{photo.pixels.nbytes:,} bytes raw")
+    return [judged_tile(photo.pixels, photo, classifier, words, names), *bit_map, *tiles]
 
 
-def _best_that_fits(
+def judged_tile(
+    pixels: Pixels,
+    photo: Photo,
+    classifier: Classifier,
+    lines: tuple[str, str],
+    names: Sequence[str] = (),
+    verdicts: tuple[str, str] = ("right", "wrong"),
+) -> Tile:
+    """A picture with two lines of text and the class that a classifier sees, green for the photo's class and red for another.
+
+    ``names``: of the classes; without them their numbers are shown. ``verdicts``: the words before them.
+    """
+    guess, rank = classifier.judge(pixels, photo.class_index)
+    verdict = f"{verdicts[rank != 0]}: {names[guess] if names else f'class {guess}'}"
+    return Tile(pixels, (*lines, verdict), (BLACK, DETAIL, WRONG if rank else RIGHT))
+
+
+def best_that_fits(
     codec: PictureCodec, photo: Photo, qualities: Sequence[int], target: int
 ) -> tuple[int, bytes]:
     """The best quality whose file has at most ``target`` bytes, else that of the smallest file, and the file.

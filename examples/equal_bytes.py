@@ -1,0 +1,170 @@
+"""Draw photos of different kinds at equal bytes: original, AVIF, WebP and SLIM's presets, with a classifier's verdict.
+
+    python examples/equal_bytes.py [--out FILE] [--bytes N] [--photos DATASET] [--classifier FILE|ID]
+
+Each photo has as many bytes as its smallest AVIF file, or N. Without a data set the photos are scikit-image's, and the verdict
+is whether the classifier answers as on the original, since few of them show one of its classes. With a data set of ``slim bench``
+it is whether the answer is right; the photos are the first of each kind by id.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+import slimcodec
+from slimcodec.codec import Codec
+from slimcodec.data.classifiers import Classifier, centre_square, load_classifier
+from slimcodec.data.contact_sheet import Tile, contact_sheet
+from slimcodec.data.photos import Photo
+from slimcodec.data.sources import open_labelled
+from slimcodec.decoder import Sampling
+from slimcodec.evaluation.bench import prepare
+from slimcodec.evaluation.curves import class_names
+from slimcodec.evaluation.figures import TOLERANCE, best_that_fits, judged_tile
+from slimcodec.evaluation.peers import PictureCodec, load_peer
+from slimcodec.files import atomic_write
+from slimcodec.images import Pixels
+
+#: a function of skimage.data for each kind; all are in the public domain or under CC0
+FREE_PHOTOS = {
+    "people": "astronaut",
+    "animal": "cat",
+    "food": "coffee",
+    "small object": "rocket",
+    "texture": "brick",
+    "night": "hubble_deep_field",
+    "text": "text",
+    "drawing": "horse",
+}
+#: ImageNet classes of each kind
+KINDS: dict[str, Iterable[int]] = {
+    "people": (981, 982, 983),
+    "animal": range(151, 269),
+    "food": range(924, 970),
+    "small object": (301, 309, 322, 323, 574, 722, 783),
+    "texture": (489, 599, 601, 825, 885, 955),
+    "night": (607, 619, 818, 846, 862, 970),
+    "text": (916, 918, 921, 922),
+    "drawing": (611, 917),
+}
+SIDE, SHOWN = 256, 160
+QUALITIES = range(101)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """SLIM's files, decoded in one way."""
+
+    codec: Codec
+    sampling: Sampling
+
+    def encode(self, photo: Photo, quality: int) -> bytes:
+        return self.codec.encode(photo.pixels, max(quality, 1))
+
+    def decode(self, data: bytes) -> Pixels:
+        return np.asarray(self.codec.decoder.pictures([self.codec.decompress(data)], self.sampling)[0])
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def columns(codec: Codec) -> dict[str, PictureCodec]:
+    """The codecs by name; presets that decode alike share one."""
+    names: dict[Sampling, list[str]] = {}
+    for name, sampling in (
+        ("fast", codec.sampling(steps=0)),
+        ("natural", codec.sampling(preset="natural")),
+        ("machine", codec.sampling(preset="machine")),
+    ):
+        names.setdefault(sampling, []).append(name)
+    presets = {f"SLIM {', '.join(words)}": Preset(codec, sampling) for sampling, words in names.items()}
+    return {"AVIF": load_peer("avif"), "WebP": load_peer("webp"), **presets}
+
+
+def free_photos(classifier: Classifier) -> dict[str, Photo]:
+    """scikit-image's photos, their class the classifier's answer on the original."""
+    photos = {}
+    for kind, name in FREE_PHOTOS.items():
+        picture = np.asarray(getattr(data, name)())
+        if picture.dtype == bool:
+            picture = picture.astype(np.uint8) * 255
+        pixels = np.asarray(centre_square(Image.fromarray(picture).convert("RGB"), SIDE))
+        photos[kind] = Photo(pixels, id=name, class_index=classifier.judge(pixels, 0)[0])
+    return photos
+
+
+def held_out(source: str) -> dict[str, Photo]:
+    """The first photo by id of each kind in a labelled data set; kinds that it lacks are left out."""
+    samples = open_labelled(source)
+    photos = {}
+    for kind, classes in KINDS.items():
+        rows = [row for row, label in enumerate(samples.labels) if label in set(classes)]
+        if rows:
+            row = min(rows, key=lambda row: samples.ids[row])
+            photo = prepare(samples.read(row), "icm-256")
+            photos[kind] = replace(photo, class_index=samples.labels[row])
+    return photos
+
+
+def sheet(
+    photos: dict[str, Photo],
+    codec: Codec,
+    classifier: Classifier,
+    target: int | None,
+    verdicts: tuple[str, str],
+) -> Image.Image:
+    """A column for each photo: the original, then each codec at its best quality that fits in ``target`` bytes.
+
+    Without a ``target`` it is the size of the photo's smallest AVIF file.
+    """
+    names, avif = class_names(codec), load_peer("avif")
+    targets = [target or len(avif.encode(photo, 0)) for photo in photos.values()]
+
+    def tile(pixels: Pixels, photo: Photo, *lines: str) -> Tile:
+        judged = judged_tile(pixels, photo, classifier, (lines[0], lines[1]), names, verdicts)
+        small = Image.fromarray(pixels).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+        return replace(judged, pixels=np.asarray(small))
+
+    rows = [
+        [tile(p.pixels, p, f"original: {kind}", f"{p.pixels.nbytes:,} bytes raw") for kind, p in photos.items()]
+    ]  # fmt: skip
+    for name, picture_codec in columns(codec).items():
+        row = []
+        for photo, most in zip(photos.values(), targets, strict=True):
+            _, file = best_that_fits(picture_codec, photo, QUALITIES, most)
+            detail = f"{len(file):,} bytes" + ("" if len(file) <= most * TOLERANCE else ": its smallest")
+            row.append(tile(picture_codec.decode(file), photo, name, detail))
+        rows.append(row)
+    return contact_sheet(rows)
+
+
+def main() -> None:
+    """Draw the sheet."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("equal-bytes.webp"), help="file of the sheet")
+    parser.add_argument(
+        "--bytes", type=int, help="largest file (default: the smallest AVIF file of each photo)"
+    )
+    parser.add_argument("--photos", help="labelled data set (default: scikit-image's photos)")
+    parser.add_argument("--classifier", default="efficientnet-lite1", help="judge, as of slim bench")
+    arguments = parser.parse_args()
+    codec, classifier = slimcodec.load(), load_classifier(arguments.classifier)
+    photos = held_out(arguments.photos) if arguments.photos else free_photos(classifier)
+    verdicts = ("right", "wrong") if arguments.photos else ("same", "other")
+    drawn = sheet(photos, codec, classifier, arguments.bytes, verdicts)
+    file = io.BytesIO()
+    drawn.save(file, arguments.out.suffix.removeprefix(".").upper(), quality=85)
+    atomic_write(arguments.out, file.getvalue())
+
+
+if __name__ == "__main__":
+    main()
