@@ -163,6 +163,7 @@ def main() -> None:
     drawn = sheet(photos, codec, classifier, arguments.bytes, verdicts)
     file = io.BytesIO()
     drawn.save(file, arguments.out.suffix.removeprefix(".").upper(), quality=85)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.out, file.getvalue())
 
 

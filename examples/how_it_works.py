@@ -60,7 +60,7 @@ def figures(codec: Codec, quality: int) -> dict[str, Image.Image]:
     symbols = coded.symbols()
     bits = codec.bit_map(picture, quality)
     places = f"{latent.shape[2]}x{latent.shape[1]} positions of {latent.shape[0]} numbers"
-    fast, machine = (np.asarray(codec.decode(file, **how)) for how in ({"steps": 0}, {"preset": "machine"}))  # type: ignore[arg-type]
+    fast, machine = (np.asarray(codec.decode(file, **how)) for how in ({"steps": 0}, {"preset": "machine"}))
 
     def error(decoded: Pixels) -> str:
         mean = float(((decoded.astype(float) - pixels) ** 2).mean())

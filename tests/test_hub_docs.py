@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from documents import ROOT, run_page
 from PIL import Image
 from pretrained import save_blip, save_clip, save_pipeline, tiny_autoencoder
 from support import photo
 from test_hub_training import SETTINGS
-
-import slimcodec
-from slimcodec.cli import main
-
-TEXT = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line
-]
-
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def keep(cache: Path, name: str, folder: Path) -> None:
@@ -35,9 +23,7 @@ def keep(cache: Path, name: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_documentation_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     import huggingface_hub.constants
 
@@ -63,16 +49,6 @@ def test_the_commands_of_the_documentation_run(
     (tmp_path / "tags.txt").write_text("cat\ncoffee cup\n")
     small = [part for setting in SETTINGS if not setting.startswith("data=") for part in ("--set", setting)]
     small += ["--set", "compressor.optimisation.steps=2", "--set", "enhance.optimisation.steps=2"]
-    assert len(COMMANDS) >= 14
-    for command in COMMANDS:
-        program, *arguments = shlex.split(command)
-        assert program == "slim"
-        with pytest.raises(SystemExit) as caught:
-            main([*arguments, *(small if arguments[0] == "train" else [])])
-        assert not caught.value.code, (command, capsys.readouterr().err)
-    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png", "offloaded.png", "pictures/cat.png"):
-        assert (tmp_path / name).is_file()
-
     uploaded: list[str] = []
 
     class Hub:
@@ -83,8 +59,13 @@ def test_the_commands_of_the_documentation_run(
             uploaded.append(repo_id)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    names: dict[str, Any] = {"codec": slimcodec.load("sd15"), "paths": [*Path("photos").iterdir()]}
-    for block in BLOCKS:
-        exec(block, names)  # noqa: S102  the documentation is ours
+    paths = sorted((tmp_path / "photos").iterdir())
+    names = run_page(
+        ROOT / "docs" / "hub.md",
+        {"paths": paths},
+        lambda arguments: small if arguments[0] == "train" else [],
+    )
+    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png", "offloaded.png", "pictures/cat.png"):
+        assert (tmp_path / name).is_file()
     assert uploaded == ["owner/mine"]
-    assert [picture.width for picture in names["pictures"]] == [Image.open(p).width for p in names["paths"]]
+    assert [picture.width for picture in names["pictures"]] == [Image.open(p).width for p in paths]
