@@ -55,7 +55,7 @@ supply: $(STAMP)
 
 # The site, in site/; a warning is an error.
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The packages, in dist/, checked as the package index checks them.
 dist: $(STAMP)
@@ -70,10 +70,16 @@ bench: $(STAMP)
 	$(BIN)/slim bench $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) $(MACHINE) --jobs $(JOBS) $(BENCH_ARGS) --overwrite -o $(BENCH_MACHINE)
 	$(MAKE) figures
 
-# Draws what is measured; the report shows photos of the data set.
+# Draws what is measured, and writes its numbers into README.md and docs/results.md. With the data set the report also shows
+# its photos; what is committed shows scikit-image's alone.
+WITH_PHOTOS = $(if $(wildcard $(BENCH_DATA)),--photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --examples 24 --bytes 400)
 figures: $(STAMP)
-	$(BIN)/slim report $(BENCH_SLIM) $(BENCH_PEERS) results/published/*.json -o report --photos $(BENCH_DATA) --classifier $(BENCH_CLASSIFIER) --examples 24 --bytes 400
+	$(BIN)/slim report $(BENCH_SLIM) $(BENCH_PEERS) results/published/*.json -o report $(WITH_PHOTOS)
 	cp report/rate-accuracy.png docs/images/rate-accuracy.png
+	$(BIN)/python benchmarks/results.py
+	$(BIN)/python examples/how_it_works.py --out docs/images/how
+	$(BIN)/python examples/equal_bytes.py --out docs/images/equal-bytes.webp
+	$(if $(wildcard $(BENCH_DATA)),$(BIN)/python examples/equal_bytes.py --photos $(BENCH_DATA) --out report/equal-bytes.webp)
 
 clean:
 	rm -rf .venv build dist demo report site .pytest_cache .hypothesis .mypy_cache .ruff_cache
