@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 
 import slimcodec
@@ -56,7 +56,10 @@ KINDS: dict[str, Iterable[int]] = {
     "text": (916, 918, 921, 922),
     "drawing": (611, 917),
 }
-SIDE, SHOWN = 256, 160
+#: pixels: side that is coded, side that is shown, and the frame in the verdict's colour
+SIDE, SHOWN, FRAME = 256, 160, 4
+#: photos of the short sheet beside the whole one
+FIRST = 4
 QUALITIES = range(101)
 
 
@@ -115,42 +118,44 @@ def held_out(source: str) -> dict[str, Photo]:
     return photos
 
 
-def sheet(
+def rows(
     photos: dict[str, Photo],
     codec: Codec,
     classifier: Classifier,
     target: int | None,
     verdicts: tuple[str, str],
-) -> Image.Image:
-    """A column for each photo: the original, then each codec at its best quality that fits in ``target`` bytes.
+) -> list[list[Tile]]:
+    """A row for each photo: the original, then each codec at its best quality that fits in ``target`` bytes.
 
     Without a ``target`` it is the size of the photo's smallest AVIF file.
     """
-    names, avif = class_names(codec), load_peer("avif")
-    targets = [target or len(avif.encode(photo, 0)) for photo in photos.values()]
+    names, codecs, drawn = class_names(codec), columns(codec), []
+    for kind, photo in photos.items():
+        most = target or len(codecs["AVIF"].encode(photo, 0))
 
-    def tile(pixels: Pixels, photo: Photo, *lines: str) -> Tile:
-        judged = judged_tile(pixels, photo, classifier, (lines[0], lines[1]), names, verdicts)
-        small = Image.fromarray(pixels).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-        return replace(judged, pixels=np.asarray(small))
+        def tile(pixels: Pixels, name: str, detail: str, photo: Photo = photo) -> Tile:
+            judged = judged_tile(pixels, photo, classifier, (name, detail), names, verdicts)
+            small = Image.fromarray(pixels).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+            return replace(judged, pixels=np.asarray(ImageOps.expand(small, FRAME, judged.colours[-1])))
 
-    rows = [
-        [tile(p.pixels, p, f"original: {kind}", f"{p.pixels.nbytes:,} bytes raw") for kind, p in photos.items()]
-    ]  # fmt: skip
-    for name, picture_codec in columns(codec).items():
-        row = []
-        for photo, most in zip(photos.values(), targets, strict=True):
-            _, file = best_that_fits(picture_codec, photo, QUALITIES, most)
+        row = [tile(photo.pixels, f"original: {kind}", f"{photo.pixels.nbytes:,} bytes raw")]
+        for name, one in codecs.items():
+            _, file = best_that_fits(one, photo, QUALITIES, most)
             detail = f"{len(file):,} bytes" + ("" if len(file) <= most * TOLERANCE else ": its smallest")
-            row.append(tile(picture_codec.decode(file), photo, name, detail))
-        rows.append(row)
-    return contact_sheet(rows)
+            row.append(tile(one.decode(file), name, detail))
+        drawn.append(row)
+    return drawn
 
 
 def main() -> None:
-    """Draw the sheet."""
+    """Draw all photos into FILE, and the first four into FILE-first."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("equal-bytes.webp"), help="file of the sheet")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("equal-bytes.webp"),
+        help="file of the sheet (default: equal-bytes.webp)",
+    )
     parser.add_argument(
         "--bytes", type=int, help="largest file (default: the smallest AVIF file of each photo)"
     )
@@ -160,11 +165,13 @@ def main() -> None:
     codec, classifier = slimcodec.load(), load_classifier(arguments.classifier)
     photos = held_out(arguments.photos) if arguments.photos else free_photos(classifier)
     verdicts = ("right", "wrong") if arguments.photos else ("same", "other")
-    drawn = sheet(photos, codec, classifier, arguments.bytes, verdicts)
-    file = io.BytesIO()
-    drawn.save(file, arguments.out.suffix.removeprefix(".").upper(), quality=85)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(arguments.out, file.getvalue())
+    drawn = rows(photos, codec, classifier, arguments.bytes, verdicts)
+    out: Path = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, shown in ((out, drawn), (out.with_stem(f"{out.stem}-first"), drawn[:FIRST])):
+        file = io.BytesIO()
+        contact_sheet(shown).save(file, out.suffix.removeprefix(".").upper(), quality=85)
+        atomic_write(path, file.getvalue())
 
 
 if __name__ == "__main__":
