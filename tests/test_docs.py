@@ -164,7 +164,7 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     pages = {path.parent.name: path.read_text(encoding="utf-8") for path in tmp_path.rglob("index.html")}
     assert "slim encode" in pages["cli"] and "--target-bytes" in pages["cli"]
-    assert "slimcodec.codec.Codec.encode" in pages["api"] and "bisection" in pages["api"]
+    assert "slimcodec.Codec.encode" in pages["api"] and "bisection" in pages["api"]
     for name, text in pages.items():
         loaded = re.findall(r"<(?:script|img|link)\b[^>]*\b(?:src|href)=\"?(https?:[^\s\">]+)", text)
         assert not loaded, (name, loaded)
