@@ -91,6 +91,26 @@ def load_json(path: str | os.PathLike[str], limit: int = JSON_BYTES) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def visible_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the files below ``folder``, in order, those in linked folders too; names that begin with a dot are left out.
+
+    Such names are other programs' (``.ipynb_checkpoints``, ``._photo.slim`` of macOS). A link to a folder above is not followed.
+    """
+    found: list[Path] = []
+
+    def search(place: Path, above: frozenset[str]) -> None:
+        real = os.path.realpath(place)
+        if real not in above:
+            for path in sorted(path for path in place.iterdir() if not path.name.startswith(".")):
+                if path.is_dir():
+                    search(path, above | {real})
+                elif path.is_file():
+                    found.append(path)
+
+    search(Path(folder), frozenset())
+    return sorted(found, key=lambda path: (str(path.parent), path.name))
+
+
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Whether a source reads like ``owner/name`` at the Hugging Face hub, and not like a path or a glob."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(source)) is not None

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from slimcodec.data.photos import Record, read_record
 from slimcodec.errors import SlimError
-from slimcodec.files import is_hub_id
+from slimcodec.files import is_hub_id, visible_files
 
 #: columns that may hold the class index, the first one found is taken
 LABEL_COLUMNS = ("imagenet_index", "label", "labels")
@@ -90,7 +90,7 @@ def _is_hub_set(spec: str) -> bool:
 def parquet_files(path: str) -> list[str]:
     """The parquet files of a path: itself, those of a glob or in a folder; none for an image folder or another name."""
     if Path(path).is_dir():
-        inside = sorted(map(str, Path(path).rglob("*.parquet")))
+        inside = [str(file) for file in visible_files(path) if file.suffix == ".parquet"]
         return [] if any(Path(file).stem == "metadata" for file in inside) else inside
     files = sorted(glob.glob(path, recursive=True))
     if other := [file for file in files if not file.endswith(".parquet")]:
@@ -230,11 +230,7 @@ def _table(
 def _folder(
     path: Path, labels: str | None, classes: str | None, labelled: bool
 ) -> tuple[int, Callable[[int], Record]]:
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
-    )
+    files = [file for file in visible_files(path) if file.suffix.lower() in PICTURES]
     places = [file.relative_to(path) for file in files]
     if not labelled:
         indices = [-1] * len(files)
