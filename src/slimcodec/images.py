@@ -3,10 +3,10 @@
 import io
 import os
 import re
-import threading
+import struct
 import warnings
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,11 @@ from slimcodec.errors import ImageWarning as ImageWarning  # noqa: PLC0414  wher
 from slimcodec.leftovers import losses
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes
+ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_SIDE = 2**24  # the most that the header of a .slim file can hold
 SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
-# Pillow's limit and the warning filters belong to the whole process.
-_pillow_limit_lock = threading.RLock()
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -42,9 +40,11 @@ _UNSUPPORTED = re.compile(
 def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: bool = False) -> Pixels:
     """Return ``image`` as an ``H x W x 3`` uint8 array of sRGB values, upright and opaque.
 
-    ``image`` is a PIL image, an array, a path, or the bytes of an image file. For a file or a PIL image:
+    ``image`` is a PIL image, an array, a path, or the bytes of an image file, also as an open binary file. For a file or a PIL
+    image:
 
-    - the EXIF rotation is applied, and colours converted to sRGB, by the ICC profile or what else the file says of them
+    - the EXIF rotation is applied (``PIL.ImageOps.exif_transpose`` turns a picture and forgets its rotation; one that was
+      turned by hand, its EXIF data kept, is turned twice), and colours converted to sRGB, by the ICC profile or what else the file says of them
       (``colours.source_profile``; what is broken or unfitting is ignored with an ``ImageWarning``);
     - the first frame of an animation is taken, of a PIL image the current one;
     - grey, 1-bit, palette, CMYK, YCbCr, LAB and HSV become RGB; transparency is laid on white;
@@ -56,7 +56,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
     may share the array's memory.
 
     ``max_pixels``: most pixels of a file or bytes, so that a small file can't fill the memory; ``None`` is
-    ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million). Threads read files one at a time: Pillow has one limit for the process.
+    ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million), which is read and never set: it belongs to the whole process.
 
     A file warns with ``LossWarning`` of further frames and raw data, with ``every_loss`` of all that it holds beyond the
     picture (``leftovers.KINDS``), and with ``ImageWarning`` of a picture that is nearly black.
@@ -67,6 +67,10 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
         return _from_pil(image, source_profile(image))
     if isinstance(image, np.ndarray):
         return _from_array(image)
+    if hasattr(image, "read"):
+        image = image.read()
+        if isinstance(image, str):
+            raise ImageError("the file is open as text; open it with mode 'rb'")
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_bytes(bytes(image), max_pixels, every_loss)
     if isinstance(image, str | os.PathLike):
@@ -77,7 +81,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
-    kinds = "a PIL image, an H x W x 3 uint8 array, a path, or the bytes of an image file"
+    kinds = "a PIL image, an H x W x 3 uint8 array, a path, or an image file's bytes or open file"
     raise ImageError(f"{type(image).__name__} is not a picture; pass {kinds}")
 
 
@@ -91,8 +95,7 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
 
     A picture of a pixel's height costs as much as one of a cell's: memory follows the padded area.
     """
-    with _pillow_limit_lock:  # not while another thread reads a picture with a limit of its own
-        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     padded = padded_size(height, width, cell)
     area = padded[0] * padded[1]
     if limit is not None and (width * height > limit or area > max(limit, SMALL_AREA)):
@@ -106,31 +109,56 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
 def _from_bytes(data: bytes, max_pixels: int | None, every_loss: bool) -> Pixels:
     if not data:
         raise ImageError("the file is empty (0 bytes)")
-    with _pillow_limit_lock, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of pictures up to twice the limit
-        before = Image.MAX_IMAGE_PIXELS
-        limit = Image.MAX_IMAGE_PIXELS = before if max_pixels is None else max_pixels
-        try:
-            with Image.open(io.BytesIO(data)) as opened:
-                profile = source_profile(opened, data)
-                pixels = _from_pil(opened, profile)
-                _warn_losses(opened, data, profile, pixels, every_loss)
-                return pixels
-        except _BOMBS as error:
-            raise ImageError(
-                f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
-                "if you trust the file, pass a larger max_pixels"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                "not an image that Pillow can read; convert it to PNG or JPEG first, or install the format's plugin"
-            ) from error
-        except (SlimError, Warning):
-            raise
-        except Exception as error:  # what Pillow's readers raise on damaged headers has no common base
-            raise _unreadable("the image file is damaged", error) from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    bomb = ImageError(
+        f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
+        "if you trust the file, pass a larger max_pixels"
+    )
+    try:
+        with _open(io.BytesIO(data)) as opened:
+            if limit is not None and opened.width * opened.height > limit:
+                raise bomb
+            profile = source_profile(opened, data)
+            pixels = _from_pil(opened, profile)
+            _warn_losses(opened, data, profile, pixels, every_loss)
+            return pixels
+    except _BOMBS as error:
+        if Image.MAX_IMAGE_PIXELS == limit:
+            raise bomb from error
+        raise ImageError(
+            f"{error} Pillow holds pictures within this format to its own limit: raise PIL.Image.MAX_IMAGE_PIXELS too"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(str(error)) from error
+    except (SlimError, Warning):
+        raise
+    except Exception as error:  # what Pillow's readers raise on damaged headers has no common base
+        raise _unreadable("the image file is damaged", error) from error
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open as ``Image.open`` does, but for its limit, which cannot be changed for one call alone."""
+    start = file.read(16)
+    tried: set[str] = set()
+    reasons: list[str] = []
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for name in [name for name in Image.ID if name not in tried]:
+            tried.add(name)
+            factory, accept = Image.OPEN[name]
+            try:
+                accepted = accept is None or accept(start)
+                if isinstance(accepted, str):  # why this build of Pillow cannot
+                    reasons.append(accepted)
+                elif accepted:
+                    file.seek(0)
+                    return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                pass  # of another format
+    reasons = reasons or ["not an image that Pillow can read"]
+    raise UnidentifiedImageError(
+        f"{'; '.join(reasons)}; convert it to PNG or JPEG first, or install the format's plugin"
+    )
 
 
 def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
@@ -159,6 +187,11 @@ def _from_pil(image: Image.Image, profile: bytes | None) -> Pixels:
     except (SlimError, *_BOMBS):
         raise
     except Exception as error:  # as above: OSError, SyntaxError, struct.error, IndexError, ...
+        unread = getattr(image, "tile", None) and getattr(image, "fp", None) is None
+        if unread or "closed" in str(error):
+            raise ImageError(
+                "the PIL image is closed; encode it before, or load() it before its file is"
+            ) from error
         raise _unreadable("the picture is truncated or damaged", error) from error
     white = white_of(image)
     image = upright(image)
