@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from slimcodec.entropy.caption import (
     MAX_CAPTION_BYTES,
@@ -26,6 +27,7 @@ EMBEDDED_BUNDLE = Path(__file__).parent / "weights" / "slim-tiny"
 
 _FIRST_BYTE = 0xF4  # plus the version: 0xF5..0xFD never begin UTF-8 text, hence versions 1..9
 _LAST_VERSION = 9
+_XZ = b"\xfd7zXZ\0"  # begins as version 9 would
 _BUNDLE_ID_BYTES = 4
 _CRC_BYTES = 4
 _MIN_FILE_BYTES = 1 + _BUNDLE_ID_BYTES + 1 + 1 + 1 + _CRC_BYTES
@@ -33,7 +35,7 @@ _CAPTION_FLAG = 0x80
 # version, bundle id, width, height, quality, and a caption of the longest length: size, coding and text
 _MAX_HEAD_BYTES = 1 + _BUNDLE_ID_BYTES + 2 * MAX_VARINT_BYTES + 1 + MAX_VARINT_BYTES + 1 + MAX_CAPTION_BYTES
 
-Source = bytes | str | os.PathLike[str]
+Source = bytes | str | os.PathLike[str] | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def unpack(data: bytes) -> Container:
 def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo:
     """Return what a ``.slim`` file says of itself, without loading a model.
 
-    ``source``: the file's bytes or path. ``vocabulary``: the tags of the file's bundle, which spell out a caption sent as an
+    ``source``: the file's bytes or path, or the open file. ``vocabulary``: the tags of the file's bundle, which spell out a caption sent as an
     index (default: those of the embedded bundle, if it made the file). Raises as ``unpack`` and ``read_source``.
     """
     data = read_source(source)
@@ -170,18 +172,41 @@ def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo
 
 
 def read_source(source: Source) -> bytes:
-    """Return the bytes of a ``.slim`` file given as bytes or as a path; ``unpack`` checks them in full.
+    """Return the bytes of a ``.slim`` file given as bytes, path or open binary file; ``unpack`` checks them in full.
 
     A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
     is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
+    if hasattr(source, "read"):
+        data = source.read(MAX_FILE_BYTES + 1)
+        if isinstance(data, bytes):
+            return data
+        raise SlimError("the file is open as text; open it with mode 'rb'")
+    if not isinstance(source, str | os.PathLike):
+        raise SlimError(
+            f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
+        )
     with open(os.fspath(source), "rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
         _check_length(os.fstat(file.fileno()).st_size)
         return start + file.read(MAX_FILE_BYTES + 1 - len(start))
+
+
+def begins_slim(start: bytes) -> bool:
+    """Whether a file is a ``.slim`` file of any version, by its first 14 bytes: magic, size and quality (a few may be missing)."""
+    if not (start and VERSION <= start[0] - _FIRST_BYTE <= _LAST_VERSION):
+        return False
+    try:
+        width, offset = read_varint(start, 1 + _BUNDLE_ID_BYTES)
+        height, offset = read_varint(start, offset)
+    except FormatError:
+        return False
+    quality = start[offset : offset + 1]
+    legal = not quality or 1 <= quality[0] & ~_CAPTION_FLAG <= 100
+    return legal and 1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE
 
 
 def _check_start(data: bytes) -> int:
@@ -192,6 +217,8 @@ def _check_start(data: bytes) -> int:
     version = data[0] - _FIRST_BYTE
     if not VERSION <= version <= _LAST_VERSION:
         raise FormatError(f"not a .slim file: it begins with byte 0x{data[0]:02X}")
+    if data.startswith(_XZ):
+        raise FormatError("not a .slim file: it is an .xz archive")
     if version != VERSION:
         raise VersionError(f"the file is .slim version {version}, this release reads {VERSION}: upgrade")
     return version

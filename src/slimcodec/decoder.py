@@ -19,6 +19,7 @@ from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.latent_codec import CodedLatent
 from slimcodec.models.latent_model import blended, tiled
+from slimcodec.models.surroundings import undisturbed
 
 NO_CAPTION = Caption(None, None)
 #: gradient steps of caption guidance by default
@@ -59,7 +60,7 @@ class Decoder:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
         self.bundle, self.tile = bundle, tile
 
-    @torch.inference_mode()
+    @undisturbed
     def read(self, data: Source, max_pixels: int | None = None) -> CodedFile:
         """The exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode`` does."""
         bundle = self.bundle
@@ -85,14 +86,14 @@ class Decoder:
         coded = bundle.coder.read(container.payload, rows, columns, container.quality)
         return CodedFile(container, caption, coded)
 
-    @torch.no_grad()
+    @undisturbed
     def decompress(self, data: Source, max_pixels: int | None = None) -> Decompressed:
         """The decompressed latent of a file: what enhancement starts from."""
         file = self.read(data, max_pixels)
         latents = self.synthesise(file.coded, file.container.quality)
         return Decompressed(latents, file.container, file.caption.text, file.caption.index)
 
-    @torch.no_grad()
+    @undisturbed
     def synthesise(self, coded: CodedLatent, quality: int) -> Tensor:
         """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
         compressor = self.bundle.compressor
@@ -105,6 +106,7 @@ class Decoder:
             cell_out=compressor.config.patch,
         )
 
+    @undisturbed
     def pictures(self, files: Sequence[Decompressed], sampling: Sampling) -> list[Image.Image]:
         """The pictures of decompressed latents of one size, and with denoising steps of one quality."""
         latents = torch.cat([file.latents for file in files])
@@ -122,6 +124,7 @@ class Decoder:
                 image.info["comment"] = comment
         return images
 
+    @undisturbed
     def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int) -> Tensor:
         """The latents [B, C, h, w] of files after denoising."""
         from slimcodec.models.enhancer import seeded_noise
@@ -141,6 +144,7 @@ class Decoder:
             tile=enhancer.tile or self.tile,
         )
 
+    @undisturbed
     @torch.inference_mode()
     def pixels(self, latents: Tensor) -> Tensor:
         """The padded pictures [B, 3, H, W] uint8 of latents [B, C, h, w]."""
@@ -151,6 +155,7 @@ class Decoder:
 
         return tiled(pixels, latents, tile=self.tile, margin=space.decoder_radius, cell_out=space.stride)
 
+    @undisturbed
     @torch.inference_mode()
     def guide(self, file: Decompressed, pixels: Tensor, sampling: Sampling) -> Tensor:
         """A decoded picture [1, 3, H, W] uint8 moved towards its caption; as it is without one of the vocabulary."""

@@ -21,6 +21,7 @@ from slimcodec.images import Pixels, padded_size
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.latent_codec import CodedLatent
 from slimcodec.models.latent_model import tiled
+from slimcodec.models.surroundings import undisturbed
 
 #: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None
@@ -63,7 +64,7 @@ class Encoder:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
         self.bundle, self.tile = bundle, tile
 
-    @torch.inference_mode()
+    @undisturbed
     def latents(self, pictures: Sequence[Pixels]) -> list[Tensor]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
         space = self.bundle.latent_model.autoencoder
@@ -81,7 +82,7 @@ class Encoder:
         )
         return list(latents.split(1))
 
-    @torch.inference_mode()
+    @undisturbed
     def captions(self, pictures: Sequence[Pixels], caption: str | None = "auto") -> list[str | None]:
         """The caption of every picture where the user or a pretrained captioner says it; "auto" is left to the tagger."""
         model = self.bundle.caption_model if caption == "auto" else None
@@ -90,7 +91,7 @@ class Encoder:
         with self.bundle.parts.lock:
             return model.captions(pictures)
 
-    @torch.inference_mode()
+    @undisturbed
     def file(self, pixels: Pixels, latent: Tensor, caption: str | None, request: Request) -> bytes:
         """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
         bundle = self.bundle
@@ -109,7 +110,7 @@ class Encoder:
         limit = request.byte_limit(width, height)
         return file(request.quality) if limit is None else largest_that_fits(file, limit)[1]
 
-    @torch.inference_mode()
+    @undisturbed
     def interest(
         self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Tensor, Tensor | None] | None = None
     ) -> Tensor | None:
@@ -129,7 +130,7 @@ class Encoder:
         size = [side // stride for side in padded_size(height, width, self.bundle.cell)]
         return F.interpolate(logits, size, mode="bilinear").sigmoid()
 
-    @torch.inference_mode()
+    @undisturbed
     def quantise(self, latent: Tensor, quality: int, interest: Tensor | None = None) -> CodedLatent:
         """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions."""
         compressor = self.bundle.compressor

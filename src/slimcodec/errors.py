@@ -1,5 +1,8 @@
 """Every error that slimcodec raises on purpose, catch ``SlimError`` to catch them all; and its warnings."""
 
+import sys
+import traceback
+
 
 class SlimError(Exception):
     """Base of all slimcodec errors; its message says what happened and what to do."""
@@ -41,6 +44,31 @@ class LossWarning(ImageWarning):
 
     def __str__(self) -> str:
         return self.text
+
+
+def failed_import(error: BaseException) -> str:
+    """Return which library could not be imported, and why, where an error came of that, else ""."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # a module's own code runs only while it is imported
+        frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+        modules = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
+        library = (
+            modules[0]
+            if modules
+            else getattr(cause, "name", None)
+            if isinstance(cause, ImportError)
+            else None
+        )
+        if library:
+            hint = (
+                ", as python -OO takes its docstrings away; run without it" if sys.flags.optimize > 1 else ""
+            )
+            return (
+                f"{library.partition('.')[0]} ({type(cause).__name__}: {' '.join(str(cause).split())}){hint}"
+            )
+        cause = cause.__cause__
+    return ""
 
 
 def describe(error: BaseException, source: object = "") -> str:

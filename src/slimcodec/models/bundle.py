@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from slimcodec.config import check_sizes, from_plain, to_plain
@@ -40,6 +40,7 @@ from slimcodec.models.pretrained.references import (
     local_folder,
 )
 from slimcodec.models.storage import Parts, from_storage, hash_tensors, read_tensors, to_storage
+from slimcodec.models.surroundings import undisturbed
 
 if TYPE_CHECKING:
     from slimcodec.models.guidance import CaptionGuide
@@ -146,6 +147,20 @@ class Bundle:
                 raise SlimError(
                     f"captioner {number} knows {captioner.tags} tags, the vocabulary {len(vocabulary)}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy, or a bundle in another process, builds its networks itself; not every tensor can be pickled, as bytes all can
+        weights = {part: save(state) for part, state in self.stored.items()}
+        values = (
+            self.config,
+            weights,
+            self.vocabulary,
+            self.text,
+            str(self.device),
+            self.dtype,
+            self.described,
+        )
+        return _unpickled, (*values, self.folder, self.base, self.latent_model.offloaded is not None)
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
@@ -277,6 +292,7 @@ class Bundle:
 
     @classmethod
     @torch.inference_mode(False)
+    @undisturbed
     def from_pretrained(
         cls,
         source: str | Path | None = None,
@@ -322,6 +338,15 @@ class Bundle:
                     hashes["bundle_id"],
                 )
         return bundle
+
+
+def _unpickled(config: BundleConfig, weights: dict[str, bytes], *values: Any) -> Bundle:
+    *others, folder, base, offloaded = values
+    tensors = {part: load(data) for part, data in weights.items()}
+    bundle = Bundle(config, tensors, *others, folder=folder, base=base)
+    if offloaded:
+        bundle.latent_model.offload()
+    return bundle
 
 
 def _remove(settings: Any, path: list[str]) -> None:

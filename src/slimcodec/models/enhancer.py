@@ -120,7 +120,7 @@ class Enhancer(nn.Module):
         scale = at_level(self.error_scale, level)[..., None, None]
         dtype = dtype_of(self.unet)
         sample = torch.cat([(state - latents) / scale, latents], dim=1).to(dtype)
-        powers = torch.arange(8, device=level.device)
+        powers = torch.arange(8, dtype=torch.float32, device=level.device)
         angles = level[:, None] * (0.3 * 1.6**powers)[None]
         condition = torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
         # the UNet halves its grid once: odd sizes are padded and cropped

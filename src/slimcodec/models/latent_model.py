@@ -40,6 +40,8 @@ class LatentModel(ABC):
     references: tuple[PartReference, ...] = ()
     #: why a tagger cannot guide this model's latents; "" where it can
     guidance_unavailable = ""
+    #: what ``offload`` has set up
+    offloaded: Any = None
     parts: Parts
 
     @property

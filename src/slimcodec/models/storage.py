@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from slimcodec.errors import SlimError
+from slimcodec.errors import SlimError, failed_import
 from slimcodec.models.blocks import fuse
+from slimcodec.models.surroundings import building
 
 #: most bytes of a safetensors file's header: names, types and shapes; that of a UNet with 860 million values has 80,000
 HEADER_BYTES = 1 << 24
@@ -107,16 +109,28 @@ class Parts:
         #: guards building, and tokenizers, which serve one thread at a time
         self.lock = threading.RLock()
         self._built: dict[str, Any] = {}
+        self._process = os.getpid()
 
     def get(self, name: str, build: Callable[[], T]) -> T:
         """The part of a name, by ``build`` where it is not built yet; ``SlimError`` where tensors and configuration differ."""
+        if self._process != os.getpid():
+            # forked: another thread may have held the lock, and what was built may count on threads that stayed behind
+            self.lock, self._built, self._process = threading.RLock(), {}, os.getpid()
         with self.lock:
             if name not in self._built:
                 try:
                     # weights must serve guidance's gradients also where the caller runs in inference mode
-                    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                    with building():
                         self._built[name] = build()
-                except (KeyError, ValueError, TypeError, RuntimeError) as error:
+                except SlimError:
+                    raise
+                except Exception as error:
+                    if library := failed_import(error):
+                        raise SlimError(
+                            f"{library} cannot be imported, which the bundle's part {name} needs"
+                        ) from error
+                    if not isinstance(error, KeyError | ValueError | TypeError | RuntimeError):
+                        raise
                     message = f"the bundle's part {name} does not fit its configuration: {error}"
                     raise SlimError(message) from error
             part: T = self._built[name]
@@ -135,7 +149,7 @@ class Parts:
             shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
             check_shapes(shapes, self.stored[name])
             if not meta:
-                module = build()
+                module = build().float()  # where the caller's default is another type
             module.load_state_dict(from_storage(self.stored[name]), strict=True, assign=meta)
             # channels-last convolutions are faster on processors and on GPUs
             module.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
