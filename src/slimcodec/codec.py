@@ -218,7 +218,7 @@ def load(
     """
     device = device or "cpu"
     try:
-        # the exact prior needs float64, which not every device has
+        # the exact prior needs float64, which not every device has: Apple's mps has none
         torch.zeros(1, dtype=torch.float64, device=device).sum().item()
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]

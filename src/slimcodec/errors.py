@@ -53,20 +53,11 @@ def failed_import(error: BaseException) -> str:
         # a module's own code runs only while it is imported
         frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
         modules = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
-        library = (
-            modules[0]
-            if modules
-            else getattr(cause, "name", None)
-            if isinstance(cause, ImportError)
-            else None
-        )
-        if library:
-            hint = (
-                ", as python -OO takes its docstrings away; run without it" if sys.flags.optimize > 1 else ""
-            )
-            return (
-                f"{library.partition('.')[0]} ({type(cause).__name__}: {' '.join(str(cause).split())}){hint}"
-            )
+        missing = [cause.name] if isinstance(cause, ImportError) and cause.name else []
+        for library in (modules + missing)[:1]:
+            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            hint = "; it may need the docstrings that python -OO takes away" if sys.flags.optimize > 1 else ""
+            return f"{library.partition('.')[0]} cannot be imported ({reason}){hint}"
         cause = cause.__cause__
     return ""
 

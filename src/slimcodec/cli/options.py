@@ -33,7 +33,7 @@ Model = Annotated[
 Base = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Folder that is searched first for pretrained parts.")
 ]
-Device = Annotated[str, typer.Option(metavar="D", help="Device of the networks: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(metavar="D", help="Device of the networks: cpu, cuda, cuda:1.")]
 Dtype = Annotated[
     str | None,
     typer.Option(

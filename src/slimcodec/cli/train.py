@@ -53,7 +53,7 @@ def train(
         from slimcodec.training.export import save_bundle
         from slimcodec.training.recipe import load_recipe
         from slimcodec.training.run import Run
-        from slimcodec.training.stages import train_stage
+        from slimcodec.training.stages import check_stages, train_stage
     except ModuleNotFoundError as error:
         complain(f"training needs {error.name}: install it with pip install 'slimcodec[train]'")
         raise typer.Exit(USAGE) from None
@@ -66,13 +66,15 @@ def train(
         logger = logging.getLogger("slimcodec")
         logger.setLevel(logging.INFO if run.accelerator.is_main_process else logging.ERROR)
         if run.accelerator.is_main_process:
-            card = data_card(run.data.photos("compressor"))
+            card = data_card(run.data.photos("compressor"), run.data.available)
             for line in card_lines(card):
                 logger.info(line)
             atomic_write(run.folder / "data_card.json", json.dumps(card, indent=2).encode())
         if stage == PREVIEW:
             say(str(preview(run.data)))
-        for name in {"all": STAGES, PREVIEW: ()}.get(stage, (stage,)):
+        names = {"all": STAGES, PREVIEW: ()}.get(stage, (stage,))
+        check_stages(run, names)
+        for name in names:
             if name == "bundle":
                 save_bundle(run)
             elif resume and run.is_finished(name):

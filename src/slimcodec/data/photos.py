@@ -176,10 +176,18 @@ class PhotoSet(_Reader):
 
     def collections(self) -> set[str]:
         """The names in the column ``source``, "" where there is none; no picture is read."""
+        return {name or "" for name in self._names("source")}
+
+    def labels(self) -> set[str]:
+        """The classes of photos that have one; no picture is read."""
+        annotated = {annotation.label for annotation in (self._annotations or {}).values()}
+        return {name for name in self._names("label") | annotated if name}
+
+    def _names(self, column: str) -> set[str | None]:
         return {
-            _class_name(table.features, "source", value) or ""
+            _class_name(table.features, column, value)
             for table in self._tables
-            for value in (table.unique("source") if "source" in table.column_names else [""])
+            for value in (table.unique(column) if column in table.column_names else [None])
         }
 
     def __getitem__(self, row: int) -> Photo | None:

@@ -125,10 +125,8 @@ class Parts:
                 except SlimError:
                     raise
                 except Exception as error:
-                    if library := failed_import(error):
-                        raise SlimError(
-                            f"{library} cannot be imported, which the bundle's part {name} needs"
-                        ) from error
+                    if reason := failed_import(error):
+                        raise SlimError(f"the bundle's part {name}: {reason}") from error
                     if not isinstance(error, KeyError | ValueError | TypeError | RuntimeError):
                         raise
                     message = f"the bundle's part {name} does not fit its configuration: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -74,7 +74,7 @@ class TrainingData:
     def photos(self, stage: str, *labels: PseudoLabel) -> Photos:
         """The photos for a stage, pseudo-labelled if the recipe's networks give one of the ``labels`` that it reads."""
         data, options = self.recipe.data, self.recipe.optimisation(stage)
-        labelled = bool(self._available.intersection(labels))
+        labelled = bool(self.available.intersection(labels))
         if data.streaming:
             sources = open_sources(data.photos, "data.photos", data.split, streaming=True)
             if len(sources) > 1:
@@ -89,6 +89,14 @@ class TrainingData:
         options, templates = self.recipe.optimisation(stage), self.recipe.data.templates
         photos = self.photos(stage, *labels)
         return Crops(photos, options.crop, options.batch, options.seed, templates, self.shares)
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether classifiers or labels of the vocabulary say what is in the photos; taken for granted of a stream."""
+        if self.recipe.teachers.models or self.recipe.data.streaming:
+            return True
+        sets = [self.photo_set, self.thumbnails]
+        return any(photos.labels() & set(self.vocabulary) for photos in sets if photos is not None)
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -110,10 +118,10 @@ class TrainingData:
 
     def pseudo_label(self, row: int, photo: Photo) -> Photo:
         """A copy of a photo with pseudo-labels, computed on the spot."""
-        return self._labeller(photo).added_to(photo) if self._available else photo
+        return self._labeller(photo).added_to(photo) if self.available else photo
 
     @property
-    def _available(self) -> frozenset[PseudoLabel]:
+    def available(self) -> frozenset[PseudoLabel]:
         """What the recipe's frozen networks can say of a photo."""
         teachers, source = bool(self.recipe.teachers.models), self.recipe.roi.source
         sources: dict[PseudoLabel, bool] = {
@@ -149,10 +157,10 @@ class TrainingData:
 # ---- a look at the photos before any training ------------------------------------------------------------------
 
 
-def data_card(photos: Photos) -> dict[str, Any]:
+def data_card(photos: Photos, networks: Collection[PseudoLabel] = ()) -> dict[str, Any]:
     """Counts, sizes, labels and mask coverage of a random ``SAMPLE`` of photos (all, where they are fewer).
 
-    ``mask_coverage``: mean share of a photo's area in annotated masks; ``small_objects``: share of annotated photos under 30 %.
+    ``networks``: what frozen networks will say of photos that nobody annotated. ``mask_coverage``: mean share of a photo's area in annotated masks; ``small_objects``: share of annotated photos under 30 %.
     """
     pool = photos.pool(0)
     rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE].tolist()
@@ -170,7 +178,7 @@ def data_card(photos: Photos) -> dict[str, Any]:
         "labels": len(labels),
         "with_caption": sum(bool(photo.captions) for photo in decoded),
         "with_annotated_mask": len(covered),
-        "with_mask_of_a_network": sum(photo.mask is not None and not photo.annotated for photo in decoded),
+        "with_mask_of_a_network": len(decoded) - len(covered) if "mask" in networks else 0,
     }
     if covered:
         card["mask_coverage"] = round(float(np.mean(covered)), 3)

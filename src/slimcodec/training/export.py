@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from slimcodec import __version__
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
-from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle, BundleConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.pretrained.networks import Autoencoder
@@ -25,6 +24,7 @@ from slimcodec.training.compression_model import fitted_tables, latent_codec_par
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.run import Run, revision
+from slimcodec.training.stages import same_vocabulary
 from slimcodec.training.stages.captioner import tagger_config
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
@@ -62,8 +62,8 @@ def make_bundle(run: Run) -> Bundle:
         bundle = changed(bundle, parts, captioners=(tagger_config(run),))
         if pretrained is None:
             bundle = with_more_captioners(bundle, recipe.captioner.also)
-    elif pretrained is not None and recipe.ldm.captioner:
-        bundle = with_captioner(bundle, recipe.ldm.captioner)
+    elif source := run.replaced.get("captioner"):
+        bundle = with_captioner(bundle, source)
     photos = some_photos(run, FITTED_PHOTOS)
     bundle = changed(bundle, latent_codec_parts(model, fitted_tables(Codec(bundle), photos)))
     if pretrained is None:
@@ -97,8 +97,7 @@ def with_more_captioners(bundle: Bundle, sources: Sequence[str]) -> Bundle:
     """A bundle with the first captioners of other bundles, which guide beside its own."""
     for number, source in enumerate(sources, 1):
         other = Bundle.from_pretrained(source)
-        if other.vocabulary != bundle.vocabulary or not other.config.captioners:
-            raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+        same_vocabulary(other, source, bundle.vocabulary)
         parts = {f"captioner-{number}": other.stored["captioner-0"]}
         captioners = (*bundle.config.captioners, other.config.captioners[0])
         bundle = changed(bundle, parts, captioners=captioners)

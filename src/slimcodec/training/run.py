@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from slimcodec import __version__
 from slimcodec.config import to_plain
+from slimcodec.container import EMBEDDED_BUNDLE
+from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
-from slimcodec.models.bundle import Bundle, BundleConfig
+from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
 from slimcodec.models.enhancer import EnhancerConfig
 from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.data import TrainingData
@@ -70,6 +72,18 @@ class Run:
         enhancer = EnhancerConfig("trained", facts.latent_channels, noise=ldm.noise, strength=ldm.strength)
         config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
         return Bundle(config, {}, (), device=str(self.accelerator.device))
+
+    @cached_property
+    def replaced(self) -> dict[str, str]:
+        """The stages that are not trained, with the model or bundle whose part is taken instead, "" for none.
+
+        A captioner has nothing to learn from photos without labels: the embedded one is as good for the same vocabulary.
+        """
+        replaced = self.recipe.replaced
+        if "captioner" not in replaced and not self.data.labelled:
+            same = self.data.vocabulary == read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+            replaced["captioner"] = EMBEDDED if same else ""
+        return replaced
 
     def fidelity(self, background: float, features: Features) -> Fidelity:
         """The fidelity loss, with the teachers' features if they have a weight."""

@@ -1,14 +1,17 @@
 """The training stages by name: each builds itself from a run. Formulae are in docs/training.md."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from slimcodec.errors import SlimError
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.captioner import Tagger
 from slimcodec.training.loop import Stage
 from slimcodec.training.run import Run
-from slimcodec.training.stages.captioner import CaptionerStage
+from slimcodec.training.stages.captioner import CaptionerStage, start_from_weights, tagger_config
 from slimcodec.training.stages.compressor import CompressorStage
 from slimcodec.training.stages.enhance import enhance_stage
 from slimcodec.training.stages.latent_diffusion import AutoencoderStage, DiffusionStage
@@ -26,14 +29,44 @@ STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
 }
 
 
+def check_stages(run: Run, names: Sequence[str]) -> None:
+    """Says what stages will do without, and raises ``SlimError`` for what they cannot, before hours are spent on others."""
+    recipe, data = run.recipe, run.data
+    for name in names:
+        if name in run.replaced:
+            source = run.replaced[name]
+            logger.info(
+                "%s: not trained, %s", name, f"that of {source} is taken" if source else "there is none"
+            )
+    if "captioner" in names and "captioner" not in run.replaced:
+        _ = data.thumbnails
+        if recipe.captioner.start_from_weights:
+            start_from_weights(Tagger(tagger_config(run)), run)
+    elif "captioner" in names and "captioner" not in recipe.replaced:
+        logger.warning(
+            "the photos have no label of the vocabulary and teachers.models is not set: no captioner can be trained"
+        )
+    if recipe.roi.source == "activation" and not recipe.teachers.models:
+        logger.warning("teachers.models is not set: photos without annotation get no mask")
+    if "bundle" in names and not recipe.ldm.source:
+        for source in recipe.captioner.also:
+            same_vocabulary(Bundle.from_pretrained(source), source, data.vocabulary)
+
+
+def same_vocabulary(other: Bundle, source: str, vocabulary: Sequence[str]) -> None:
+    """Raises ``SlimError`` for a bundle of ``captioner.also`` without a captioner of the vocabulary."""
+    if other.vocabulary != tuple(vocabulary) or not other.config.captioners:
+        raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+
+
 def train_stage(run: Run, name: str) -> None:
     """Trains a stage of a run, unless a pretrained model makes it needless."""
-    if source := run.recipe.replaced.get(name):
-        logger.info("%s: skipped, that of %s is taken", name, source)
+    if name in run.replaced:
+        logger.info("%s: skipped", name)
         return
     build, reads = STAGES[name]
     for earlier in reads:
-        if earlier not in run.recipe.replaced:
+        if earlier not in run.replaced:
             run.require(earlier)
     torch.manual_seed(run.recipe.optimisation(name).seed)
     run.train(build(run))
