@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,10 +235,26 @@ def load(
     return Codec(bundle)
 
 
-@lru_cache(maxsize=1)
+_default: list[Codec] = []
+_loading = threading.RLock()
+
+
 def default_codec() -> Codec:
-    """The embedded codec on the CPU, loaded once."""
-    return load()
+    """The embedded codec on the CPU, loaded once, whatever the thread."""
+    with _loading:
+        if not _default:
+            _default.append(load())
+        return _default[0]
+
+
+def _renew_lock() -> None:
+    # another thread of the parent may have held it
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def encode(image: ImageLike, quality: int = 50, caption: str | None = "auto", **options: Any) -> bytes:

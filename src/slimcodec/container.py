@@ -181,6 +181,10 @@ def read_source(source: Source) -> bytes:
         return bytes(source)
     if hasattr(source, "read"):
         data = source.read(MAX_FILE_BYTES + 1)
+        if not data:
+            raise FormatError(
+                "nothing is left to read of the open file; if it was read or written before, seek(0)"
+            )
         if isinstance(data, bytes):
             return data
         raise SlimError("the file is open as text; open it with mode 'rb'")

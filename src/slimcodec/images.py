@@ -71,6 +71,10 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
         image = image.read()
         if isinstance(image, str):
             raise ImageError("the file is open as text; open it with mode 'rb'")
+        if not image:
+            raise ImageError(
+                "nothing is left to read of the open file; if it was read or written before, seek(0)"
+            )
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_bytes(bytes(image), max_pixels, every_loss)
     if isinstance(image, str | os.PathLike):
@@ -174,6 +178,8 @@ def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
             f"an array of shape {array.shape} is not a picture; pass H x W, H x W x 3 or H x W x 4{hint}"
         )
     _check_sides(array.shape[1], array.shape[0])
+    if np.ma.is_masked(array):
+        raise ImageError("a masked array has no colour where it is masked; fill it: x.filled(255)")
     pixels: Pixels = np.ascontiguousarray(array, dtype=np.uint8)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)

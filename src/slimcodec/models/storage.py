@@ -97,7 +97,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ``SlimError`` as ``read_header``, ``SafetensorError`` where data do not fit it."""
     read_header(path)
-    return load_file(path)
+    # copied: a file that is cut or replaced later would otherwise kill the process that has it mapped
+    return {name: value.clone() for name, value in load_file(path).items()}
 
 
 class Parts:
