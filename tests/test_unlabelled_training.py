@@ -51,6 +51,7 @@ def test_any_folder_of_photos_makes_a_bundle(photos: Path, caplog: pytest.LogCap
     assert codec.decode(data, steps=1).size == (90, 70)
 
 
+@pytest.mark.slow
 def test_without_labels_nothing_is_learnt_of_them(photos: Path, tmp_path: Path) -> None:
     run = Run(load_recipe("smoke", few_steps(photos)))
     assert run.replaced == {"captioner": "slim-tiny"}
@@ -71,6 +72,7 @@ def test_class_folders_of_the_vocabulary_are_labels(tmp_path: Path) -> None:
     assert Run(recipe).replaced == {}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_said_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "tags.txt").write_text("balloon\ncup\n")
     settings = (f"out={tmp_path / 'run'}", f"data.vocabulary={tmp_path / 'tags.txt'}")

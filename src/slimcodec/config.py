@@ -61,6 +61,18 @@ def from_plain(kind: type[T], values: dict[str, Any], where: str) -> T:
     return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
 
 
+def remove_setting(settings: Any, path: list[str]) -> None:
+    """Take a setting out of nested sections; of a list of sections, out of each."""
+    if isinstance(settings, list):
+        for entry in settings:
+            remove_setting(entry, path)
+    elif isinstance(settings, dict):
+        if len(path) > 1:
+            remove_setting(settings.get(path[0]), path[1:])
+        else:
+            settings.pop(path[0], None)
+
+
 def _value(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):  # of one type and None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from slimcodec.config import check_sizes, from_plain, to_plain
+from slimcodec.config import check_sizes, from_plain, remove_setting, to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import ModelMismatchError, SlimError
@@ -149,18 +149,11 @@ class Bundle:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a copy, or a bundle in another process, builds its networks itself; not every tensor can be pickled, as bytes all can
+        # networks are built anew; not every tensor can be pickled, as bytes all can
         weights = {part: save(state) for part, state in self.stored.items()}
-        values = (
-            self.config,
-            weights,
-            self.vocabulary,
-            self.text,
-            str(self.device),
-            self.dtype,
-            self.described,
-        )
-        return _unpickled, (*values, self.folder, self.base, self.latent_model.offloaded is not None)
+        values = (self.vocabulary, self.text, str(self.device), self.dtype, self.described)
+        offloaded = self.latent_model.offloaded is not None
+        return _unpickled, (offloaded, self.config, weights, values, self.folder, self.base)
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
@@ -250,7 +243,7 @@ class Bundle:
         # as written: a setting that a later release adds must not change the id of an older bundle
         settings = json.loads(json.dumps(self.described))
         for path in NOT_IN_ID:
-            _remove(settings, path.split("."))
+            remove_setting(settings, path.split("."))
         described = json.dumps([FORMAT, settings, self.text, self.vocabulary], sort_keys=True)
         return hash_tensors(hashlib.sha256(described.encode()), self.stored, ENCODER_ONLY)
 
@@ -340,25 +333,14 @@ class Bundle:
         return bundle
 
 
-def _unpickled(config: BundleConfig, weights: dict[str, bytes], *values: Any) -> Bundle:
-    *others, folder, base, offloaded = values
+def _unpickled(
+    offloaded: bool, config: BundleConfig, weights: dict[str, bytes], values: Any, folder: Any, base: Any
+) -> Bundle:
     tensors = {part: load(data) for part, data in weights.items()}
-    bundle = Bundle(config, tensors, *others, folder=folder, base=base)
+    bundle = Bundle(config, tensors, *values, folder=folder, base=base)
     if offloaded:
         bundle.latent_model.offload()
     return bundle
-
-
-def _remove(settings: Any, path: list[str]) -> None:
-    """Takes a setting out of nested sections; of a list of sections, out of each."""
-    if isinstance(settings, list):
-        for entry in settings:
-            _remove(entry, path)
-    elif isinstance(settings, dict):
-        if len(path) > 1:
-            _remove(settings.get(path[0]), path[1:])
-        else:
-            settings.pop(path[0], None)
 
 
 def _locate(source: str | Path | None) -> Path:
