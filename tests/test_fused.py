@@ -121,7 +121,7 @@ def test_without_the_operators_layers_run_one_by_one(monkeypatch: pytest.MonkeyP
     codec = slimcodec.load(dtype="float32")
     bundle = codec.bundle
     parts = fusable(bundle.latent_model.autoencoder, bundle.compressor, *bundle.captioners)
-    assert len(parts) == 11 and not any(part.fused for part in parts)
+    assert len(parts) == 10 and not any(part.fused for part in parts)
     assert slimcodec.inspect(codec.encode(image, 30)).caption == slimcodec.inspect(wanted).caption
     assert float((codec.latents(image) - latent).norm() / latent.norm()) < 1e-4
     assert not any(part._fused for part in parts)
