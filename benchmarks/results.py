@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.evaluation.bd_rate import bd_rate, compare, relative_at
 from slimcodec.evaluation.results import Interval, MeasuredCurve, Result, load_all
 from slimcodec.files import atomic_write
@@ -48,7 +49,6 @@ def machine(result: Result) -> dict[str, Any]:
     """The preset ``machine`` with its controls."""
     judge = result.judges[0]
     guided = next(c for c in result.curves if c.slim and c.slim.enhanced and c.slim.guidance)
-    plain = next(c for c in result.curves if c.slim and not c.slim.steps and c.slim.caption == "none")
     none, wrong = result.controls(guided)
     columns = [(guided, "bpp"), (none, f"top1 {judge}"), (guided, f"top1 {judge}")]
     columns += [(wrong, f"kept {judge}"), (wrong, f"drawn_in {judge}")]
@@ -58,16 +58,54 @@ def machine(result: Result) -> dict[str, Any]:
         for n in range(len(guided.points))
     ]  # fmt: skip
 
-    def milliseconds(curve: MeasuredCurve) -> float:
-        return sum(point.milliseconds["decode"] for point in curve.points)
-
     return {
         "rows": rows,
         "count": len(result),
         "top1": f"{result.uncompressed[f'top1 {judge}'].mean():.0f}",
         "alone": f"{result.uncompressed['caption alone'].mean():.0f}",
-        "times": f"{milliseconds(guided) / milliseconds(plain):.0f}",
     }
+
+
+def judged() -> dict[str, Any]:
+    """What two judges keep on two sets of photos, by steps 0 and by ``machine``; the worst of the four is quoted."""
+    rows: list[tuple[str, list[str]]] = []
+    shares: dict[str, list[Interval]] = {"steps 0": [], "machine": []}
+    fewer: list[tuple[str, str, str, str]] = []
+    for name, file in (
+        ("development", "dev-imagenet1k-machine.json"),
+        ("set aside", "set-aside-machine.json"),
+    ):
+        result = load_all([str(RESULTS / file)])[0]
+        curves = {curve.name: curve for curve in result.curves}
+        plain = curves["slim steps 0"]
+        guided = next(c for c in result.curves if c.slim and c.slim.enhanced and c.slim.guidance)
+        for judge in result.judges:
+            for label, curve in (("steps 0", plain), ("machine", guided)):
+                found = [relative_at(result, curve, judge, rate) for rate in RATES]
+                shares[label].append(found)  # type: ignore[arg-type]
+                rows.append((f"{name}, {judge}, {label}", [percent(ends) for ends in found]))
+            for peer in ("avif", "avif-444"):
+                if peer in curves:
+                    compared = [fewer_bits(curves[peer], c, f"top1 {judge}") for c in (plain, guided)]
+                    fewer.append((PEERS[peer], judge, *compared))  # type: ignore[arg-type]
+    worst = {
+        label: [
+            min((found[n] for found in all_four if found[n]), key=lambda ends: ends[0], default=None)
+            for n in range(len(RATES))
+        ]  # type: ignore[index, misc]
+        for label, all_four in shares.items()
+    }
+    return {
+        "rows": rows,
+        "fewer": fewer,
+        "count": len(result),
+        "worst": {label: [spread(ends) for ends in found] for label, found in worst.items()},
+    }
+
+
+def spread(ends: Interval | None) -> str:
+    """A share with its interval."""
+    return "–" if ends is None else f"{ends[0]:.0f} % ({ends[1]:.0f} to {ends[2]:.0f})"
 
 
 def measured() -> dict[str, Any]:
@@ -96,12 +134,15 @@ def measured() -> dict[str, Any]:
     return {
         "count": f"{len(result):,}",
         "judge": judge,
+        "bundle": slim.bundle["id"] if slim.bundle else "",
+        "embedded": json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))["bundle_id"],
         "top1": f"{result.uncompressed[top1].mean():.1f}",
         "fewer": fewer,
         "rates": [f"{rate:.2f}" for rate in RATES],
         "kept": [("SLIM", kept[slim.name], f"{whole:.1f} %")]
         + [(PEERS[a.name], kept[a.name], "100 %") for a in anchors],
         "machine": machine(load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]),
+        "judged": judged(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
         "exact": {

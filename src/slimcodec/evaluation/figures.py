@@ -32,6 +32,7 @@ PEER_STYLES = {
     "jpeg2000": (SKY, "D"),
     "webp": (GREEN, "^"),
     "avif": (ORANGE, "v"),
+    "avif-444": (ORANGE, "<"),
     "jxl": (PURPLE, "P"),
     "heic": (YELLOW, "X"),
 }
