@@ -29,7 +29,8 @@ from slimcodec.data.sources import open_labelled
 from slimcodec.decoder import Sampling
 from slimcodec.evaluation.bench import prepare
 from slimcodec.evaluation.curves import class_names
-from slimcodec.evaluation.figures import TOLERANCE, best_that_fits, judged_tile
+from slimcodec.evaluation.figures import TOLERANCE, judged_tile
+from slimcodec.evaluation.peers import best_that_fits
 from slimcodec.evaluation.peers import PictureCodec, load_peer
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels

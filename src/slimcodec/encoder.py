@@ -97,7 +97,7 @@ class Encoder:
         bundle = self.bundle
         tagged = None
         if caption == "auto":
-            tagged = self._tag(pixels) if bundle.config.captioners else None
+            tagged = self.tag(pixels) if bundle.config.captioners else None
             caption = bundle.captioners[0].captions(tagged[0], bundle.vocabulary)[0] if tagged else None
         interest = self.interest(pixels, request.roi, tagged)
         section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
@@ -123,7 +123,7 @@ class Encoder:
             return self._masked(pixels, roi)
         if not (roi and config.compressor.step_octaves and config.captioners and config.captioners[0].roi):
             return None
-        _, logits = tagged or self._tag(pixels)
+        _, logits = tagged or self.tag(pixels)
         assert logits is not None
         stride = self.bundle.latent_model.stride
         height, width = pixels.shape[:2]
@@ -157,8 +157,9 @@ class Encoder:
         # the array's own order is channels-last, which the convolutions like best
         return torch.tensor(pixels).permute(2, 0, 1)[None].to(self.bundle.device)
 
-    def _tag(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
-        """What the bundle's tagger predicts: logits of the tags, and of the region of interest if it has one."""
+    @torch.inference_mode()
+    def tag(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
+        """What the bundle's first tagger predicts: logits [1, tags], and of the region of interest if it has one."""
         tagger = self.bundle.captioners[0]
         side = tagger.config.side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger

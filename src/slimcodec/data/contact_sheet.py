@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 GAP, LINE = 6, 15
 #: colours of few bits to many, dark to light, so that their order can be read in grey as well
 HEAT = ((0, 0, 30), (90, 20, 110), (190, 55, 85), (245, 125, 20), (252, 255, 165))
+#: contour of a mask
+EDGE = (255, 220, 0)
 #: share of the colours over the grey photo, and the side up to which a bit map is enlarged
 HEAT_SHARE, BIT_MAP_SIDE = 0.6, 256
 
@@ -49,12 +51,16 @@ def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.
     height, width = pixels.shape[:2]
     full = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
     shown = pixels * (0.35 + 0.65 * full[..., None])
-    inside = full >= 0.5
+    shown[_edge(full >= 0.5)] = EDGE
+    return shown.astype(np.uint8)
+
+
+def _edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels [H, W] on the contour of a region."""
     edge = np.zeros_like(inside)
     edge[1:] |= inside[1:] != inside[:-1]
     edge[:, 1:] |= inside[:, 1:] != inside[:, :-1]
-    shown[edge] = (255, 220, 0)
-    return shown.astype(np.uint8)
+    return edge
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
@@ -85,35 +91,51 @@ def _fitted(line: str, width: int, font: Any) -> str:
     return next((cut for cut in cuts if font.getlength(cut) <= width), "…")
 
 
-def draw_bits(pixels: NDArray[np.uint8], bits: NDArray[np.float32], cell: int) -> Image.Image:
-    """Heat colours of ``bits`` over the grey photo [H, W, 3] uint8, RGB, with a scale below it.
+def heat_map(
+    pixels: NDArray[np.uint8],
+    bits: NDArray[np.float32],
+    cell: int,
+    region: NDArray[np.bool_] | None = None,
+) -> NDArray[np.uint8]:
+    """Heat colours of ``bits`` over the grey photo [H, W, 3] uint8, with the contour of a region in white.
 
-    ``bits``, at least 0, has a value for ``cell`` x ``cell`` pixels; its last row and column may reach beyond the photo. A small
-    photo is enlarged by a whole factor.
+    ``bits``, at least 0, and ``region`` have a value for ``cell`` x ``cell`` pixels; their last row and column may reach beyond
+    the photo.
     """
 
-    def heat(shares: NDArray[np.float32]) -> NDArray[np.float32]:
-        stops = np.linspace(0, 1, len(HEAT))
-        channels = [np.interp(shares, stops, channel) for channel in zip(*HEAT, strict=True)]
-        return np.stack(channels, axis=-1).astype(np.float32)
+    def full(values: NDArray[Any]) -> NDArray[Any]:
+        return values.repeat(cell, 0).repeat(cell, 1)[: pixels.shape[0], : pixels.shape[1]]
 
-    def image(values: NDArray[np.float32]) -> Image.Image:
-        return Image.fromarray(np.rint(values).astype(np.uint8))
-
-    height, width = pixels.shape[:2]
     most = float(bits.max())
-    colours = heat(bits / most if most > 0 else bits).repeat(cell, 0).repeat(cell, 1)[:height, :width]
     grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)[:, :, None]
+    drawn = grey * (1 - HEAT_SHARE) + full(_heat(bits / most if most > 0 else bits)) * HEAT_SHARE
+    if region is not None:
+        drawn[_edge(full(region))] = 255
+    return np.rint(drawn).astype(np.uint8)
+
+
+def _heat(shares: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The colours [..., 3] of shares of the most bits."""
+    stops = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(shares, stops, channel) for channel in zip(*HEAT, strict=True)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def draw_bits(pixels: NDArray[np.uint8], bits: NDArray[np.float32], cell: int) -> Image.Image:
+    """The ``heat_map`` of a photo, RGB, with a scale below it; a small photo is enlarged by a whole factor."""
+    height, width = pixels.shape[:2]
     factor = max(1, BIT_MAP_SIDE // max(width, height))
     size = (width * factor, height * factor)
-    drawn = image(grey * (1 - HEAT_SHARE) + colours * HEAT_SHARE).resize(size, Image.Resampling.NEAREST)
+    drawn = Image.fromarray(heat_map(pixels, bits, cell)).resize(size, Image.Resampling.NEAREST)
 
     margin, bar, font = 8, 10, ImageFont.load_default()
     canvas = Image.new("RGB", (max(drawn.width, BIT_MAP_SIDE), drawn.height + 44), "white")
     canvas.paste(drawn, (0, 0))
-    scale = heat(np.linspace(0, 1, canvas.width - 2 * margin, dtype=np.float32))[None]
-    canvas.paste(image(scale.repeat(bar, 0)), (margin, drawn.height + margin))
+    scale = np.rint(_heat(np.linspace(0, 1, canvas.width - 2 * margin, dtype=np.float32))).astype(np.uint8)
+    canvas.paste(Image.fromarray(scale[None].repeat(bar, 0)), (margin, drawn.height + margin))
     draw, y = ImageDraw.Draw(canvas), drawn.height + margin + bar + 4
     draw.text((margin, y), "0", "black", font)
-    draw.text((canvas.width - margin, y), f"{most:.1f} bits in {cell}x{cell} px", "black", font, anchor="ra")
+    draw.text(
+        (canvas.width - margin, y), f"{bits.max():.1f} bits in {cell}x{cell} px", "black", font, anchor="ra"
+    )
     return canvas

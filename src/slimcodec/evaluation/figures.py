@@ -16,11 +16,10 @@ from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, draw_bits
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
-from slimcodec.encoder import largest_that_fits
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import prepare
 from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, class_names, shared_codec
-from slimcodec.evaluation.peers import PictureCodec
+from slimcodec.evaluation.peers import best_that_fits
 from slimcodec.evaluation.results import MeasuredCurve, Published, Result
 from slimcodec.images import Pixels
 
@@ -292,22 +291,3 @@ def judged_tile(
     guess, rank = classifier.judge(pixels, photo.class_index)
     verdict = f"{verdicts[rank != 0]}: {names[guess] if names else f'class {guess}'}"
     return Tile(pixels, (*lines, verdict), (BLACK, DETAIL, WRONG if rank else RIGHT))
-
-
-def best_that_fits(
-    codec: PictureCodec, photo: Photo, qualities: Sequence[int], target: int
-) -> tuple[int, bytes]:
-    """The best quality whose file has at most ``target`` bytes, else that of the smallest file, and the file.
-
-    All whole numbers between the least and the greatest of ``qualities`` count, best being the end with the larger file.
-    """
-    low, high = min(qualities), max(qualities)
-    smallest, largest = sorted((low, high), key=lambda quality: len(codec.encode(photo, quality)))
-    if len(data := codec.encode(photo, smallest)) > target:
-        return smallest, data
-    # JPEG 2000's qualities are ratios: its files shrink as they grow
-    sign = 1 if smallest <= largest else -1
-    quality, data = largest_that_fits(
-        lambda number: codec.encode(photo, sign * number), target, (sign * smallest, sign * largest)
-    )
-    return sign * quality, data
