@@ -22,6 +22,7 @@ ROOMS: list[list[set[str]]] = [
     [{"codec", "encoder", "decoder", "batches"}],
     [{"data"}],
     [{"training"}, {"evaluation"}, {"integrations"}],
+    [{"demo"}],
     [{"cli"}],
 ]
 LEVEL = {name: level for level, rooms in enumerate(ROOMS) for room in rooms for name in room}

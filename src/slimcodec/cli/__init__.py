@@ -10,6 +10,7 @@ from slimcodec import __version__
 from slimcodec.cli.bench import bench
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
+from slimcodec.cli.demo import demo
 from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info, map_, verify
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (encode, decode, info, verify, map_, train, bench, report, doctor):
+for command in (encode, decode, info, verify, map_, train, bench, report, demo, doctor):
     app.command(command.__name__.strip("_"))(command)
 app.add_typer(bundle, name="bundle")
 
@@ -53,6 +54,7 @@ def slim(
       slim map photo.jpg -o bits.png
       slim bench val.parquet -c judge.onnx -o result.json
       slim report result.json -o report/
+      slim demo
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,7 @@ def _examples(
     bit_map: list[Tile] = []
     for curve in curves:
         codec = curve.codec(model, device)
-        quality, data = best_that_fits(codec, photo, curve.qualities, target)
+        quality, data = best_that_fits(partial(codec.encode, photo), curve.qualities, target)
         fits = len(data) <= target * TOLERANCE
         detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
         tiles.append(judged_tile(codec.decode(data), photo, classifier, (curve.name, detail), names))

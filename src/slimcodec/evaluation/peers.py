@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -195,19 +195,19 @@ class CommandCodec:
 
 
 def best_that_fits(
-    codec: PictureCodec, photo: Photo, qualities: Sequence[int], target: int
+    encode: Callable[[int], bytes], qualities: Sequence[int], target: int
 ) -> tuple[int, bytes]:
     """The best quality whose file has at most ``target`` bytes, else that of the smallest file, and the file.
 
     All whole numbers between the least and the greatest of ``qualities`` count, best being the end with the larger file.
     """
     low, high = min(qualities), max(qualities)
-    smallest, largest = sorted((low, high), key=lambda quality: len(codec.encode(photo, quality)))
-    if len(data := codec.encode(photo, smallest)) > target:
+    smallest, largest = sorted((low, high), key=lambda quality: len(encode(quality)))
+    if len(data := encode(smallest)) > target:
         return smallest, data
     # JPEG 2000's qualities are ratios: its files shrink as they grow
     sign = 1 if smallest <= largest else -1
     quality, data = largest_that_fits(
-        lambda number: codec.encode(photo, sign * number), target, (sign * smallest, sign * largest)
+        lambda number: encode(sign * number), target, (sign * smallest, sign * largest)
     )
     return sign * quality, data

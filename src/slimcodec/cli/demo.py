@@ -1,0 +1,56 @@
+"""``slim demo``: a page on this machine where one drops a photo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slimcodec.cli import options
+from slimcodec.cli.options import failing, stop
+
+
+def demo(
+    host: Annotated[
+        str,
+        typer.Option(metavar="H", help="Address to listen on (default: loopback, this machine alone)."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port (default: 7860).")] = 7860,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            "--classifier",
+            "-c",
+            metavar="FILE|ID",
+            help="Classifier of the pictures, such as an ONNX file (default: the bundle's captioner).",
+        ),
+    ] = None,
+    side: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Longest side, to which photos are reduced; 0: never."),
+    ] = 1024,
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    max_pixels: options.MaxPixels = None,
+) -> None:
+    """Open a page where one drops a photo or a .slim file, and sees what becomes of it.
+
+    Bytes and where they went, the same bytes spent by JPEG, WebP and AVIF, and
+    what a classifier says of each. Nothing is sent anywhere; uploads are removed
+    once read. Needs the demo extra. End it with Ctrl-C.
+
+    Examples:
+      slim demo
+      slim demo --port 8000 --classifier judge.onnx
+    """
+    try:
+        from slimcodec.demo.page import serve
+    except ImportError as error:
+        stop(f"{error.name} is missing: pip install 'slimcodec[demo]'", options.FAILED)
+    with failing():
+        import slimcodec
+        from slimcodec.data.classifiers import load_classifier
+        from slimcodec.demo.computing import Demo
+
+        judge = load_classifier(classifier, "full") if classifier else None
+        serve(Demo(slimcodec.load(model, device=device), judge, side, max_pixels), host, port)
