@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.options import failing, stop
+from slimcodec.cli.options import failing, say, stop
 
 
 def demo(
@@ -52,5 +53,6 @@ def demo(
         from slimcodec.data.classifiers import load_classifier
         from slimcodec.demo.computing import Demo
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files go in either case
         judge = load_classifier(classifier, "full") if classifier else None
-        serve(Demo(slimcodec.load(model, device=device), judge, side, max_pixels), host, port)
+        serve(Demo(slimcodec.load(model, device=device), judge, side, max_pixels), host, port, say)

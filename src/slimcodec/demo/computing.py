@@ -104,18 +104,20 @@ class Demo:
         """``side``: longest side of a photo in pixels, larger ones are reduced to it; 0: never."""
         self.codec, self.classifier, self.side, self.max_pixels = codec, classifier, side, max_pixels
         self.peers: dict[str, Peer] = {}
-        for name in PEERS:
+        for name, title in PEERS.items():
             with suppress(SlimError):  # a Pillow that lacks a format
-                self.peers[PEERS[name]] = load_peer(name)
+                self.peers[title] = load_peer(name)
 
-    def open(self, path: str | Path) -> Subject:
+    def open(self, path: Path) -> Subject:
         """The photo or .slim file of a path; ``SlimError`` for what is neither, or damaged, or too large."""
-        path = Path(path)
+        data = path.read_bytes()
         if path.suffix.lower() == ".slim":
-            data = path.read_bytes()
             self.codec.read(data, max_pixels=self.max_pixels)
             return Subject(path.stem, file=data, note="A .slim file: nobody here has its original.")
-        pixels = load_image(path, self.max_pixels)
+        try:
+            pixels = load_image(data, self.max_pixels)
+        except SlimError as error:
+            raise SlimError(f"{path.name}: {error}") from error
         height, width = pixels.shape[:2]
         note = ""
         if 0 < self.side < max(width, height):
@@ -136,14 +138,17 @@ class Demo:
         preset: str,
         quality: int = 50,
         caption: str | None = "auto",
-        target_bytes: int | None = None,
+        target_bytes: int = 0,
     ) -> Coded:
-        """Encodes a photo as ``Codec.encode`` does, a file is taken as it is, and decodes the bytes under a preset."""
+        """Encodes a photo as ``Codec.encode`` does, a file is taken as it is, and decodes the bytes under a preset.
+
+        ``target_bytes``: most bytes of the file, 0 where ``quality`` decides.
+        """
         start = time.perf_counter()
         sampling, data = self.codec.sampling(**PRESETS[preset]), subject.file
         if subject.pixels is not None and subject.latent is not None:
             text = subject.caption if caption == "auto" else caption
-            request = Request(quality, text, target_bytes)
+            request = Request(quality, text, target_bytes or None)
             data = self.codec.encoder.file(subject.pixels, subject.latent, text, request)
         file = self.codec.decompress(data, max_pixels=self.max_pixels)
         pixels = np.asarray(self.codec.decoder.pictures([file], sampling)[0])
@@ -188,4 +193,3 @@ class Demo:
             scores = scores.softmax(0)
         shares, numbers = scores.topk(min(TOP, len(scores)))
         return Verdict(tuple(names[number] for number in numbers.tolist()), tuple(shares.tolist()))
-

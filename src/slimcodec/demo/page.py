@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 # before gradio is imported
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from starlette.middleware import Middleware
 
-from slimcodec.demo.computing import PRESETS, Coded, Demo, Spent, Subject, Verdict
+from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject, Verdict
 from slimcodec.errors import describe
 from slimcodec.images import Pixels
 
@@ -38,7 +40,11 @@ EXPLAINED = {
     FAITHFUL: "decoded from the bits, nothing invented",
     DRAWN: "details are invented: they follow the caption",
 }
-QUALITY = 30
+#: tells Gradio which photo of the gallery was clicked
+PICK = """element.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) trigger("click", {index: Number(button.dataset.index)});
+});"""
 #: most bytes of an upload
 MAX_UPLOAD = "64mb"
 
@@ -77,7 +83,6 @@ def result_html(subject: Subject, coded: Coded) -> str:
     """The swipe slider, the numbers, and the heat map."""
     info, decoded = coded.info, uri(png(coded.pixels))
     label = FAITHFUL if coded.faithful else DRAWN
-    size = f"{info.file_bytes:,} bytes"
     swipe = f'<img src="{decoded}" alt="Decoded picture, {label}">'
     if subject.pixels is not None:
         swipe += (
@@ -87,31 +92,29 @@ def result_html(subject: Subject, coded: Coded) -> str:
             "oninput=\"this.parentNode.style.setProperty('--cut', this.value + '%')\">"
             '<span class="tag">original</span>'
         )
-    raw = info.width * info.height * 3
+    smaller = info.width * info.height * 3 / info.file_bytes
     parts = {"header": info.header_bytes, "caption": info.caption_bytes, "picture": info.payload_bytes}
-    bar = "".join(f'<i class="{name}" style="flex-grow:{count}"></i>' for name, count in parts.items())
-    legend = "".join(f'<li class="{name}">{name} {count:,}</li>' for name, count in parts.items())
+    bar = "".join(f'<i class="part-{name}" style="flex-grow:{count}"></i>' for name, count in parts.items())
+    legend = "".join(f'<li class="part-{name}">{name} {count:,}</li>' for name, count in parts.items())
     region = ""
     if coded.region is not None:
         bits, area = coded.region
-        region = (
-            f"White line: what the captioner saw, {area:.0%} of the picture with {bits:.0%} of the bits."
-        )
+        region = f" White line: what the captioner saw, {bits:.0%} of the bits on {area:.0%} of the picture."
     name = escape(subject.name, quote=True)
-    return f"""<div class="result"><div class="stage">
-<div class="swipe" style="--w:{info.width};--h:{info.height}">{swipe}
-<span class="tag after">decoded, {size}</span></div></div>
-<div class="facts" role="status">
+    return f"""<div class="result"><div class="facts" role="status">
 <p class="size"><b>{info.file_bytes:,}</b> bytes</p>
-<p>{info.bpp:.3f} bits per pixel, {raw / info.file_bytes:,.0f} times smaller than raw pixels</p>
-<p class="badge {"faithful" if coded.faithful else "drawn"}"><b>{label}</b> <span>{EXPLAINED[label]}</span></p>
+<p><b>{info.bpp:.3f}</b> bits per pixel<br><b>{smaller:,.0f}</b> times smaller than raw pixels</p>
+<p class="badge {"" if coded.faithful else "drawn"}"><b>{label}</b><br>{EXPLAINED[label]}</p>
+</div>
+<div class="stage"><div class="swipe" style="--w:{info.width};--h:{info.height}">{swipe}
+<span class="tag after">decoded, {info.file_bytes:,} bytes</span></div></div>
+<div class="where"><img src="{uri(png(coded.heat))}" alt="Heat map over the photo: where the bits of the file went">
+<p class="scale"><span>0</span><i></i><span>{coded.most:.0f} bits in {coded.cell}x{coded.cell} pixels</span></p>
+<p class="quiet">Where the bits went.{region}</p>
 <div class="bar" aria-hidden="true">{bar}</div><ul class="legend" aria-label="Bytes of the file">{legend}</ul>
-<p class="quiet">{info.width}x{info.height} pixels, quality {info.quality}, coded and decoded in {coded.seconds:.2f} s</p>
+<p class="quiet">{info.width}x{info.height} pixels, quality {info.quality}; coded and decoded in {coded.seconds:.2f} s.</p>
 <p class="links"><a download="{name}.slim" href="{uri(coded.data, "application/octet-stream")}">Download .slim</a>
 <a download="{name}.png" href="{decoded}">Download PNG</a></p>
-<figure class="heat"><img src="{uri(png(coded.heat))}" alt="Heat map: where the bits of the file went">
-<figcaption><span>0</span><i></i><span>{coded.most:.0f} bits in {coded.cell}x{coded.cell} pixels</span></figcaption>
-<p class="quiet">Where the bits went. {region}</p></figure>
 </div></div>"""
 
 
@@ -123,10 +126,9 @@ def card(title: str, bytes_line: str, picture: str, verdict: Verdict | None, tru
             same = " class='same'" if name == truth else ""
             rows += f'<li{same} style="--share:{share:.1%}"><span>{escape(name)}</span> {share:.0%}</li>'
         right = verdict.names[0] == truth
-        seen = f"sees {escape(verdict.names[0])}"
         mark = "" if kind == "original" else ("✓ " if right else "✗ ")
         state = "" if kind == "original" else ("right" if right else "wrong")
-        rows = f'<p class="verdict {state}">{mark}{seen}</p><ol aria-label="Top {len(verdict.names)}">{rows}</ol>'
+        rows = f'<p class="verdict {state}">{mark}{escape(verdict.names[0])}</p><ol aria-label="Top {len(verdict.names)}">{rows}</ol>'
     return (
         f'<figure class="card {kind}"><img src="{picture}" alt="{escape(title)}">'
         f"<figcaption><b>{escape(title)}</b> <span>{bytes_line}</span></figcaption>{rows}</figure>"
@@ -155,9 +157,11 @@ def cards(demo: Demo, subject: Subject, coded: Coded) -> Iterator[str]:
             yield card(name, f"cannot get that small: {size} at least", picture, None, truth, "unfit")
 
 
-def grid(figures: list[str], classifier: str) -> str:
-    """The cards side by side."""
+def grid(figures: list[str], classifier: str, guided: bool) -> str:
+    """The cards side by side; ``guided``: the classifier had a say in ours."""
     judge = f"What {escape(classifier)} says" if classifier else "No classifier: give one with --classifier"
+    if classifier and guided:
+        judge += ", which guided SLIM's picture: for an independent judge use --classifier"
     return (
         f'<section aria-label="The same bytes spent by other codecs"><h2>The same bytes, spent by others '
         f'<small>{judge}; ✓ as on the original</small></h2><div class="cards">{"".join(figures)}</div></section>'
@@ -179,88 +183,78 @@ def build(demo: Demo) -> gr.Blocks:
 
     with gr.Blocks(title="slimcodec", analytics_enabled=False, fill_width=True) as page:
         subject, coded = gr.State(), gr.State()
-        gr.HTML(
+        html(
             "<header><h1>slimcodec</h1><p>A photo in a few hundred bytes that a machine, and a person, can still read. "
             f"<span>{escape(config.name)} {demo.codec.bundle.bundle_id}. Nothing leaves this server.</span></p></header>"
         )
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="controls", scale=1, min_width=290):
-                drop = gr.File(label="Drop a photo or a .slim file", height=120)
-                gallery = gr.Gallery(
-                    [(thumbnail(photo), text) for photo, text in zip(photos, GALLERY.values(), strict=True)],
-                    label="Or take one of these",
-                    columns=3,
-                    allow_preview=False,
-                    object_fit="cover",
-                    buttons=[],
-                    elem_id="gallery",
+                drop = gr.File(label="Drop a photo or a .slim file", height=150)
+                gallery = html(gallery_html(photos), js_on_load=PICK)
+                note = html(elem_id="note")
+                quality = gr.Slider(1, 100, 50, step=1, label="Quality", buttons=[])
+                target = gr.Number(0, label="Target bytes", info="0: the quality decides.", precision=0)
+                preset = gr.Radio(
+                    list(PRESETS), value="fast", label="Preset", info="How the file is decoded."
                 )
-                quality = gr.Slider(1, 100, QUALITY, step=1, label="Quality", buttons=[])
-                target = gr.Number(
-                    None, label="Target bytes", info="Takes the best quality that fits.", precision=0
-                )
-                preset = gr.Radio(list(PRESETS), value="fast", label="Preset")
                 caption = gr.Textbox(
                     label="Caption",
-                    info="Yours, or the captioner's; empty: none.",
+                    info="Of the captioner, or yours; empty: none.",
                     max_length=1024,
                     submit_btn="Use",
                 )
-                note = gr.HTML(elem_id="note")
-            with gr.Column(scale=4, min_width=340):
-                result, comparison = gr.HTML(), gr.HTML()
-        settings, shown = [preset, quality, caption, target], [subject, coded, result, caption, quality, note]
+            with gr.Column(elem_id="figures", scale=4, min_width=340):
+                result, comparison = html(elem_id="result"), html(elem_id="comparison")
+        settings = [preset, quality, caption, target]
+        shown = [subject, coded, result, caption, quality, target, note]
 
-        def answer(open_subject: Callable[[], Subject], *settings: Any) -> dict[Any, Any]:
+        def answer(get: Callable[[], Subject], *settings: Any) -> dict[Any, Any]:
             try:
-                opened = open_subject()
+                opened = get()
                 done = demo.code(opened, *settings)
             except Exception as error:  # noqa: BLE001  a page answers, whatever a file holds
                 return {note: f'<p role="alert">{escape(describe(error))}</p>'}
-            said = f"Caption: {done.info.caption_bytes} bytes of the file. {opened.note}"
             return {
                 subject: opened,
                 coded: done,
                 result: result_html(opened, done),
                 caption: gr.update(value=done.caption, interactive=opened.pixels is not None),
                 quality: gr.update(value=done.info.quality, interactive=opened.pixels is not None),
-                note: f"<p>{escape(said)}</p>",
+                note: opened.note and f"<p>{opened.note}</p>",
             }
 
-        def dropped(path: str | None, preset: str, quality: int, target: int | None) -> dict[Any, Any]:
-            if path is None:
-                return {note: ""}
+        def dropped(path: str, preset: str, quality: int, target: int) -> dict[Any, Any]:
+            file = Path(path)
             try:
-                return answer(lambda: demo.open(path), preset, quality, "auto", target)
+                return {drop: None} | answer(lambda: demo.open(file), preset, quality, "auto", target)
             finally:
-                Path(path).unlink(missing_ok=True)
+                file.unlink()
 
-        def chosen(event: gr.SelectData, preset: str, quality: int, target: int | None) -> dict[Any, Any]:
+        def chosen(event: gr.EventData, preset: str, quality: int, target: int) -> dict[Any, Any]:
             return answer(lambda: demo.open(photos[event.index]), preset, quality, "auto", target)
 
         def first(preset: str, quality: int) -> dict[Any, Any]:
             return answer(lambda: demo.open(photos[1]), preset, quality)
 
-        def again(
-            opened: Subject, preset: str, quality: int, text: str, target: int | None
-        ) -> dict[Any, Any]:
+        def again(opened: Subject, preset: str, quality: int, text: str, target: int = 0) -> dict[Any, Any]:
             return answer(lambda: opened, preset, quality, text.strip() or None, target)
+
+        def by_quality(opened: Subject, preset: str, quality: int, text: str) -> dict[Any, Any]:
+            return again(opened, preset, quality, text) | {target: 0}
 
         def compare(opened: Subject, done: Coded) -> Iterator[str]:
             figures: list[str] = []
             for figure in cards(demo, opened, done):
                 figures.append(figure)
-                yield grid(figures, judge)
+                yield grid(figures, judge, demo.classifier is None and not done.faithful)
 
         latest: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
         new = [preset, quality, target]
         answers = [
             page.load(first, [preset, quality], shown, show_progress="hidden"),
-            drop.upload(dropped, [drop, *new], shown, show_progress="hidden"),
-            gallery.select(chosen, new, shown, show_progress="hidden"),
-            quality.input(lambda: None, None, target, **latest).then(
-                again, [subject, *settings], shown, **latest
-            ),
+            drop.upload(dropped, [drop, *new], [drop, *shown], show_progress="hidden"),
+            gallery.click(chosen, new, shown, show_progress="hidden"),
+            quality.input(by_quality, [subject, preset, quality, caption], shown, **latest),
             gr.on(
                 [target.submit, target.blur, preset.input, caption.submit],
                 again,
@@ -274,26 +268,40 @@ def build(demo: Demo) -> gr.Blocks:
     return page
 
 
-def thumbnail(path: Path) -> Image.Image:
-    """A square of 160 pixels."""
-    with Image.open(path) as photo:
-        side = min(photo.size)
-        left, top = (photo.width - side) // 2, (photo.height - side) // 2
-        return photo.convert("RGB").resize((160, 160), box=(left, top, left + side, top + side))
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """Plain HTML, without Gradio's styles of prose."""
+    return gr.HTML(value, apply_default_css=False, **options)
 
 
-def serve(demo: Demo, host: str, port: int) -> None:
-    """Serves the page until interrupted."""
+def gallery_html(photos: Sequence[Path]) -> str:
+    """A button with a square thumbnail for every photo."""
+    buttons = ""
+    for number, (photo, text) in enumerate(zip(photos, GALLERY.values(), strict=True)):
+        with Image.open(photo) as opened:
+            square = np.asarray(ImageOps.fit(opened.convert("RGB"), (128, 128)))
+        buttons += f'<button type="button" data-index="{number}" title="{text}"><img src="{uri(png(square))}" alt="{text}"></button>'
+    return f'<div class="gallery" role="group" aria-label="Photos to try">{buttons}</div>'
+
+
+def serve(demo: Demo, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serves the page until interrupted; ``say`` is told the address. No file of a visitor outlasts it."""
     theme = gr.themes.Base(
         primary_hue="orange", neutral_hue="zinc", radius_size="md", font=["system-ui", "sans-serif"]
-    ).set()
-    build(demo).launch(
-        server_name=host,
-        server_port=port,
-        theme=theme,
-        css_paths=STYLE,
-        footer_links=[],
-        ssr_mode=False,
-        max_file_size=MAX_UPLOAD,
-        app_kwargs={"middleware": [Middleware(SelfOnly)]},
     )
+    with tempfile.TemporaryDirectory(prefix="slim-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build(demo)
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            theme=theme,
+            css_paths=STYLE,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size=MAX_UPLOAD,
+            app_kwargs={"middleware": [Middleware(SelfOnly)]},
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        say(f"{address} shows the page; Ctrl-C ends it")
+        page.block_thread()
