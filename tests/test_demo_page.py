@@ -69,7 +69,7 @@ def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iter
     context.set_default_timeout(PATIENCE)
     page, asked, errors = context.new_page(), [], list[Any]()
     page.on("request", lambda sent: asked.append(sent.url))
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(error))
     page.goto(address)
     page.wait_for_selector(".card:nth-child(5)")
     yield page

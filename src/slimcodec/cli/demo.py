@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from typing import Annotated
 
 import typer
@@ -44,15 +46,17 @@ def demo(
       slim demo
       slim demo --port 8000 --classifier judge.onnx
     """
-    try:
-        from slimcodec.demo.page import serve
-    except ImportError as error:
-        stop(f"{error.name} is missing: pip install 'slimcodec[demo]'", options.FAILED)
-    with failing():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads go in either case
+    with failing(), tempfile.TemporaryDirectory(prefix="slim-demo-") as folder:
+        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+        try:
+            from slimcodec.demo.page import serve
+        except ImportError as error:
+            stop(f"{error.name} is missing: pip install 'slimcodec[demo]'", options.FAILED)
+
         import slimcodec
         from slimcodec.data.classifiers import load_classifier
         from slimcodec.demo.computing import Demo
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files go in either case
         judge = load_classifier(classifier, "full") if classifier else None
         serve(Demo(slimcodec.load(model, device=device), judge, side, max_pixels), host, port, say)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 from PIL import Image, ImageOps
-
-# before gradio is imported
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-import gradio as gr
 from starlette.middleware import Middleware
 
 from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject, Verdict
@@ -284,24 +279,22 @@ def gallery_html(photos: Sequence[Path]) -> str:
 
 
 def serve(demo: Demo, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves the page until interrupted; ``say`` is told the address. No file of a visitor outlasts it."""
+    """Serves the page until interrupted; ``say`` is told the address."""
     theme = gr.themes.Base(
         primary_hue="orange", neutral_hue="zinc", radius_size="md", font=["system-ui", "sans-serif"]
     )
-    with tempfile.TemporaryDirectory(prefix="slim-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(demo)
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            theme=theme,
-            css_paths=STYLE,
-            footer_links=[],
-            ssr_mode=False,
-            max_file_size=MAX_UPLOAD,
-            app_kwargs={"middleware": [Middleware(SelfOnly)]},
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-        say(f"{address} shows the page; Ctrl-C ends it")
-        page.block_thread()
+    page = build(demo)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme,
+        css_paths=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        max_file_size=MAX_UPLOAD,
+        app_kwargs={"middleware": [Middleware(SelfOnly)]},
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    say(f"{address} shows the page; Ctrl-C ends it")
+    page.block_thread()
