@@ -1,7 +1,7 @@
 # Everything happens in .venv; PIP_ARGS reaches pip, for instance PIP_ARGS='--index-url ...' for a CPU build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
-EXTRAS := dev,train,eval,peers,docs
+EXTRAS := dev,train,eval,peers,demo,docs
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -23,10 +23,14 @@ AVIF = --qualities avif=0,10,20,30,45 --qualities avif-444=0,10,20,30,45
 BENCH_ARGS ?=
 JOBS ?= 2
 
-.PHONY: demo test test-all test-slow lint supply docs dist bench figures clean
+.PHONY: demo demo-page test test-all test-slow lint supply docs dist bench figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --out demo
+
+# A page where one drops a photo, until Ctrl-C.
+demo-page: $(STAMP)
+	$(BIN)/slim demo
 
 # The quick set, in under two minutes; test-all is everything.
 test: $(STAMP)

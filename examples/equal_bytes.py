@@ -13,6 +13,7 @@ import argparse
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ from slimcodec.decoder import Sampling
 from slimcodec.evaluation.bench import prepare
 from slimcodec.evaluation.curves import class_names
 from slimcodec.evaluation.figures import TOLERANCE, judged_tile
-from slimcodec.evaluation.peers import best_that_fits
-from slimcodec.evaluation.peers import PictureCodec, load_peer
+from slimcodec.evaluation.peers import PictureCodec, best_that_fits, load_peer
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels
 
@@ -141,7 +141,7 @@ def rows(
 
         row = [tile(photo.pixels, f"original: {kind}", f"{photo.pixels.nbytes:,} bytes raw")]
         for name, one in codecs.items():
-            _, file = best_that_fits(one, photo, QUALITIES, most)
+            _, file = best_that_fits(partial(one.encode, photo), QUALITIES, most)
             detail = f"{len(file):,} bytes" + ("" if len(file) <= most * TOLERANCE else ": its smallest")
             row.append(tile(one.decode(file), name, detail))
         drawn.append(row)
