@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         line = server.stdout.readline()
         assert line == f"http://127.0.0.1:{port}/ shows the page; Ctrl-C ends it\n"
         yield line.split()[0]
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         rest = server.stdout.read()
     assert "Traceback" not in rest, rest
     assert list(folder.iterdir()) == []
