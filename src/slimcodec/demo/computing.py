@@ -22,7 +22,7 @@ from slimcodec.data.contact_sheet import heat_map
 from slimcodec.data.photos import Photo
 from slimcodec.encoder import Request
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import class_names
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, class_names
 from slimcodec.evaluation.peers import Peer, best_that_fits, load_peer
 from slimcodec.images import Pixels, load_image
 
@@ -179,13 +179,13 @@ class Demo:
 
     def verdict(self, pixels: Pixels) -> Verdict | None:
         """What the classifier says of a picture; None for a bundle without a captioner."""
-        vocabulary: Sequence[str] = self.codec.bundle.vocabulary
+        names: Sequence[str] = self.codec.bundle.vocabulary
         if self.classifier is not None:
             scores = torch.from_numpy(self.classifier.scores(pixels))
-            known = class_names(self.codec) if self.classifier.classes == 1000 else ()
+            known = class_names(self.codec) if self.classifier.classes == IMAGENET_CLASSES else ()
             names = known or [f"class {number}" for number in range(self.classifier.classes)]
         elif self.codec.bundle.config.captioners:
-            scores, names = self.codec.encoder.tag(pixels)[0][0].cpu(), vocabulary
+            scores = self.codec.encoder.tag(pixels)[0][0].cpu()
         else:
             return None
         # a network may give probabilities already
