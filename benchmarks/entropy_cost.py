@@ -26,7 +26,7 @@ def main() -> None:
     given = photo_options(__doc__, 100).parse_args()
 
     codec = slimcodec.load(dtype="float32")
-    coder, twin, gaussian = codec.bundle.coder, restore_latent_codec(codec.bundle), gaussian_tables()
+    coder, twin, gaussian = codec.coder, restore_latent_codec(codec.bundle), gaussian_tables()
     pictures = photos(given.photos, given.count)
     # per photo and quality: bytes of the payload; ideal bits; bits under Gaussian tables; bits of the float twin
     found = np.zeros((len(pictures), len(QUALITIES), 4))

@@ -5,8 +5,8 @@
 Every photo is encoded once at five qualities, in the reference configuration. Then a fresh process per row of the
 matrix reads every file (symbols and decoded values are compared), and makes every file anew from the values that its exact stage
 was given (bytes are compared). Rows whose floating point differs encode the photos themselves too, and the reference reads
-their files. The prior's networks are run again on batches of several files, in ONNX Runtime, and in numpy's int64. A row
-for a GPU is measured where there is one.
+their files. The prior's networks are run again on batches of several files, and in numpy's int64. A row for a GPU is
+measured where there is one.
 
 Writes results/exactness.json and, made from it, docs/exactness.md. Exit status 1 if a file differed anywhere.
 """
@@ -43,7 +43,7 @@ PHOTOS, FILES, OWN = "photos", "files", "own"
 
 
 def run_step(step: str, folder: Path, bundle: str | None) -> Any:
-    """What a step finds; its name is ``write``, ``own``, ``batches``, ``onnx``, ``numpy``, or ``row`` and a number."""
+    """What a step finds; its name is ``write``, ``own``, ``batches``, ``numpy``, or ``row`` and a number."""
     import torch
     from exact import cells
 
@@ -67,7 +67,7 @@ def run_step(step: str, folder: Path, bundle: str | None) -> Any:
             return {path.name: cells.read_differently(codec, path) for path in folder.glob(f"{OWN}*")}
         if step == "batches":
             return cells.batches(codec, files, BATCHES)
-        return cells.onnx_runtime(codec, files) if step == "onnx" else cells.numpy_reference(codec, files)
+        return cells.numpy_reference(codec, files)
 
 
 def pictures(folder: Path) -> list[Image.Image]:
@@ -101,6 +101,7 @@ def measure_row(number: int, folder: Path, bundle: str | None) -> dict[str, Any]
 def _axes(configuration: Configuration) -> dict[str, Any]:
     return {
         "device": configuration.device,
+        "runtime": configuration.runtime,
         "threads": configuration.threads,
         "networks": configuration.dtype,
         "autocast": configuration.autocast,
@@ -117,7 +118,7 @@ def _axes(configuration: Configuration) -> dict[str, Any]:
 def mismatches(report: dict[str, Any]) -> int:
     """All mismatches of a report."""
     counts = [row[key] or 0 for row in report["rows"] for key in ("read", "written", "own")]
-    return sum(counts) + sum(report["batches"].values()) + sum(report["onnx"].values()) + report["numpy"]
+    return sum(counts) + sum(report["batches"].values()) + report["numpy"]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -142,26 +143,26 @@ def markdown(report: dict[str, Any]) -> str:
         "| written | whose bytes differ when the file is written again from the same values |",
         "| own | that this row encoded, where floating point may choose other symbols, and the reference reads differently |",
         "",
-        "| configuration | read | written | own |",
-        "|---|---|---|---|",
+        "| configuration | runtime | read | written | own |",
+        "|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         if row["read"] is None:
-            lines.append(f"| {_described(row)} | not available | not available | not available |")
+            lines.append(
+                f"| {_described(row)} | {row['runtime']} | not available | not available | not available |"
+            )
             continue
         own = "-" if row["own"] is None else f"{row['own']} of {files}"
         lines.append(
-            f"| {_described(row)} | {row['read']} of {files} | {row['written']} of {files} | {own} |"
+            f"| {_described(row)} | {row['runtime']} | {row['read']} of {files} | {row['written']} of {files} | {own} |"
         )
     lines += [
         "",
-        "The prior's networks in batches and in other runtimes, compared with torch on one file at a time:",
+        "The prior's networks in batches, and in plain integers, compared with torch on one file at a time:",
         "",
         "| where | files that differ |",
         "|---|---|",
         *(f"| torch, batches of {size} files | {n} of {files} |" for size, n in report["batches"].items()),
-        f"| ONNX Runtime {versions['onnxruntime']}, the prior exported by torch: read | {report['onnx']['read']} of {files} |",
-        f"| ONNX Runtime {versions['onnxruntime']}, the same network: written | {report['onnx']['written']} of {files} |",
         f"| numpy int64 and Python integers, without torch (tests/reference_prior.py): read | {report['numpy']} of {files} |",
         "",
         f"Processor: {report['processor']}, instructions up to {report['instructions']}. "
@@ -207,9 +208,7 @@ def main() -> None:
         for number, picture in enumerate(chosen):
             picture.save(folder / PHOTOS / f"{number:04d}.png")
         about = call("write", folder, given.bundle, {})
-        others = {
-            step: pool.submit(call, step, folder, given.bundle, {}) for step in ("numpy", "onnx", "batches")
-        }
+        others = {step: pool.submit(call, step, folder, given.bundle, {}) for step in ("numpy", "batches")}
         rows = list(
             pool.map(lambda number: measure_row(number, folder, given.bundle), range(len(CONFIGURATIONS)))
         )

@@ -52,7 +52,7 @@ def measure(operation: str, side: int, tiled: bool) -> int:
     import torch
 
     import slimcodec
-    from slimcodec.models.latent_model import TILE
+    from slimcodec.models.tiles import TILE
 
     torch.set_num_threads(1)
     codec = slimcodec.load()

@@ -34,9 +34,10 @@ from slimcodec.data.sources import open_sources
 from slimcodec.encoder import Roi
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.bundle import Bundle, BundleConfig
+from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
+from slimcodec.models.config import BundleConfig
 from slimcodec.training.batches import Crops, LabelledViews
 from slimcodec.training.compression_model import latent_codec_parts
 from slimcodec.training.loop import train
@@ -135,7 +136,7 @@ def measure(codec: Codec, photos: list[Photo], told: bool = False) -> NDArray[np
             roi: Roi = photo.mask if told else "auto"
             data = codec.encode(photo.pixels, quality, caption=None, roi=roi)
             error = (np.asarray(codec.decode(data, steps=0), np.float64) - photo.pixels) ** 2
-            bits = codec.bundle.coder.bit_map(codec.read(data)[1])
+            bits = codec.coder.bit_map(codec.read(data)[1])
             inside = np.asarray(Image.fromarray(photo.mask).resize(bits.shape[::-1], Image.Resampling.BOX))
             mask = photo.mask >= 0.5
             share = float((bits * inside).sum() / bits.sum())

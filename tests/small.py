@@ -11,13 +11,21 @@ import torch
 from support import NAMES, photo
 from torch.nn import functional as F
 
-from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
-from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.compressor import Compressor, CompressorConfig
-from slimcodec.models.enhancer import Enhancer, EnhancerConfig, UNetSize, small_unet_config
+from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.config import (
+    PATCH,
+    AutoencoderConfig,
+    BundleConfig,
+    CaptionerConfig,
+    CompressorConfig,
+    EnhancerConfig,
+    PriorConfig,
+)
+from slimcodec.models.enhancer import Enhancer, UNetSize, small_unet_config
 from slimcodec.models.native import small_text_encoder
-from slimcodec.models.prior import PriorConfig
 from slimcodec.training.compression_model import CompressionModel, latent_codec_parts
 
 CHANNELS = 16

@@ -54,8 +54,8 @@ def test_the_id_depends_on_what_decoding_depends_on_and_on_nothing_else(folder: 
 
     def changed(part: str, name: str) -> str:
         stored = {key: dict(state) for key, state in bundle.stored.items()}
-        value = stored[part][name].clone()
-        value.view(-1)[0] += 1
+        value = stored[part][name].copy()
+        value.reshape(-1)[0] += 1
         stored[part][name] = value
         return Bundle(bundle.config, stored, bundle.vocabulary, bundle.text).bundle_id
 

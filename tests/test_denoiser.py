@@ -14,7 +14,8 @@ from pretrained import NOISE, pipeline, unet
 from torch import Tensor
 
 from slimcodec import SlimError
-from slimcodec.models.enhancer import EnhancerConfig, seeded_noise
+from slimcodec.models.config import EnhancerConfig
+from slimcodec.models.enhancer import seeded_noise
 from slimcodec.models.latent_model import CaptionEmbedding
 from slimcodec.models.pretrained.networks import (
     Denoiser,

@@ -14,8 +14,9 @@ from support import NAMES, photo
 import slimcodec
 from slimcodec.codec import Codec
 from slimcodec.container import unpack
-from slimcodec.models.exact import ACTIVATION_BITS, ExactLayer, FloatLayer, interpolate_levels
-from slimcodec.models.prior import anchor_mask
+from slimcodec.models.config import ACTIVATION_BITS, LayerConfig
+from slimcodec.models.exact import ExactLayer, FloatLayer, interpolate_levels
+from slimcodec.models.latent_codec import anchor_mask
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,10 @@ def test_reference_reads_the_same_symbols_and_values(codec: Codec, name: str, qu
     # 75x90 has partial hyper positions on both axes; small, since the reference is slow
     data = codec.encode(photo(name, 90, 75), quality, caption=None)
     _, coded = codec.read(data)
-    tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
-    symbols, grid = reference_prior.decode(
-        tensors, unpack(data).payload, 5, 6, quality, codec.bundle.coder.steps
-    )
+    tensors = codec.bundle.stored["prior"]
+    symbols, grid = reference_prior.decode(tensors, unpack(data).payload, 5, 6, quality, codec.coder.steps)
     assert symbols == coded.symbols().tolist()
-    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0].numpy())
+    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0])
 
 
 @pytest.mark.parametrize("quality", [5, 90])
@@ -44,23 +43,29 @@ def test_reference_reads_a_map_of_steps(quality: int) -> None:
     mask[20:60, 10:50] = 1
     data = codec.encode(photo("chelsea", 90, 75), quality, caption=None, roi=mask)
     _, coded = codec.read(data)
-    tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
+    tensors = codec.bundle.stored["prior"]
     symbols, grid = reference_prior.decode(tensors, unpack(data).payload, 5, 6, quality, steps=True)
     assert 0 < coded.values[0, -1].mean() < 1
     assert symbols == coded.symbols().tolist()
-    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0].numpy())
+    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0])
 
 
 def test_batch_threads_and_layout_change_no_integer(codec: Codec) -> None:
-    prior = codec.bundle.coder.prior
+    prior, quality = codec.bundle.prior, torch.tensor([60])
     generator = torch.Generator().manual_seed(0)
     hyper = torch.randint(-20, 21, (8, 4, 4, 48), generator=generator)
     anchors = torch.randint(-(2**19), 2**19, (8, 16, 16, 128), generator=generator)
-    anchors[:, ~anchor_mask(16, 16)] = 0
+    mask = torch.from_numpy(anchor_mask(16, 16))
+    anchors[:, ~mask] = 0
+    first, rest = (chosen.flatten().nonzero().flatten() for chosen in (mask, ~mask))
 
     def run(hyper: torch.Tensor, anchors: torch.Tensor) -> list[torch.Tensor]:
-        features = prior.features(hyper, 60, 16, 16)
-        return [features, *prior.first_pass(features, 60), *prior.second_pass(features, anchors, 60)]
+        features = prior.features(hyper, quality)
+        return [
+            features,
+            *prior.first_pass(features, first, quality),
+            *prior.second_pass(features, anchors, rest, quality),
+        ]
 
     together = run(hyper, anchors)
     threads = torch.get_num_threads()
@@ -90,15 +95,17 @@ def test_layer_is_integer_arithmetic_close_to_its_float_twin(
     seed: int, inputs: int, outputs: int, relu: bool, quality: int
 ) -> None:
     torch.manual_seed(seed)
-    layer = FloatLayer(inputs, outputs, levels=3, relu=relu)
+    layer = FloatLayer(LayerConfig(inputs, outputs, levels=3, relu=relu))
     layer.bias.data.normal_()
     x = torch.rand(1, 7, inputs) * 4
     integers = (x * 2**ACTIVATION_BITS).round()
     stored = layer.quantise()
-    exact = ExactLayer(stored["weight"], stored["bias"], stored["meta"])(integers.double(), quality)
+    exact = ExactLayer(stored["weight"], stored["bias"], stored["meta"])(
+        integers.double(), torch.tensor([quality])
+    )
 
     weight, shift = stored["weight"].long(), int(stored["meta"][0])
-    row = interpolate_levels(stored["bias"], quality)
+    (row,) = interpolate_levels(stored["bias"], torch.tensor([quality]))
     wanted = (integers.long() @ weight.T + row + (1 << (shift - 1))) >> shift
     if relu:
         wanted = wanted.clamp(0, 2**15 - 1)
@@ -117,6 +124,10 @@ def test_a_layer_whose_sums_could_be_inexact_is_refused() -> None:
 
 def test_levels_are_interpolated_between_trained_ones() -> None:
     table = torch.tensor([[0, 990], [99, 0], [198, -990]])
-    assert interpolate_levels(table, 1).tolist() == [0, 990]
-    assert interpolate_levels(table, 100).tolist() == [198, -990]
-    assert interpolate_levels(table, 50).tolist() == [98, 10]  # (49 * 2) / 99 of the way to the second level
+
+    def row(quality: int) -> list[int]:
+        (found,) = interpolate_levels(table, torch.tensor([quality])).tolist()
+        return list(found)
+
+    assert row(1) == [0, 990] and row(100) == [198, -990]
+    assert row(50) == [98, 10]  # (49 * 2) / 99 of the way to the second level

@@ -16,7 +16,8 @@ from torch import nn
 import slimcodec
 from slimcodec.models import blocks
 from slimcodec.models.blocks import Fusable, FusableConv, FusableSequential, Fused, works
-from slimcodec.models.captioner import CaptionerConfig, Tagger
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.config import CaptionerConfig
 
 
 @pytest.fixture

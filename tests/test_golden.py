@@ -63,7 +63,7 @@ def test_every_format_version_and_every_way_to_say_a_thing_has_golden_files(code
         True,
         False,
     }  # numbers of one and of two bytes
-    tables = codecs["small-files"].bundle.coder.tables
+    tables = codecs["small-files"].coder.tables
     coded = [codecs["small-files"].read(path)[1] for path in frozen]
     escapes = [np.abs(part.symbols) > tables.radii[part.indices] for one in coded for part in one.passes]
     assert np.concatenate(escapes).any()

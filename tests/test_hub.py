@@ -34,7 +34,8 @@ import slimcodec.training.create
 from slimcodec import ModelMismatchError, SlimError
 from slimcodec.codec import Codec
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.pretrained.pipeline import REQUIRED, LdmConfig, refer_ldm
+from slimcodec.models.config import LdmConfig
+from slimcodec.models.pretrained.pipeline import REQUIRED, refer_ldm
 from slimcodec.models.publishing import save
 from slimcodec.training.create import create
 
@@ -48,7 +49,7 @@ import slimcodec
 folder = Path(sys.argv[1])
 for file in sorted(folder.glob("*.slim")):
     codec = slimcodec.load(folder / file.stem, dtype="float32")
-    values = codec.read(file)[1].values.numpy()
+    values = codec.read(file)[1].values
     file.with_suffix(".sha256").write_text(hashlib.sha256(values.tobytes()).hexdigest())
     for steps in (0, 1, 4):
         codec.decode(file, steps=steps).save(folder / f"{file.stem}-{steps}.png")
@@ -83,7 +84,7 @@ def test_every_family_is_decoded_in_another_process_without_a_network(home: Path
         data = codec.encode(photo("coffee", 64, 50), 30, caption="a photo of a cat")
         (tmp_path / f"{family}.slim").write_bytes(data)
         assert slimcodec.inspect(data).bundle_id == codec.bundle.bundle_id
-        values[family] = hashlib.sha256(codec.read(data)[1].values.numpy().tobytes()).hexdigest()
+        values[family] = hashlib.sha256(codec.read(data)[1].values.tobytes()).hexdigest()
         for steps in (0, 1, 4):
             pictures[f"{family}-{steps}"] = np.asarray(codec.decode(data, steps=steps), np.int16)
     subprocess.run([sys.executable, "-c", DECODE, str(tmp_path)], check=True, env=OFFLINE, timeout=300)
@@ -505,7 +506,7 @@ def test_half_precision_codes_nearly_the_same(home: Path, dtype: str) -> None:
         assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)
     for data in (half.encode(picture, 30, "a cat"), single.encode(picture, 30, "a cat")):
         values = [codec.read(data)[1].values for codec in codecs]
-        assert torch.equal(*values)
+        assert np.array_equal(values[0], values[1])
         for steps in (0, 2):
             first, second = (np.asarray(codec.decode(data, steps=steps), np.float32) for codec in codecs)
             assert np.abs(first - second).mean() < 3

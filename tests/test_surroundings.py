@@ -60,14 +60,14 @@ def test_what_a_program_passes_on_can_be_pickled(codec: Codec, data: bytes) -> N
     error = pickle.loads(pickle.dumps(ModelMismatchError("another bundle", "deadbeef")))
     assert error.bundle_id == "deadbeef" and str(error) == "another bundle"
     decompressed = pickle.loads(pickle.dumps(codec.decompress(data)))
-    assert torch.equal(decompressed.latents, codec.decompress(data).latents)
+    assert np.array_equal(decompressed.latents, codec.decompress(data).latents)
 
 
 # --- training on what a codec gives
 
 
 def test_tensors_of_a_codec_take_part_in_training(codec: Codec, data: bytes) -> None:
-    for latent in (codec.latents(PICTURE), codec.decode_latent(data), codec.quantise(PICTURE).values[0]):
+    for latent in (codec.latents(PICTURE), codec.decode_latent(data)):
         layer = torch.nn.Conv2d(len(latent), 2, 1)
         layer(latent[None].float()).square().sum().backward()
         assert layer.weight.grad is not None and bool(layer.weight.grad.abs().sum() > 0)

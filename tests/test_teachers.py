@@ -17,7 +17,8 @@ from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_classifier, load_teacher
 from slimcodec.data.efficientnet import EfficientNetLite
 from slimcodec.data.networks import TransformersNetwork, last_of_each_stride, start_from_classifier
-from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
+from slimcodec.models.captioner import InvertedResidual, Tagger
+from slimcodec.models.config import CaptionerConfig
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.batches import Draws
 from slimcodec.training.losses import FeatureLoss

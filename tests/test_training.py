@@ -21,8 +21,9 @@ from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, pi
 from slimcodec.data.masks import mask_from_boxes
 from slimcodec.data.networks import start_from_classifier
 from slimcodec.data.photos import Photo
-from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.prior import SCALES, index_of_scale, scale_of_index
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.config import SCALES, CaptionerConfig
+from slimcodec.models.prior import index_of_scale, scale_of_index
 from slimcodec.training.batches import Draws, Share, Views, crop, part_mean, random_caption
 from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
 from slimcodec.training.export import training_record

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from slimcodec.container import Container, Source
 from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Decompressed, Sampling, crop
 from slimcodec.encoder import Encoder, Request, Roi, whole_number
-from slimcodec.errors import SlimError
+from slimcodec.errors import SlimError, needs
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.latent_model import TILE
+from slimcodec.models.latent_codec import CodedLatent, LatentCodec
+from slimcodec.models.runtime import Runtime
+from slimcodec.models.tiles import TILE
 
 if TYPE_CHECKING:
-    from slimcodec.models.latent_codec import CodedLatent
+    import torch
 
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000
+#: what runs the networks
+RUNTIMES = ("auto", "onnx", "torch")
 #: what a decoded picture is for
 PRESETS = ("natural", "machine")
 
@@ -37,17 +40,24 @@ class Codec:
     A codec holds no state between calls and may be used from several threads.
     """
 
-    def __init__(self, bundle: Bundle, tile: int = TILE) -> None:
-        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+    def __init__(self, bundle: Bundle, tile: int = TILE, runtime: Runtime | None = None) -> None:
+        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on.
+
+        ``runtime``: torch by default.
+        """
         if tile < 2:
             raise SlimError(f"tile is {tile}; give at least 2 latent positions")
         self.bundle = bundle
-        self.encoder, self.decoder = Encoder(bundle, tile), Decoder(bundle, tile)
+        self.runtime = runtime or torch_runtime(bundle)
+        #: the exact entropy stage
+        self.coder = latent_codec(bundle, self.runtime)
+        self.encoder = Encoder(bundle, self.runtime, self.coder, tile)
+        self.decoder = Decoder(bundle, self.runtime, self.coder, tile)
 
     @property
     def cell(self) -> int:
         """Pixels a side of a coded position: 16 for slim-tiny."""
-        return self.bundle.cell
+        return self.bundle.config.cell
 
     # ---- encoding ----------------------------------------------------------------------------------------------
 
@@ -100,13 +110,13 @@ class Codec:
         for quality in qualities:
             yield self.encoder.quantise(latent, quality, interest)
 
-    def latents(self, image: ImageLike) -> Tensor:
+    def latents(self, image: ImageLike) -> Any:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
-        return self.encoder.latents([load_image(image)])[0][0]
+        return self.runtime.own(self.encoder.latents([load_image(image)])[0][0])
 
     def bit_map(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> NDArray[np.float32]:
         """Ideal bits at every coded position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
-        return self.bundle.coder.bit_map(self.quantise(image, quality, roi=roi))
+        return self.coder.bit_map(self.quantise(image, quality, roi=roi))
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -149,10 +159,11 @@ class Codec:
             guidance = config.machine_guidance if preset == "machine" else config.guidance
         if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
-        if guidance and (reason := self.bundle.latent_model.guidance_unavailable):
+        if guidance and config.ldm:
             raise SlimError(
-                f"guidance is {guidance}, but {reason}, text_scale, {config.text_scale:g} in {config.name}: leave guidance "
-                "out, and set --text-scale of `slim bundle create` or text_scale in the bundle's config.json"
+                f"guidance is {guidance}, but a pretrained model follows the caption by classifier-free guidance, text_scale, "
+                f"{config.text_scale:g} in {config.name}: leave guidance out, and set --text-scale of `slim bundle create` or "
+                "text_scale in the bundle's config.json"
             )
         guidance_steps = GUIDANCE_STEPS if guidance_steps is None else guidance_steps
         count = whole_number("guidance_steps", guidance_steps, 1, MAX_STEPS)
@@ -160,40 +171,65 @@ class Codec:
             return Sampling(0, 0.0, count)
         return Sampling(steps, guidance if config.captioners else 0.0, count)
 
-    def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Tensor:
-        """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it."""
-        return self.decompress(data, max_pixels=max_pixels).latents[0]
+    def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Any:
+        """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it.
+
+        A tensor on the codec's device where torch is the runtime, else an array.
+        """
+        return self.runtime.own(self.decompress(data, max_pixels=max_pixels).latents[0])
 
     def decompress(self, data: Source, *, max_pixels: int | None = None) -> Decompressed:
         """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
         return self.decoder.decompress(data, max_pixels)
 
-    def synthesise(self, coded: CodedLatent, quality: int) -> Tensor:
+    def synthesise(self, coded: CodedLatent, quality: int) -> Any:
         """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
-        return self.decoder.synthesise(coded, quality)
+        return self.runtime.own(self.decoder.synthesise(coded, quality))
 
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
         file = self.decoder.read(data, max_pixels)
         return file.container, file.coded
 
-    def picture(self, latent: Tensor, size: tuple[int, int]) -> Image.Image:
+    def picture(self, latent: Any, size: tuple[int, int]) -> Image.Image:
         """The picture of a latent [C, h, w], as ``latents`` and ``decode_latent`` give it, of a size (width, height).
 
         Raises ``SlimError`` for a size beyond what the latent covers.
         """
         width, height = size
-        stride = self.bundle.latent_model.stride
+        stride = self.bundle.config.stride
         most_width, most_height = latent.shape[2] * stride, latent.shape[1] * stride
         if not (0 < width <= most_width and 0 < height <= most_height):
             raise SlimError(
                 f"size is {width}x{height}; the latent covers {most_width}x{most_height} pixels (width x height)"
             )
-        return crop(self.decoder.pixels(latent[None].to(self.bundle.device)), [size])[0]
+        array = np.asarray(latent.cpu() if hasattr(latent, "cpu") else latent)
+        return crop(self.decoder.pixels(array[None]), [size])[0]
+
+
+def torch_runtime(bundle: Bundle) -> Runtime:
+    """The networks of a bundle in torch."""
+    with needs("torch", "the runtime torch"):
+        from slimcodec.models.torch_runtime import TorchRuntime
+
+    return TorchRuntime(bundle)
+
+
+def latent_codec(bundle: Bundle, runtime: Runtime) -> LatentCodec:
+    """The exact stage of a bundle."""
+    config = bundle.config.compressor
+    try:
+        return LatentCodec.from_tensors(
+            runtime.run, bundle.stored["prior"], config.prior, steps=bool(config.step_octaves)
+        )
+    except (KeyError, ValueError) as error:
+        raise SlimError(f"the bundle's part prior does not fit its configuration: {error}") from error
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     """The type that the networks run fastest in: bfloat16 where the processor multiplies it natively, else float32."""
+    import torch
+
     kind, fast = torch.device(device).type, False
     if kind == "cuda":
         fast = torch.cuda.is_bf16_supported()
@@ -209,15 +245,41 @@ def load(
     dtype: torch.dtype | str | None = None,
     base: str | Path | None = None,
     offload: bool = False,
+    runtime: str = "auto",
 ) -> Codec:
     """A codec with a bundle: the embedded slim-tiny (None), a bundle folder, or a Hugging Face hub id.
 
     ``device``: "cpu" (default), "cuda", ...; ``dtype``: of the convolutional networks, by default the fastest on the device.
-    Files are portable between devices and types. ``base``: a folder in which the pretrained model that a bundle names is looked
-    for first (also: variable SLIMCODEC_BASE). ``offload``: pretrained parts come to the device one at a time, for a GPU that does
-    not hold them all; needs Accelerate, and the codec then serves one thread at a time.
+    Files are portable between devices, types and runtimes. ``base``: a folder in which the pretrained model that a bundle names is
+    looked for first (also: variable SLIMCODEC_BASE). ``offload``: pretrained parts come to the device one at a time, for a GPU that
+    does not hold them all; needs Accelerate, and the codec then serves one thread at a time.
+
+    ``runtime``: "onnx" (ONNX Runtime on the processor, float32, no torch), "torch", or "auto": torch where a device, a type,
+    ``offload`` or a pretrained model asks for it, where it is imported already, and where a bundle holds no graphs.
     """
-    device = device or "cpu"
+    if runtime not in RUNTIMES:
+        raise SlimError(f"runtime is {runtime!r}; give {', '.join(RUNTIMES)}")
+    bundle = Bundle.from_pretrained(source, base=base)
+    plain = (device or "cpu") == "cpu" and dtype in (None, "float32") and not (offload or bundle.references())
+    if runtime == "onnx" and not plain:
+        raise SlimError(
+            "the runtime onnx runs bundles of our own networks on the processor in float32: leave out device, dtype and "
+            "offload, or give the runtime torch"
+        )
+    quick = plain and dtype is None and "torch" not in sys.modules and bundle.graphs
+    if runtime == "onnx" or (runtime == "auto" and quick):
+        return Codec(bundle, runtime=bundle.onnx)
+    with needs("torch", "the runtime torch"):
+        bundle.place(device or "cpu", usable_dtype(device or "cpu", dtype))
+    if offload:
+        bundle.latent_model.offload()
+    return Codec(bundle)
+
+
+def usable_dtype(device: str, dtype: torch.dtype | str | None) -> torch.dtype:
+    """The type to run in on a device, by default the fastest; ``SlimError`` where either cannot be."""
+    import torch
+
     try:
         # the exact prior needs float64, which not every device has: Apple's mps has none
         torch.zeros(1, dtype=torch.float64, device=device).sum().item()
@@ -229,10 +291,7 @@ def load(
     named = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or fast_dtype(device)
     if not (isinstance(named, torch.dtype) and named.is_floating_point):
         raise SlimError(f"dtype is {dtype!r}; give float32, bfloat16 or float16")
-    bundle = Bundle.from_pretrained(source, device, named, base)
-    if offload:
-        bundle.latent_model.offload()
-    return Codec(bundle)
+    return named
 
 
 _default: list[Codec] = []

@@ -5,22 +5,26 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from slimcodec.container import Container, Source, read_source, unpack
 from slimcodec.entropy.caption import Caption, decode_caption
 from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
-from slimcodec.errors import FormatError, ModelMismatchError
+from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.latent_codec import CodedLatent
-from slimcodec.models.latent_model import blended, tiled
-from slimcodec.models.surroundings import undisturbed
+from slimcodec.models.guidance import CaptionGuide
+from slimcodec.models.latent_codec import CodedLatent, LatentCodec
+from slimcodec.models.runtime import Runtime
+from slimcodec.models.tiles import blended, tiled
 
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 NO_CAPTION = Caption(None, None)
 #: gradient steps of caption guidance by default
 GUIDANCE_STEPS = 4
@@ -39,7 +43,7 @@ class CodedFile:
 class Decompressed:
     """A file before enhancement: the decompressed latent [1, C, h, w], header and payload, caption and its index."""
 
-    latents: Tensor
+    latents: Floats
     container: Container
     caption: str | None
     caption_index: int | None
@@ -56,11 +60,10 @@ class Sampling(NamedTuple):
 class Decoder:
     """The steps from files to pictures. Those that take several files run one pass for all of them."""
 
-    def __init__(self, bundle: Bundle, tile: int) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime, coder: LatentCodec, tile: int) -> None:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
-        self.bundle, self.tile = bundle, tile
+        self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
 
-    @undisturbed
     def read(self, data: Source, max_pixels: int | None = None) -> CodedFile:
         """The exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode`` does."""
         bundle = self.bundle
@@ -74,8 +77,9 @@ class Decoder:
             )
         # an unknown index is an error before any work
         caption = decode_caption(container.caption, bundle.vocabulary) if container.caption else NO_CAPTION
-        padded = check_size(container.height, container.width, bundle.cell, max_pixels)
-        rows, columns = (length // bundle.cell for length in padded)
+        cell = bundle.config.cell
+        padded = check_size(container.height, container.width, cell, max_pixels)
+        rows, columns = (length // cell for length in padded)
         prior = bundle.config.compressor.prior
         longest = rows * columns * (prior.channels + prior.hyper_channels) * MAX_SYMBOL_BYTES
         if len(container.payload) > longest:
@@ -83,40 +87,35 @@ class Decoder:
                 f"corrupt .slim file: {len(container.payload)} bytes of payload, a picture of "
                 f"{container.width}x{container.height} has at most {longest}"
             )
-        coded = bundle.coder.read(container.payload, rows, columns, container.quality)
+        coded = self.coder.read(container.payload, rows, columns, container.quality)
         return CodedFile(container, caption, coded)
 
-    @undisturbed
     def decompress(self, data: Source, max_pixels: int | None = None) -> Decompressed:
         """The decompressed latent of a file: what enhancement starts from."""
         file = self.read(data, max_pixels)
         latents = self.synthesise(file.coded, file.container.quality)
         return Decompressed(latents, file.container, file.caption.text, file.caption.index)
 
-    @undisturbed
-    def synthesise(self, coded: CodedLatent, quality: int) -> Tensor:
+    def synthesise(self, coded: CodedLatent, quality: int) -> Floats:
         """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
-        compressor = self.bundle.compressor
-        level = compressor.level(torch.tensor([quality], device=self.bundle.device))
+        config, level = self.bundle.config.compressor, np.array([quality])
         return tiled(
-            lambda x: compressor.synthesise(x, level),
+            lambda x: self.runtime.run("synthesise", x, level)[0],
             coded.values,
             tile=self.tile,
-            margin=compressor.synthesis_radius,
-            cell_out=compressor.config.patch,
+            margin=config.synthesis_radius,
+            cell_out=config.patch,
         )
 
-    @undisturbed
     def pictures(self, files: Sequence[Decompressed], sampling: Sampling) -> list[Image.Image]:
         """The pictures of decompressed latents of one size, and with denoising steps of one quality."""
-        latents = torch.cat([file.latents for file in files])
+        latents = np.concatenate([file.latents for file in files])
         if sampling.steps:
             latents = self.enhance(files, latents, sampling.steps)
         pixels = self.pixels(latents)
         if sampling.guidance:
-            pixels = torch.cat(
-                [self.guide(*one, sampling) for one in zip(files, pixels.split(1), strict=True)]
-            )
+            each = zip(files, np.split(pixels, len(pixels)), strict=True)
+            pixels = np.concatenate([self.guide(file, one, sampling) for file, one in each])
         images = crop(pixels, [(file.container.width, file.container.height) for file in files])
         for image, file in zip(images, files, strict=True):
             if comment := drawn_comment(file, sampling):
@@ -124,48 +123,62 @@ class Decoder:
                 image.info["comment"] = comment
         return images
 
-    @undisturbed
-    def enhance(self, files: Sequence[Decompressed], latents: Tensor, steps: int) -> Tensor:
-        """The latents [B, C, h, w] of files after denoising."""
-        from slimcodec.models.enhancer import seeded_noise
-
-        model = self.bundle.latent_model
+    def enhance(self, files: Sequence[Decompressed], latents: Floats, steps: int) -> Floats:
+        """The latents [B, C, h, w] of files after denoising, which torch does whatever the runtime."""
         quality, text_scale = files[0].container.quality, self.bundle.config.text_scale
-        captions = model.embed_captions([file.caption for file in files])
-        no_captions = captions if text_scale == 1.0 else model.embed_captions([None] * len(files))
+        with needs("torch", "denoising, steps above 0,"):
+            import torch
+
+            from slimcodec.models.enhancer import seeded_noise
+            from slimcodec.models.surroundings import undisturbed
+
+            model = self.bundle.latent_model
+            embed = undisturbed(model.embed_captions)
+            captions = embed([file.caption for file in files])
+            no_captions = captions if text_scale == 1.0 else embed([None] * len(files))
+            enhancer = model.enhancer
         # the noise is part of the file's meaning: a file gives the same picture each time
         seeds = [zlib.crc32(file.container.payload) for file in files]
-        noise = [seeded_noise(file.latents.shape, seed) for file, seed in zip(files, seeds, strict=True)]
-        enhancer = model.enhancer
-        return blended(
-            lambda x, noise: enhancer(x, quality, steps, noise, captions, no_captions, text_scale),
+        noise = [
+            seeded_noise(file.latents.shape, seed).numpy() for file, seed in zip(files, seeds, strict=True)
+        ]
+
+        @undisturbed
+        def enhanced(x: Floats, noise: Floats) -> Floats:
+            start, added = (torch.from_numpy(array).to(self.bundle.device) for array in (x, noise))
+            result = enhancer(start, quality, steps, added, captions, no_captions, text_scale)
+            return np.asarray(result.cpu())
+
+        return blended(enhanced, latents, np.concatenate(noise), tile=enhancer.tile or self.tile)
+
+    def pixels(self, latents: Floats) -> Bytes:
+        """The padded pictures [B, 3, H, W] of latents [B, C, h, w]."""
+        config = self.bundle.config
+        return tiled(
+            lambda x: self.runtime.run("decode", x)[0],
             latents,
-            torch.cat(noise).to(self.bundle.device),
-            tile=enhancer.tile or self.tile,
+            tile=self.tile,
+            margin=None if config.ldm else config.autoencoder.decoder_radius,
+            cell_out=config.stride,
         )
 
-    @undisturbed
-    @torch.inference_mode()
-    def pixels(self, latents: Tensor) -> Tensor:
-        """The padded pictures [B, 3, H, W] uint8 of latents [B, C, h, w]."""
-        space = self.bundle.latent_model.autoencoder
-
-        def pixels(x: Tensor) -> Tensor:
-            return space.decode(x).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-
-        return tiled(pixels, latents, tile=self.tile, margin=space.decoder_radius, cell_out=space.stride)
-
-    @undisturbed
-    @torch.inference_mode()
-    def guide(self, file: Decompressed, pixels: Tensor, sampling: Sampling) -> Tensor:
-        """A decoded picture [1, 3, H, W] uint8 moved towards its caption; as it is without one of the vocabulary."""
+    def guide(self, file: Decompressed, pixels: Bytes, sampling: Sampling) -> Bytes:
+        """A decoded picture [1, 3, H, W] moved towards its caption; as it is without one of the vocabulary."""
         if file.caption_index is None:
             return pixels
-        guide, container = self.bundle.guide, file.container
+        bundle, container = self.bundle, file.container
+
+        def gradient(number: int, view: Floats, target: Floats) -> Floats:
+            return self.runtime.run(f"gradient-{number}", view, target)[0]
+
+        numbers = range(len(bundle.config.captioners))
+        guide = CaptionGuide(
+            [partial(gradient, number) for number in numbers], len(bundle.vocabulary), bundle.synthesis
+        )
         change = guide.change(
             pixels,
             file.caption_index,
-            self.bundle.latent_model.error_scale(container.quality),
+            bundle.error_scale(container.quality),
             strength=sampling.guidance,
             steps=sampling.guidance_steps,
             seed=zlib.crc32(container.payload),
@@ -181,10 +194,9 @@ def drawn_comment(file: Decompressed, sampling: Sampling) -> str:
     return f"Pixels drawn by slimcodec: {', '.join(parts)}." if parts else ""
 
 
-def crop(pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
-    """Pictures [B, 3, H, W] uint8, each cut to its size (width, height)."""
-    arrays = pixels.permute(0, 2, 3, 1).cpu()
+def crop(pixels: Bytes, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    """Pictures [B, 3, H, W], each cut to its size (width, height)."""
     return [
-        Image.fromarray(array[:height, :width].contiguous().numpy())
-        for array, (width, height) in zip(arrays, sizes, strict=True)
+        Image.fromarray(np.ascontiguousarray(array[:height, :width]))
+        for array, (width, height) in zip(pixels.transpose(0, 2, 3, 1), sizes, strict=True)
     ]

@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from slimcodec.container import Container, pack
 from slimcodec.entropy.caption import encode_caption
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels, padded_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.latent_codec import CodedLatent
-from slimcodec.models.latent_model import tiled
-from slimcodec.models.surroundings import undisturbed
+from slimcodec.models.guidance import resized
+from slimcodec.models.latent_codec import CodedLatent, LatentCodec
+from slimcodec.models.runtime import Runtime
+from slimcodec.models.tiles import tiled
 
 #: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -60,60 +59,56 @@ class Request:
 class Encoder:
     """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
 
-    def __init__(self, bundle: Bundle, tile: int) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime, coder: LatentCodec, tile: int) -> None:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
-        self.bundle, self.tile = bundle, tile
+        self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
 
-    @undisturbed
-    def latents(self, pictures: Sequence[Pixels]) -> list[Tensor]:
+    def latents(self, pictures: Sequence[Pixels]) -> list[Floats]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
-        space = self.bundle.latent_model.autoencoder
-        tensors = [
-            self._tensor(np.pad(pixels, (*self._margins(pixels), (0, 0)), "edge")) for pixels in pictures
-        ]
+        config = self.bundle.config
+        padded = [np.pad(pixels, (*self._margins(pixels), (0, 0)), "edge") for pixels in pictures]
         latents = tiled(
             # in floating point a large picture takes four times the memory, so only tiles become that
-            lambda x: space.encode(_normalised(x)),
+            lambda x: self.runtime.run("encode", x)[0],
             # a large picture comes alone, and is not copied
-            tensors[0] if len(tensors) == 1 else torch.cat(tensors),
+            _batch(padded[0][None] if len(padded) == 1 else np.stack(padded)),
             tile=self.tile,
-            margin=space.encoder_radius,
-            cell_in=space.stride,
+            margin=None if config.ldm else config.autoencoder.encoder_radius,
+            cell_in=config.stride,
         )
-        return list(latents.split(1))
+        return np.split(latents, len(latents))
 
-    @undisturbed
     def captions(self, pictures: Sequence[Pixels], caption: str | None = "auto") -> list[str | None]:
         """The caption of every picture where the user or a pretrained captioner says it; "auto" is left to the tagger."""
         model = self.bundle.caption_model if caption == "auto" else None
         if model is None:
             return [caption] * len(pictures)
-        with self.bundle.parts.lock:
-            return model.captions(pictures)
+        from slimcodec.models.surroundings import undisturbed
 
-    @undisturbed
-    def file(self, pixels: Pixels, latent: Tensor, caption: str | None, request: Request) -> bytes:
+        with self.bundle.parts.lock:
+            return undisturbed(model.captions)(pictures)
+
+    def file(self, pixels: Pixels, latent: Floats, caption: str | None, request: Request) -> bytes:
         """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
         bundle = self.bundle
-        tagged = None
+        tagged, taggers = None, bundle.config.captioners
         if caption == "auto":
-            tagged = self.tag(pixels) if bundle.config.captioners else None
-            caption = bundle.captioners[0].captions(tagged[0], bundle.vocabulary)[0] if tagged else None
+            tagged = self.tag(pixels) if taggers else None
+            caption = taggers[0].caption(tagged[0][0], bundle.vocabulary) if tagged else None
         interest = self.interest(pixels, request.roi, tagged)
         section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
         height, width = pixels.shape[:2]
 
         def file(quality: int) -> bytes:
-            payload = bundle.coder.write(self.quantise(latent, quality, interest))
+            payload = self.coder.write(self.quantise(latent, quality, interest))
             return pack(Container(width, height, quality, bytes.fromhex(bundle.bundle_id), section, payload))
 
         limit = request.byte_limit(width, height)
         return file(request.quality) if limit is None else largest_that_fits(file, limit)[1]
 
-    @undisturbed
     def interest(
-        self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Tensor, Tensor | None] | None = None
-    ) -> Tensor | None:
+        self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Floats, ...] | None = None
+    ) -> Floats | None:
         """The interest [1, 1, h, w] in [0, 1] of every latent position; None: all alike.
 
         ``tagged``: what the tagger predicts for the picture, where it has run already.
@@ -124,25 +119,25 @@ class Encoder:
         if not (roi and config.compressor.step_octaves and config.captioners and config.captioners[0].roi):
             return None
         _, logits = tagged or self.tag(pixels)
-        assert logits is not None
-        stride = self.bundle.latent_model.stride
         height, width = pixels.shape[:2]
-        size = [side // stride for side in padded_size(height, width, self.bundle.cell)]
-        return F.interpolate(logits, size, mode="bilinear").sigmoid()
+        rows, columns = (side // config.stride for side in padded_size(height, width, config.cell))
+        # a sigmoid that no large number makes overflow
+        wide = resized(logits, (rows, columns), smooth=False)
+        return ((np.tanh(wide / 2) + 1) / 2).astype(np.float32)
 
-    @undisturbed
-    def quantise(self, latent: Tensor, quality: int, interest: Tensor | None = None) -> CodedLatent:
+    def quantise(self, latent: Floats, quality: int, interest: Floats | None = None) -> CodedLatent:
         """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions."""
-        compressor = self.bundle.compressor
-        level = compressor.level(torch.tensor([quality], device=latent.device))
+        config, level = self.bundle.config.compressor, np.array([quality])
         values = tiled(
-            lambda x, interest=None: compressor.analyse(x, level, interest),
-            *(latent,) if interest is None else (latent, interest),
+            lambda x, interest: self.runtime.run("analyse", x, level, interest)[0],
+            latent,
+            np.ones_like(latent[:, :1]) if interest is None else interest,
             tile=self.tile,
-            margin=compressor.analysis_radius,
-            cell_in=compressor.config.patch,
+            margin=config.analysis_radius,
+            cell_in=config.patch,
         )
-        return self.bundle.coder.quantise(values, compressor.hyper_analyse(values, level), quality)
+        (hyper,) = self.runtime.run("hyper_analyse", values, level)
+        return self.coder.quantise(values, hyper, quality)
 
     def _margins(self, pixels: Pixels) -> tuple[tuple[int, int], tuple[int, int]]:
         """Pixels before and after each side of a picture, up to whole coded positions.
@@ -150,23 +145,17 @@ class Encoder:
         Repeating the border in them costs fewer bits than black, and works from 1x1 up.
         """
         height, width = pixels.shape[:2]
-        padded_height, padded_width = padded_size(height, width, self.bundle.cell)
+        padded_height, padded_width = padded_size(height, width, self.bundle.config.cell)
         return (0, padded_height - height), (0, padded_width - width)
 
-    def _tensor(self, pixels: Pixels) -> Tensor:
-        # the array's own order is channels-last, which the convolutions like best
-        return torch.tensor(pixels).permute(2, 0, 1)[None].to(self.bundle.device)
-
-    @torch.inference_mode()
-    def tag(self, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
-        """What the bundle's first tagger predicts: logits [1, tags], and of the region of interest if it has one."""
-        tagger = self.bundle.captioners[0]
-        side = tagger.config.side
+    def tag(self, pixels: Pixels) -> tuple[Floats, ...]:
+        """What the bundle's tagger predicts: logits of the tags, and of the region of interest if it has one."""
+        side = self.bundle.config.captioners[0].side
         # a whole factor of the reduction by averages: five times as fast, and as good for a tagger
         square = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
-        return tagger.predict(_normalised(self._tensor(np.asarray(square))))
+        return self.runtime.run("tag", _batch(np.asarray(square)[None]))
 
-    def _masked(self, pixels: Pixels, roi: NDArray[Any]) -> Tensor:
+    def _masked(self, pixels: Pixels, roi: NDArray[Any]) -> Floats:
         """The interest that a mask of any resolution over the picture means; ``SlimError`` for what is no mask."""
         if not self.bundle.config.compressor.step_octaves:
             raise SlimError(f"the bundle {self.bundle.config.name} has one step everywhere: it takes no roi")
@@ -178,13 +167,14 @@ class Encoder:
         height, width = pixels.shape[:2]
         if mask.shape != (height, width):
             mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
-        x = torch.tensor(np.pad(mask, self._margins(pixels), "edge"), device=self.bundle.device)
-        return F.avg_pool2d(x[None, None], self.bundle.latent_model.stride)
+        padded, stride = np.pad(mask, self._margins(pixels), "edge"), self.bundle.config.stride
+        rows, columns = (side // stride for side in padded.shape)
+        return padded.reshape(1, 1, rows, stride, columns, stride).mean((3, 5))
 
 
-def _normalised(x: Tensor) -> Tensor:
-    """Pixels 0..255 as -1..1, float32."""
-    return x.float().div_(127.5).sub_(1)
+def _batch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures [B, H, W, 3] as [B, 3, H, W]; memory keeps its order, channels-last, which torch's convolutions like best."""
+    return pixels.transpose(0, 3, 1, 2)
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:

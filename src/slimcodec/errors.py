@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class SlimError(Exception):
@@ -60,6 +62,17 @@ def failed_import(error: BaseException) -> str:
             return f"{library.partition('.')[0]} cannot be imported ({reason}){hint}"
         cause = cause.__cause__
     return ""
+
+
+@contextmanager
+def needs(extra: str, feature: str) -> Iterator[None]:
+    """Names the extra that a feature needs where the block imports a library that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SlimError(
+            f"{feature} needs {error.name}, which is not installed: pip install 'slimcodec[{extra}]'"
+        ) from error
 
 
 def describe(error: BaseException, source: object = "") -> str:

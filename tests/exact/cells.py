@@ -52,6 +52,7 @@ class Configuration:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: whether its own encoder is run too; floating point may give it other symbols, which must be read alike everywhere
     encodes: bool = False
+    runtime: str = "torch"
 
 
 REFERENCE = Configuration("reference")
@@ -71,6 +72,8 @@ CONFIGURATIONS = (
     Configuration("instructions up to AVX2", environment=_AVX2),
     Configuration("instructions up to SSE4", environment=_SSE),
     Configuration("all at once", 3, "bfloat16", "strided", False, True, "bfloat16", environment=_AVX2),
+    Configuration("ONNX Runtime", runtime="onnx", encodes=True),
+    Configuration("ONNX Runtime, 3 threads", threads=3, runtime="onnx"),
     Configuration("CUDA", device="cuda", encodes=True),
 )
 
@@ -93,13 +96,16 @@ def configured(configuration: Configuration) -> Iterator[None]:
 
 def load(configuration: Configuration, bundle: str | None = None) -> Codec:
     """A codec of a bundle (default: the embedded one) in a configuration's type and layout."""
-    codec = slimcodec.load(bundle, configuration.device, configuration.dtype)
+    device, dtype = configuration.device, configuration.dtype
+    codec = slimcodec.load(bundle, device, dtype, runtime=configuration.runtime)
+    if configuration.runtime == "onnx":
+        return codec
     networks: list[nn.Module] = [codec.bundle.latent_model.autoencoder, codec.bundle.compressor]
     if configuration.layout == "contiguous":
         for network in networks:
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     elif configuration.layout == "strided":
-        for network in (*networks, codec.bundle.coder.prior):
+        for network in (*networks, codec.bundle.prior):
             for tensor in (*network.parameters(), *network.buffers()):
                 tensor.data = strided(tensor.data)
     return codec
@@ -113,7 +119,7 @@ def strided(tensor: Tensor) -> Tensor:
 def fingerprint(coded: CodedLatent) -> str:
     """Hash of all symbols in coding order and of the decoded values."""
     digest = hashlib.sha256(coded.symbols().astype("<i4").tobytes())
-    digest.update(coded.values.cpu().contiguous().numpy().astype("<f4").tobytes())
+    digest.update(coded.values.astype("<f4").tobytes())
     return digest.hexdigest()
 
 
@@ -133,37 +139,9 @@ class Spy:
         return result
 
 
-class SeenPrior:
-    """A prior that remembers every call with a tensor in it: name, arguments, results."""
-
-    def __init__(self, prior: Any) -> None:
-        self.prior, self.calls = prior, list[tuple[str, tuple[Any, ...], tuple[Tensor, ...]]]()
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.prior, name)
-        if isinstance(value, nn.Module) or not callable(value):
-            return value
-
-        def call(*arguments: Any) -> Any:
-            result = value(*arguments)
-            if any(isinstance(given, Tensor) for given in arguments):
-                self.calls.append((name, arguments, result if isinstance(result, tuple) else (result,)))
-            return result
-
-        return call
-
-
-class StridedPrior:
-    """A prior that gets its inputs with gaps in memory."""
-
-    def __init__(self, prior: Any) -> None:
-        self.prior = prior
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.prior, name)
-        if isinstance(value, nn.Module) or not callable(value):
-            return value
-        return lambda *given: value(*(strided(x) if isinstance(x, Tensor) else x for x in given))
+def strided_run(run: Any) -> Any:
+    """A runtime's ``run`` that gets its inputs with gaps in memory."""
+    return lambda name, *arrays: run(name, *(np.stack([x, x], -1)[..., 0] for x in arrays))
 
 
 # ---- cells -------------------------------------------------------------------------------------------------------
@@ -172,7 +150,7 @@ class StridedPrior:
 def write(codec: Codec, pictures: Iterable[Image.Image], qualities: Sequence[int], folder: Path) -> Facts:
     """Encodes pictures to files, and keeps beside each what its exact stage was given; the facts are written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    coder = codec.bundle.coder
+    coder = codec.coder
     facts: Facts = {}
     latents = Spy(codec.encoder.latents)
     for number, picture in enumerate(pictures):
@@ -189,9 +167,8 @@ def write(codec: Codec, pictures: Iterable[Image.Image], qualities: Sequence[int
             ((given, coded),) = spy.calls
             path = folder / f"{number:04d}-{quality:03d}.slim"
             path.write_bytes(data)
-            # a copy: a view would be saved with all that lies behind it
-            kept = [x.cpu().clone() if isinstance(x, Tensor) else x for x in given]
-            torch.save(kept, path.with_suffix(".pt"))
+            values, hyper, _ = given
+            np.savez(path.with_suffix(".npz"), values=values, hyper=hyper)
             facts[path.name] = fingerprint(coded)
     (folder / FACTS).write_text(json.dumps(facts))
     return facts
@@ -219,10 +196,10 @@ def written_differently(codec: Codec, folder: Path) -> int:
     """Files of a folder whose payload is another one when it is made anew from the same values."""
     wrong = 0
     for name in facts_of(folder):
-        kept = torch.load((folder / name).with_suffix(".pt"), weights_only=True)
-        given: list[Any] = [x.to(codec.bundle.device) if isinstance(x, Tensor) else x for x in kept]
-        payload = codec.bundle.coder.write(codec.bundle.coder.quantise(*given))
-        wrong += payload != unpack((folder / name).read_bytes()).payload
+        container = unpack((folder / name).read_bytes())
+        with np.load((folder / name).with_suffix(".npz")) as kept:
+            coded = codec.coder.quantise(kept["values"], kept["hyper"], container.quality)
+        wrong += codec.coder.write(coded) != container.payload
     return wrong
 
 
@@ -230,9 +207,9 @@ def row(configuration: Configuration, bundle: str | None, folder: Path) -> dict[
     """Files of a folder that a configuration reads differently, and writes differently."""
     with configured(configuration):
         codec = load(configuration, bundle)
-        coder = codec.bundle.coder
-        prior: Any = StridedPrior(coder.prior) if configuration.layout == "strided" else coder.prior
-        with mock.patch.object(coder, "prior", prior):
+        coder = codec.coder
+        run = strided_run(coder.run) if configuration.layout == "strided" else coder.run
+        with mock.patch.object(coder, "run", run):
             return {
                 "read": read_differently(codec, folder),
                 "written": written_differently(codec, folder),
@@ -244,7 +221,7 @@ def batches(codec: Codec, folder: Path, sizes: Sequence[int]) -> dict[int, int]:
 
     All that the prior is asked while files of a quality are read is asked again for several of them at once.
     """
-    coder = codec.bundle.coder
+    coder = codec.coder
     wrong: dict[int, set[str]] = {size: set() for size in sizes}
     by_quality: dict[str, list[str]] = {}
     for name in facts_of(folder):
@@ -252,53 +229,45 @@ def batches(codec: Codec, folder: Path, sizes: Sequence[int]) -> dict[int, int]:
     for names in by_quality.values():
         seen = []
         for name in names:
-            spy = SeenPrior(coder.prior)
-            with mock.patch.object(coder, "prior", spy):
+            spy = Spy(coder.run)
+            with mock.patch.object(coder, "run", spy):
                 codec.read(folder / name)
             seen.append(spy.calls)
         for size in sizes:
             for start in range(0, len(names), size):
                 some = slice(start, start + size)
-                wrong[size] |= _batched(coder.prior, names[some], seen[some])
+                wrong[size] |= _batched(coder.run, names[some], seen[some])
     return {size: len(names) for size, names in wrong.items()}
 
 
-def _batched(prior: Any, names: list[str], seen: list[list[Any]]) -> set[str]:
+def _batched(run: Any, names: list[str], seen: list[list[Any]]) -> set[str]:
     different: set[str] = set()
     for calls in zip(*seen, strict=True):
-        method = calls[0][0]
-        columns = zip(*(arguments for _, arguments, _ in calls), strict=True)
-        together = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-        with torch.no_grad():
-            result = getattr(prior, method)(*together)
-        results = result if isinstance(result, tuple) else (result,)
-        for number, (name, (_, _, wanted)) in enumerate(zip(names, calls, strict=True)):
-            same = (torch.equal(whole[number], one[0]) for whole, one in zip(results, wanted, strict=True))
-            if not all(same):
+        columns = list(zip(*(arguments for arguments, _ in calls), strict=True))
+        # grids have a batch axis, qualities and positions are shared
+        together = [np.concatenate(column) if np.ndim(column[0]) == 4 else column[0] for column in columns]
+        if not any(np.ndim(given) == 4 for given in together):
+            continue
+        results = run(*together)
+        for number, (name, (_, wanted)) in enumerate(zip(names, calls, strict=True)):
+            if not all(
+                np.array_equal(whole[number], one[0]) for whole, one in zip(results, wanted, strict=True)
+            ):
                 different.add(name)
     return different
-
-
-def onnx_runtime(codec: Codec, folder: Path) -> dict[str, int]:
-    """Files that are read, or written, differently when ONNX Runtime runs the prior's networks."""
-    from exact.onnx_prior import onnx_prior
-
-    coder = codec.bundle.coder
-    with mock.patch.object(coder, "prior", onnx_prior(coder.prior)):
-        return {"read": read_differently(codec, folder), "written": written_differently(codec, folder)}
 
 
 def numpy_reference(codec: Codec, folder: Path) -> int:
     """Files that the reference in numpy's int64 and Python's integers (tests/reference_prior.py) reads differently."""
     import reference_prior
 
-    tensors = {key: value.numpy() for key, value in codec.bundle.stored["prior"].items()}
+    tensors = codec.bundle.stored["prior"]
     wrong = 0
     for name, wanted in facts_of(folder).items():
         container = unpack((folder / name).read_bytes())
         rows, columns = -(-container.height // codec.cell), -(-container.width // codec.cell)
         symbols, grid = reference_prior.decode(
-            tensors, container.payload, rows, columns, container.quality, codec.bundle.coder.steps
+            tensors, container.payload, rows, columns, container.quality, codec.coder.steps
         )
         digest = hashlib.sha256(np.asarray(symbols, "<i4").tobytes())
         digest.update((grid.transpose(2, 0, 1) / 16).astype("<f4").tobytes())

@@ -157,7 +157,7 @@ def map_(
             pixels = load_image(image, max_pixels)
         for warning in caught:
             complain(f"warning: {warning.message}", image)
-        coder = codec.bundle.coder
+        coder = codec.coder
         coded = codec.quantise(pixels, quality, roi=options.region_of(roi))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.captioner import CaptionerConfig, InvertedResidual, Tagger
+from slimcodec.models.captioner import InvertedResidual, Tagger
+from slimcodec.models.config import CaptionerConfig
 
 #: sides of the pictures that the networks were trained on
 SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240}

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from slimcodec.data.efficientnet import EfficientNetLite
 from slimcodec.errors import SlimError
-from slimcodec.models.captioner import FEATURES, CaptionerConfig, InvertedResidual, Tagger
+from slimcodec.models.captioner import FEATURES, InvertedResidual, Tagger
+from slimcodec.models.config import CaptionerConfig
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, load_model
 
 if TYPE_CHECKING:

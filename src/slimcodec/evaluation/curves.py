@@ -108,7 +108,7 @@ class SlimCodec:
             "id": bundle.bundle_id,
             "sha256": bundle.sha256,
             "weights_sha256": bundle.weights_sha256,
-            "dtype": str(bundle.dtype).removeprefix("torch."),
+            "dtype": self._codec.runtime.dtype,
         }
         return {"version": slimcodec.__version__, "settings": asdict(self.settings), "bundle": identity}
 

@@ -7,26 +7,12 @@ resolution: cost on a CPU is resolution times channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import FusableSequential, ResBlock, dtype_of, small_conv
-
-PATCH = 16
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Sizes of a ``PatchAutoencoder``: latent channels, then width and number of blocks at 1/8 and 1/16, each way."""
-
-    latent_channels: int = 128
-    encoder_width: tuple[int, int] = (96, 192)
-    encoder_blocks: tuple[int, int] = (1, 1)
-    decoder_width: tuple[int, int] = (128, 192)
-    decoder_blocks: tuple[int, int] = (3, 2)
+from slimcodec.models.config import PATCH, AutoencoderConfig
 
 
 class PatchAutoencoder(nn.Module):
@@ -62,16 +48,6 @@ class PatchAutoencoder(nn.Module):
             small_conv(fine, 192),
             nn.PixelShuffle(8),
         )
-
-    @property
-    def encoder_radius(self) -> int:
-        """Latent positions that an encoded value looks to each side, rounded up."""
-        return 2 * self.config.encoder_blocks[1] + self.config.encoder_blocks[0]
-
-    @property
-    def decoder_radius(self) -> int:
-        """Latent positions that a decoded pixel looks to each side, rounded up."""
-        return 2 * self.config.decoder_blocks[1] + self.config.decoder_blocks[0]
 
     @torch.no_grad()
     def init_linear(self, patches: Tensor) -> None:

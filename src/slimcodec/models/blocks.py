@@ -32,8 +32,6 @@ NONE: tuple[str, list[float]] = ("none", [])
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around a SiLU, added to the input; the second starts small, so a new block is near identity."""
 
-    #: positions that an output value looks to each side
-    radius = 2
     #: ``layers`` are added to the input
     residual = True
 

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from slimcodec.config import check_sizes, from_plain, remove_setting, to_plain
+from slimcodec.config import check_sizes, from_plain, remove_setting
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
-from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
-from slimcodec.models.autoencoder import AutoencoderConfig
-from slimcodec.models.captioner import CaptionerConfig, Tagger
-from slimcodec.models.compressor import CONVOLUTIONS, Compressor, CompressorConfig
-from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.latent_codec import LatentCodec
-from slimcodec.models.native import NativeModel
-from slimcodec.models.pretrained.hub import CaptionModelConfig
-from slimcodec.models.pretrained.pipeline import LdmConfig, PretrainedModel
+from slimcodec.models.config import EMBEDDED, BundleConfig
+from slimcodec.models.graphs import read_graph, read_index
+from slimcodec.models.onnx_runtime import Graph, OnnxRuntime
 from slimcodec.models.pretrained.references import (
     FoundPart,
     PartReference,
@@ -39,17 +32,23 @@ from slimcodec.models.pretrained.references import (
     hub_folder,
     local_folder,
 )
-from slimcodec.models.storage import Parts, from_storage, hash_tensors, read_tensors, to_storage
-from slimcodec.models.surroundings import undisturbed
+from slimcodec.models.storage import hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
-    from slimcodec.models.guidance import CaptionGuide
+    import torch
+    from torch import Tensor, nn
+
+    from slimcodec.models.captioner import Tagger
+    from slimcodec.models.compressor import Compressor
+    from slimcodec.models.native import NativeModel
+    from slimcodec.models.parts import Parts
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
+    from slimcodec.models.pretrained.pipeline import PretrainedModel
+    from slimcodec.models.prior import ExactPrior
 
 FORMAT = 1
 #: what config.json says of the bundle's identity
 IDENTITY = ("bundle_id", "sha256", "weights_sha256")
-EMBEDDED = "slim-tiny"
 #: most bytes of a bundle's config.json
 CONFIG_BYTES = 1 << 22
 #: parts of the networks that only the encoder runs: files do not depend on them
@@ -77,43 +76,12 @@ NOT_IN_ID = (
     "caption_model",
     *(f"ldm.parts.{entry.name}" for entry in fields(PartReference) if entry.name not in ("name", "sha256")),
 )
-#: settings that are written only where they are set: bundles of older releases are without them
-OPTIONAL = ("ldm", "caption_model")
-
-
-@dataclass(frozen=True)
-class BundleConfig:
-    """Configuration of every part, and what made the bundle."""
-
-    name: str = EMBEDDED
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    compressor: CompressorConfig = field(default_factory=CompressorConfig)
-    captioners: tuple[CaptionerConfig, ...] = ()
-    enhancer: EnhancerConfig | None = None
-    #: denoising steps and strength of caption guidance where the user says nothing
-    steps: int = 1
-    guidance: float = 0.0
-    #: strength of caption guidance in the preset "machine"
-    machine_guidance: float = 0.0
-    #: strength of classifier-free guidance by the caption, 1 = off
-    text_scale: float = 1.0
-    #: the recipe, data and revision that made the weights; not part of the id
-    training: dict[str, Any] = field(default_factory=dict)
-    #: the pretrained model whose latent space, UNet and text encoder stand in for ours
-    ldm: LdmConfig | None = None
-    #: a pretrained model that names captions, in place of the captioners
-    caption_model: CaptionModelConfig | None = None
-
-    def described(self) -> dict[str, Any]:
-        """The configuration as it is written to a file."""
-        plain = to_plain(self)
-        left_out = {name for name in OPTIONAL if plain[name] is None}
-        left_out |= {"autoencoder"} if self.ldm else set()
-        return {name: value for name, value in plain.items() if name not in left_out}
 
 
 class Bundle:
-    """Configuration, vocabulary and tensors of a codec; modules are built on first use, once, whatever the thread.
+    """Configuration, vocabulary and tensors of a codec.
+
+    Its modules in torch are built on first use, once, whatever the thread.
 
     The convolutions of autoencoder, compressor and captioners run in ``dtype``; the prior is exact in any case, the enhancer
     and the text model stay in float32.
@@ -122,11 +90,11 @@ class Bundle:
     def __init__(
         self,
         config: BundleConfig,
-        tensors: dict[str, dict[str, Tensor]],
+        tensors: Mapping[str, Mapping[str, NDArray[Any] | Tensor]],
         vocabulary: tuple[str, ...],
         text: tuple[Any, dict[str, Any]] | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         described: dict[str, Any] | None = None,
         *,
         folder: Path | None = None,
@@ -140,8 +108,7 @@ class Bundle:
         self.described = config.described() if described is None else described
         self.folder, self.base = folder, base
         self.stored = {part: to_storage(state) for part, state in tensors.items()}
-        self.parts = Parts(self.stored, device, dtype)
-        self.device, self.dtype = self.parts.device, dtype
+        self._placed = device, dtype
         for number, captioner in enumerate(config.captioners):
             if captioner.tags != len(vocabulary):
                 raise SlimError(
@@ -149,62 +116,85 @@ class Bundle:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # networks are built anew; not every tensor can be pickled, as bytes all can
-        weights = {part: save(state) for part, state in self.stored.items()}
-        values = (self.vocabulary, self.text, str(self.device), self.dtype, self.described)
-        offloaded = self.latent_model.offloaded is not None
-        return _unpickled, (offloaded, self.config, weights, values, self.folder, self.base)
+        # networks are built anew
+        model = self.__dict__.get("latent_model")
+        values = (self.config, self.stored, self.vocabulary, self.text, *self._placed, self.described)
+        return _unpickled, (model is not None and model.offloaded is not None, values, self.folder, self.base)
+
+    # ---- modules in torch ----------------------------------------------------------------------------------------
+
+    def place(self, device: str, dtype: torch.dtype) -> None:
+        """Says where modules will be, and the type of the convolutional networks, before the first is built."""
+        self._placed = device, dtype
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The modules that are built, on their device."""
+        import torch
+
+        from slimcodec.models.parts import Parts
+
+        device, dtype = self._placed
+        return Parts(self.stored, device, dtype or torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the modules are."""
+        return self.parts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the convolutional networks."""
+        return self.parts.dtype
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
         """The latent diffusion model; none of its networks is loaded yet."""
         config = self.config
         if config.ldm is not None:
-            return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
-        return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
+            from slimcodec.models.pretrained.pipeline import PretrainedModel
 
-    @property
-    def cell(self) -> int:
-        """Pixels a side of a coded position: 16 for slim-tiny."""
-        return self.latent_model.stride * self.config.compressor.patch
+            return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
+        from slimcodec.models.native import NativeModel
+
+        return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
 
     @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
+        from slimcodec.models.compressor import CONVOLUTIONS, Compressor
+
         return self.parts.network("compressor", lambda: Compressor(self.config.compressor), CONVOLUTIONS)
 
     @property
-    def coder(self) -> LatentCodec:
-        """The exact entropy stage, always in integers (held in float64)."""
-        config, steps = self.config.compressor.prior, bool(self.config.compressor.step_octaves)
-        return self.parts.get(
-            "prior",
-            lambda: LatentCodec.from_tensors(self.stored["prior"], config, self.device, steps=steps),
-        )
+    def prior(self) -> ExactPrior:
+        """The exact prior, always in integers (held in float64)."""
+
+        def build() -> ExactPrior:
+            from slimcodec.models.parts import tensors_of
+            from slimcodec.models.prior import ExactPrior
+
+            tensors = tensors_of(self.stored["prior"])
+            return ExactPrior.from_tensors(self.config.compressor.prior.channels, tensors).to(self.device)
+
+        return self.parts.get("prior", build)
 
     @property
     def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions."""
+        from slimcodec.models.captioner import Tagger
+
         return [
             self.parts.network(f"captioner-{number}", partial(Tagger, config), ("body",))
             for number, config in enumerate(self.config.captioners)
         ]
 
-    @property
-    def guide(self) -> CaptionGuide:
-        """Guidance by the captioners, in float32 on the processor; imports onnxruntime."""
-
-        def build() -> CaptionGuide:
-            from slimcodec.models.guidance import CaptionGuide
-
-            with torch.device("meta"):
-                taggers = [Tagger(config) for config in self.config.captioners]
-            for number, tagger in enumerate(taggers):
-                # not the captioners' own weights, which are of the bundle's type
-                tagger.load_state_dict(from_storage(self.stored[f"captioner-{number}"]), assign=True)
-            return CaptionGuide(taggers, self.latent_model.linear_decoder)
-
-        return self.parts.get("guide", build)
+    def module(self, part: str) -> nn.Module:
+        """The module of a part that runtimes run."""
+        if part.startswith("captioner"):
+            return self.captioners[int(part.partition("-")[2])]
+        modules = {"autoencoder": lambda: self.latent_model.autoencoder, "prior": lambda: self.prior}
+        return modules.get(part, lambda: self.compressor)()
 
     @property
     def caption_model(self) -> ImageToText | ZeroShotTagger | None:
@@ -225,10 +215,12 @@ class Bundle:
         self.latent_model.make_room(captioner.model)
         return captioner
 
+    # ---- pretrained parts, graphs and tables -------------------------------------------------------------------------
+
     def references(self) -> tuple[PartReference, ...]:
         """The pretrained parts that the bundle names."""
-        captioner = self.config.caption_model
-        return (*self.latent_model.references, *([captioner.part] if captioner else []))
+        ldm, captioner = self.config.ldm, self.config.caption_model
+        return (*(ldm.parts if ldm else ()), *([captioner.part] if captioner else []))
 
     def pretrained_part(self, name: str) -> FoundPart:
         """A pretrained part on this machine; ``ModelMismatchError`` where it is not there as it must be."""
@@ -236,6 +228,39 @@ class Bundle:
             if reference.name == name:
                 return find_part(reference, self.folder, self.base)
         raise SlimError(f"the bundle {self.config.name} has no pretrained part {name}")
+
+    @cached_property
+    def onnx(self) -> OnnxRuntime:
+        """The networks in ONNX Runtime."""
+        return OnnxRuntime(self.graph, self.stored)
+
+    @cached_property
+    def graphs(self) -> dict[str, dict[str, Any]]:
+        """What the graphs in the bundle's folder are, by the networks' names."""
+        return read_index(self)
+
+    def graph(self, name: str) -> Graph:
+        """The graph of a network: that of the bundle's folder, else one that torch makes."""
+        if self.folder is not None and name in self.graphs:
+            return read_graph(self.folder, self.graphs[name])
+        with needs("torch", f"the bundle {self.config.name}, which holds no graph {name},"):
+            from slimcodec.models.networks import build_graph
+
+            return build_graph(self.config, self.stored, name)
+
+    @property
+    def synthesis(self) -> NDArray[np.float32]:
+        """The linear part of our autoencoder's ``decode`` as a matrix [3 * 16 * 16, C], rows in the order of ``pixel_unshuffle``."""
+        matrix: NDArray[np.float32] = self.stored["autoencoder"]["synthesis"]
+        return matrix
+
+    def error_scale(self, quality: int) -> NDArray[np.float32]:
+        """Standard deviation [C] of what compression loses at a quality, as it is stored with the enhancer."""
+        # the table alone: guidance without denoising steps reads no UNet
+        table = self.stored["enhancer"]["error_scale"]
+        low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
+        rows = table[int(low)], table[min(int(low) + 1, len(table) - 1)]
+        return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
 
     @cached_property
     def sha256(self) -> str:
@@ -259,6 +284,8 @@ class Bundle:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the bundle to a folder (made if missing)."""
+        from safetensors.numpy import save
+
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for part, state in self.stored.items():
@@ -284,20 +311,20 @@ class Bundle:
         return upload(self, repository, private=private, curve=curve)
 
     @classmethod
-    @torch.inference_mode(False)
-    @undisturbed
     def from_pretrained(
         cls,
         source: str | Path | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         base: str | Path | None = None,
     ) -> Bundle:
         """Loads a bundle: the embedded one (None or "slim-tiny"), a folder, or a Hugging Face hub id.
 
-        ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError`` for a damaged bundle, and
-        ``ModelMismatchError`` where its hash differs.
+        ``dtype``: float32 by default. ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError``
+        for a damaged bundle, and ``ModelMismatchError`` where its hash differs.
         """
+        from safetensors import SafetensorError
+
         folder = _locate(source)
         # what is installed with the code may be links, as some installers make them
         place = folder.joinpath if folder == EMBEDDED_BUNDLE else partial(inside, folder)
@@ -333,11 +360,8 @@ class Bundle:
         return bundle
 
 
-def _unpickled(
-    offloaded: bool, config: BundleConfig, weights: dict[str, bytes], values: Any, folder: Any, base: Any
-) -> Bundle:
-    tensors = {part: load(data) for part, data in weights.items()}
-    bundle = Bundle(config, tensors, *values, folder=folder, base=base)
+def _unpickled(offloaded: bool, values: Any, folder: Any, base: Any) -> Bundle:
+    bundle = Bundle(*values, folder=folder, base=base)
     if offloaded:
         bundle.latent_model.offload()
     return bundle

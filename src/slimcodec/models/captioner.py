@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import FusableSequential, SameConv, dtype_of
+from slimcodec.models.config import CaptionerConfig
 
 #: stride of the first block of each stage, in all networks
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
@@ -25,19 +22,6 @@ NETWORKS = {
 FEATURES = 1280
 #: channels inside the head that tells the region of interest
 ROI_WIDTH = 64
-
-
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """What a ``Tagger`` sees and names: pictures squeezed to ``side`` pixels, a number of tags; ``roi``: and where that is."""
-
-    tags: int = 1116
-    side: int = 128
-    dropout: float = 0.2
-    #: below this probability no tag is named
-    threshold: float = 0.2
-    roi: bool = False
-    network: str = "mobilenet-v2"
 
 
 class InvertedResidual(nn.Module):
@@ -107,11 +91,3 @@ class Tagger(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1] to logits [B, tags], float32."""
         return self.predict(pictures)[0]
-
-    def captions(self, logits: Tensor, vocabulary: Sequence[str]) -> list[str | None]:
-        """The caption of each picture by its logits [B, tags], "a photo of a {tag}", or None where no tag is likely enough."""
-        probability, tag = logits.softmax(1).max(1)
-        return [
-            tag_phrase(vocabulary[int(index)]) if float(p) >= self.config.threshold else None
-            for p, index in zip(probability, tag, strict=True)
-        ]

@@ -8,8 +8,6 @@ tells where the region is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +21,7 @@ from slimcodec.models.blocks import (
     quality_to_level,
     small_conv,
 )
-from slimcodec.models.prior import HYPER_STRIDE, PriorConfig
+from slimcodec.models.config import HYPER_STRIDE, CompressorConfig
 
 #: the gate starts at 0.95, near open, where a sigmoid still learns
 GATE = 3.0
@@ -31,25 +29,6 @@ GATE = 3.0
 BACKGROUND_BELOW = 0.25
 #: children of a ``Compressor`` that may run in half precision: transforms of patches are linear paths, which stay in float32
 CONVOLUTIONS = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")
-
-
-@dataclass(frozen=True)
-class CompressorConfig:
-    """Sizes of a ``Compressor``.
-
-    ``patch`` latent positions a side become one coded position (1 for slim-tiny, 2 for latents at 1/8 resolution).
-    ``step_octaves``: by how many octaves the step of quantisation is larger outside the region of interest; 0 for one step
-    everywhere and no map.
-    """
-
-    latent_channels: int = 128
-    patch: int = 1
-    width: int = 192
-    analysis_blocks: int = 1
-    synthesis_blocks: int = 2
-    hyper_width: int = 96
-    prior: PriorConfig = field(default_factory=PriorConfig)
-    step_octaves: float = 0.0
 
 
 class LevelBranch(nn.Module):
@@ -102,16 +81,6 @@ class Compressor(nn.Module):
         )
         self.log_hyper_gain = nn.Parameter(torch.zeros(levels, config.prior.hyper_channels))
 
-    @property
-    def analysis_radius(self) -> int:
-        """Coded positions that a symbol looks to each side."""
-        return ResBlock.radius * self.config.analysis_blocks
-
-    @property
-    def synthesis_radius(self) -> int:
-        """Coded positions that a decompressed latent looks to each side."""
-        return ResBlock.radius * self.config.synthesis_blocks
-
     def level(self, quality: Tensor) -> Tensor:
         """Quality [B] in 1..100 as a position between trained levels."""
         return quality_to_level(quality, self.config.prior.levels)
@@ -130,13 +99,13 @@ class Compressor(nn.Module):
         values = kept * at_level(self.log_gain, level).exp()[..., None, None]
         if not self.config.step_octaves:
             return values
-        return torch.cat([values[:, :-1] * torch.exp2(-self.config.step_octaves * steps), steps], dim=1)
+        return torch.cat([values[:, :-1] * 2.0 ** (-self.config.step_octaves * steps), steps], dim=1)
 
     def synthesise(self, values: Tensor, level: Tensor) -> Tensor:
         """Decoded values [B, channels, h, w] to decompressed latents [B, C, patch * h, patch * w], float32."""
         steps = values[:, -1:]
         if self.config.step_octaves:
-            scaled = values[:, :-1] * torch.exp2(self.config.step_octaves * steps)
+            scaled = values[:, :-1] * 2.0 ** (self.config.step_octaves * steps)
             values = torch.cat([scaled, torch.zeros_like(steps)], dim=1)
         x = values * at_level(self.log_inverse_gain, level).exp()[..., None, None]
         x = self.leave(x + self.synthesis(x, level, _beside(self.synthesis_steps, steps)).float())

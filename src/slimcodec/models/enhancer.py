@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,8 @@ from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
+from slimcodec.models.config import EnhancerConfig
 from slimcodec.models.latent_model import CaptionEmbedding
-
-
-@dataclass(frozen=True)
-class EnhancerConfig:
-    """How the UNet is used; its own configuration travels with its weights.
-
-    ``mode``: "bridge" with a UNet of ours, "noise" or "trained" with a pretrained one. ``noise``: how much joins the decompressed
-    latent at the start. ``strength`` (pretrained UNets): share of the scheduler's steps that are run, at quality 1 and at
-    quality 100.
-    """
-
-    mode: str = "bridge"
-    latent_channels: int = 128
-    levels: int = 8
-    noise: float = 0.5
-    strength: tuple[float, float] = (0.5, 0.1)
-    unet: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
 
 
 def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:

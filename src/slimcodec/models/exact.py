@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import at_level
+from slimcodec.models.config import ACTIVATION_BITS, LayerConfig
 
-ACTIVATION_BITS = 8
 #: activations are clipped to 0..2^15-1 units of 2^-8
 ACTIVATION_LIMIT = 2**15 - 1
 #: weights are stored in 16 bits, with as many fractional bits as fit
@@ -22,43 +22,34 @@ MAX_WEIGHT_BITS = 20
 INPUT_LIMIT = 2**20
 
 
-def interpolate_levels(table: Tensor, quality: int) -> Tensor:
-    """Integer rows of ``table`` [levels, n] at a quality 1..100: floor of the exact weighted mean, int64 [n]."""
-    # len() stays a plain number when the network is traced for export
-    low, weight = divmod((quality - 1) * (len(table) - 1), 99)
-    high = min(low + 1, len(table) - 1)
-    mixed = table[low].long() * (99 - weight) + table[high].long() * weight
+def interpolate_levels(table: Tensor, quality: Tensor) -> Tensor:
+    """Integer rows of ``table`` [levels, n] at a quality [1] of 1..100: floor of the exact weighted mean, int64 [1, n]."""
+    last = table.shape[0] - 1
+    position = (quality - 1) * last
+    low = torch.div(position, 99, rounding_mode="floor")
+    weight = position - 99 * low
+    high = (low + 1).clamp(max=last)
+    mixed = table[low] * (99 - weight) + table[high] * weight
     return torch.div(mixed, 99, rounding_mode="floor")
 
 
 class FloatLayer(nn.Module):
     """``y = s (x W^T + b(level))`` on the last axis, optionally with a clipped ReLU: the trainable twin of ``ExactLayer``.
 
-    ``in_bits`` and ``out_bits`` are the fractional bits of the integer grids that the exact twin reads and writes;
     ``in_scale`` [in] and ``out_scale`` [out] condition training and are folded into the weights at export.
     """
 
     in_scale: Tensor
     out_scale: Tensor
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        levels: int = 1,
-        relu: bool = True,
-        in_bits: int = ACTIVATION_BITS,
-        out_bits: int = ACTIVATION_BITS,
-    ) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.relu, self.in_bits, self.out_bits = relu, in_bits, out_bits
-        self.weight = nn.Parameter(
-            torch.randn(outputs, inputs) * (2 / inputs) ** 0.5 * (1.0 if relu else 0.1)
-        )
-        self.bias = nn.Parameter(torch.zeros(levels, outputs))
-        self.register_buffer("in_scale", torch.ones(inputs))
-        self.register_buffer("out_scale", torch.ones(outputs))
+        self.relu, self.in_bits, self.out_bits = config.relu, config.in_bits, config.out_bits
+        spread = (2 / config.inputs) ** 0.5 * (1.0 if config.relu else 0.1)
+        self.weight = nn.Parameter(torch.randn(config.outputs, config.inputs) * spread)
+        self.bias = nn.Parameter(torch.zeros(config.levels, config.outputs))
+        self.register_buffer("in_scale", torch.ones(config.inputs))
+        self.register_buffer("out_scale", torch.ones(config.outputs))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """x [B, ..., in] and level [B] in 0..levels-1 to [B, ..., out]."""
@@ -99,13 +90,13 @@ class ExactLayer(nn.Module):
         largest_sum = weight.double().abs().sum(1).max() * INPUT_LIMIT + bias.double().abs().max()
         if not (1 <= self.shift <= 40 and float(largest_sum) < 2.0**52):
             raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
-        self.register_buffer("weight", weight.double(), persistent=False)
-        self.register_buffer("bias", bias.long(), persistent=False)
+        self.register_buffer("weight", weight.double())
+        self.register_buffer("bias", bias.long())
 
-    def forward(self, x: Tensor, level: int) -> Tensor:
-        """x [B, ..., in], integers held in float64, at a quality 1..100 (``level``), to integers [B, ..., out]."""
-        row = interpolate_levels(self.bias, level) if self.bias.shape[0] > 1 else self.bias[0]
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """x [B, ..., in], integers held in float64, at a quality [1] of 1..100 (``level``), to integers [B, ..., out]."""
+        row = interpolate_levels(self.bias, level) if self.bias.shape[0] > 1 else self.bias
         # adding half a unit before the floor rounds to nearest, ties up; all steps are exact in float64
-        total = F.linear(x, self.weight, row.double() + 2.0 ** (self.shift - 1))
+        total = F.linear(x, self.weight, row[0].double() + 2.0 ** (self.shift - 1))
         y = torch.floor(total * 2.0**-self.shift)
         return y.clamp(0, ACTIVATION_LIMIT) if self.relu else y

@@ -1,47 +1,47 @@
-"""Caption guidance: moves a decoded latent towards what the bundle's taggers know the caption by.
+"""Caption guidance: moves a decoded picture towards what the bundle's taggers know the caption by. No torch.
 
 Classifier guidance (Dhariwal & Nichol 2021, equation 10) with a linearised decoder: x = D(z0) + S (z - z0), S the KLT synthesis of
-the autoencoder. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a tagger is a forward graph
-(``gradient_graph``). Each step, another tagger sees another view: what pleases one network at one place is no evidence.
+the autoencoder. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a tagger is a network that
+runs forward (``tag_gradient``). Each step, another tagger sees another view: what pleases one network at one place is no evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from numpy.typing import NDArray
+from PIL import Image
 
-from slimcodec.models.autoencoder import PATCH
-from slimcodec.models.captioner import Tagger
-from slimcodec.models.gradient_graph import STRIDE, gradient_graph
+from slimcodec.models.config import PATCH
 
 #: pixels of the short side of a view, and at most of the long one
 VIEW_SIDE, LONGEST_VIEW = 192, 768
+#: sides of what a tagger sees are multiples of its stride
+STRIDE = 32
 #: largest cyclic shift of a view, as a share of a side
 SHIFT = 0.05
 #: each step is this much of the one before
 DECAY = 0.75
 #: directions follow what was lost to this power: what the file keeps well hardly moves
 LOST_POWER = 1.5
+Floats = NDArray[np.float32]
+#: a tagger's gradient [1, 3, H, W] at a view [1, 3, H, W] in [-1, 1] for a target [1, tags], one-hot
+Gradient = Callable[[Floats, Floats], Floats]
 
 
 class CaptionGuide:
-    """Guides pictures by captions with some taggers of one vocabulary; serves several threads."""
+    """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
 
-    def __init__(self, taggers: Sequence[Tagger], synthesis: Tensor) -> None:
+    def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
         """``synthesis`` [3 * 16 * 16, C]: the linear path of the decoder, in the order of ``pixel_unshuffle``."""
-        self.sessions = [_session(gradient_graph(tagger)) for tagger in taggers]
-        self.tags = taggers[0].config.tags
-        self.synthesis = synthesis.detach().float().cpu()
+        self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
 
     def change(
-        self, pixels: Tensor, tag: int, lost: Tensor, *, strength: float, steps: int, seed: int
-    ) -> Tensor:
-        """The change [1, C, h, w] of the latent of a decoded picture, ``pixels`` [1, 3, 16h, 16w] uint8, towards a tag.
+        self, pixels: NDArray[np.uint8], tag: int, lost: Floats, *, strength: float, steps: int, seed: int
+    ) -> Floats:
+        """The change [1, C, h, w] of the latent of a decoded picture, ``pixels`` [1, 3, 16h, 16w], towards a tag.
 
         ``lost`` [C] is the standard deviation of what the compressor lost. The change has a root mean square of at most
         ``strength`` in those units. ``seed`` draws the views.
@@ -50,35 +50,54 @@ class CaptionGuide:
         rows, columns = (side // PATCH for side in pixels.shape[2:])
         cell = _cell(rows, columns)
         basis = self._basis(cell)
-        picture = F.interpolate(pixels.cpu(), (rows * cell, columns * cell), mode="bilinear", antialias=True)
-        picture = picture.float() / 127.5 - 1
+        small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
+            (columns * cell, rows * cell), Image.Resampling.BILINEAR
+        )
+        picture = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
         target = np.zeros((1, self.tags), np.float32)
         target[0, tag] = 1
-        lost = lost.detach().float().cpu()[:, None, None]
-        shares = DECAY ** np.arange(steps)
-        change = torch.zeros(1, len(lost), rows, columns)
+        lost = lost[:, None, None]
+        shares = DECAY ** np.arange(steps, dtype=np.float32)
+        change = np.zeros((1, len(lost), rows, columns), np.float32)
         for step, share in enumerate(shares / shares.sum()):
-            view = picture + F.pixel_shuffle(F.conv2d(change, basis), cell)
-            gradient = _gradient(self.sessions[step % len(self.sessions)], view, target, rng)
-            direction = F.conv2d(F.pixel_unshuffle(gradient, cell), basis.transpose(0, 1)) * lost**LOST_POWER
+            view = picture + _shuffled(_mixed(basis, change), cell)
+            gradient = _seen(self.gradients[step % len(self.gradients)], view, target, rng)
+            direction = _mixed(basis.T, _unshuffled(gradient, cell)) * lost**LOST_POWER
             # few large values would take most of a step: they are clipped at one standard deviation
-            direction = _unit(_unit(direction).clamp(-1, 1))
-            change = change + strength * float(share) * lost * direction
-        return change
+            direction = _unit(_unit(direction).clip(-1, 1))
+            change = change + strength * share * lost * direction
+        return change.astype(np.float32)
 
-    def apply(self, pixels: Tensor, change: Tensor, rows: int) -> Tensor:
-        """The picture [1, 3, 16h, 16w] uint8 after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
-        basis = self._basis(PATCH) * 127.5
-        bands = zip(pixels.cpu().split(rows * PATCH, 2), change.split(rows, 2), strict=True)
-        moved = [band + F.pixel_shuffle(F.conv2d(part, basis), PATCH) for band, part in bands]
-        return torch.cat([band.round_().clamp_(0, 255).to(torch.uint8) for band in moved], 2)
+    def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
+        """The picture [1, 3, 16h, 16w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
+        basis = self.synthesis * np.float32(127.5)
+        moved = np.empty_like(pixels)
+        for top in range(0, change.shape[2], rows):
+            band = slice(top * PATCH, (top + rows) * PATCH)
+            difference = _shuffled(_mixed(basis, change[:, :, top : top + rows]), PATCH)
+            moved[:, :, band] = (pixels[:, :, band] + difference).round().clip(0, 255)
+        return moved
 
-    def _basis(self, cell: int) -> Tensor:
-        """The synthesis at ``cell`` pixels a side of a latent position, as the kernel [3 * cell * cell, C, 1, 1]."""
-        basis = self.synthesis.T.reshape(-1, 3, PATCH, PATCH)
-        if cell != PATCH:
-            basis = F.interpolate(basis, (cell, cell), mode="bilinear", antialias=True)
-        return basis.flatten(1).T[:, :, None, None].contiguous()
+    def _basis(self, cell: int) -> Floats:
+        """The synthesis at ``cell`` pixels a side of a latent position, [3 * cell * cell, C]."""
+        patterns = self.synthesis.T.reshape(-1, 3, PATCH, PATCH)
+        return resized(patterns, (cell, cell)).reshape(len(patterns), -1).T
+
+
+def resized(x: NDArray[Any], size: tuple[int, int], *, smooth: bool = True) -> Floats:
+    """x [..., H, W] at another size, by bilinear interpolation; ``smooth``: averaged where it becomes smaller."""
+    rows, columns = (_resizing(*sides, smooth) for sides in zip(x.shape[-2:], size, strict=True))
+    result: Floats = rows @ x.astype(np.float32) @ columns.T
+    return result
+
+
+def _resizing(before: int, after: int, smooth: bool) -> Floats:
+    """The matrix [after, before] that resizes a side."""
+    scale = before / after
+    reach = max(scale, 1.0) if smooth else 1.0
+    centres = (np.arange(after) + 0.5) * scale - 0.5
+    weights = (1 - np.abs(np.arange(before) - centres[:, None]) / reach).clip(0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _cell(rows: int, columns: int) -> int:
@@ -87,35 +106,40 @@ def _cell(rows: int, columns: int) -> int:
     return max(1, min(PATCH, round(cell)))
 
 
-def _gradient(session: Any, picture: Tensor, target: Any, rng: np.random.Generator) -> Tensor:
+def _seen(gradient: Gradient, picture: Floats, target: Floats, rng: np.random.Generator) -> Floats:
     """The gradient [1, 3, H, W] of log p(target) for a picture seen shifted and mirrored at random."""
     size = picture.shape[2:]
     shifts = [int(rng.integers(-int(SHIFT * side), int(SHIFT * side) + 1)) for side in size]
-    mirrored = bool(rng.random() < 0.5)
-    view = torch.roll(picture, shifts, (2, 3))
-    view = view.flip(3) if mirrored else view
+    mirror = slice(None, None, -1 if rng.random() < 0.5 else None)
+    view = np.roll(picture, shifts, (2, 3))[..., mirror]
     seen = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in size]
     if seen != list(size):
-        view = F.interpolate(view, seen, mode="bilinear")
-    found = session.run(["gradient"], {"view": view.contiguous().numpy(), "target": target})[0]
-    gradient = torch.from_numpy(found)
+        view = resized(view, (seen[0], seen[1]), smooth=False)
+    found = gradient(np.ascontiguousarray(view), target)
     if seen != list(size):
-        gradient = F.interpolate(gradient, size, mode="bilinear")
-    gradient = gradient.flip(3) if mirrored else gradient
-    return torch.roll(gradient, [-shift for shift in shifts], (2, 3))
+        found = resized(found, (size[0], size[1]), smooth=False)
+    return np.roll(found[..., mirror], [-shift for shift in shifts], (2, 3))
 
 
-def _unit(x: Tensor) -> Tensor:
+def _mixed(matrix: Floats, x: Floats) -> Floats:
+    """The product of a matrix [O, I] with every position of x [1, I, h, w]."""
+    rows, columns = x.shape[2:]
+    return (matrix @ x.reshape(x.shape[1], -1)).reshape(1, -1, rows, columns)
+
+
+def _shuffled(x: Floats, cell: int) -> Floats:
+    """[1, 3 * cell * cell, h, w] to [1, 3, cell * h, cell * w]."""
+    rows, columns = x.shape[2:]
+    return x.reshape(3, cell, cell, rows, columns).transpose(0, 3, 1, 4, 2).reshape(1, 3, rows * cell, -1)
+
+
+def _unshuffled(x: Floats, cell: int) -> Floats:
+    """The inverse of ``_shuffled``."""
+    rows, columns = (side // cell for side in x.shape[2:])
+    parts = x.reshape(3, rows, cell, columns, cell).transpose(0, 2, 4, 1, 3)
+    return parts.reshape(1, -1, rows, columns)
+
+
+def _unit(x: Floats) -> Floats:
     """x over its root mean square."""
-    return x / x.square().mean().sqrt().clamp(min=1e-20)
-
-
-def _session(model: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    # idle threads that wait busily take the processor from torch's
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return x / np.maximum(np.sqrt(np.square(x).mean()), np.float32(1e-20))

@@ -1,36 +1,31 @@
-"""The exact entropy stage: values of the compressor to bytes and back, through the integer prior and the symbol tables."""
+"""The exact entropy stage: values of the compressor to bytes and back, through the integer prior and the symbol tables. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
-from slimcodec.models.prior import (
-    HYPER_STRIDE,
-    MEAN_BITS,
-    SCALES,
-    ExactPrior,
-    PriorConfig,
-    anchor_mask,
-    checkerboard,
-    float_prior,
-)
+from slimcodec.models.config import HYPER_STRIDE, MEAN_BITS, SCALES, PriorConfig
 from slimcodec.models.storage import check_shapes
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767
+#: positions whose parameters are computed at a time: the contexts of a large picture would fill memory
+PIECE = 4096
+#: no input of an exact layer is larger: 15-bit symbols on the 1/16 grid plus their means
+INPUT_LIMIT = 2**20
 Integers = NDArray[np.int32]
+#: runs a network of the prior by its name (see ``models.networks``)
+Run = Callable[..., tuple[NDArray[Any], ...]]
 #: gives the symbols of a pass by their table indices, and in the two passes over the grid also by positions [N] and means
-SymbolSource = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+SymbolSource = Callable[[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class CodedLatent:
-    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w]."""
+    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w], float32."""
 
     passes: tuple[Pass, ...]
-    values: Tensor
+    values: NDArray[np.float32]
     #: those of the map of steps, in a bundle with one; they come first
     map_passes: tuple[Pass, ...] = ()
 
@@ -60,46 +55,47 @@ class CodedLatent:
         return np.concatenate([part.symbols for part in self.all_passes])
 
 
-class LatentCodec:
-    """Codes one latent at a time; encoder and decoder run the same integer network on the same integers."""
+def anchor_mask(height: int, width: int) -> NDArray[np.bool_]:
+    """The checkerboard: True at the positions [h, w] that are coded in the first pass."""
+    return (np.arange(height)[:, None] + np.arange(width)) % 2 == 0
 
-    def __init__(self, prior: ExactPrior, tables: SymbolTables, *, steps: bool = False) -> None:
-        """``steps``: the last channel is a map of steps, zeros and ones that are coded for themselves."""
-        self.prior, self.tables, self.steps = prior, tables, steps
+
+class LatentCodec:
+    """Codes one latent at a time; encoder and decoder run the same integer networks on the same integers."""
+
+    def __init__(self, run: Run, tables: SymbolTables, channels: int, *, steps: bool = False) -> None:
+        """``steps``: the last of the ``channels`` is a map of steps, zeros and ones that are coded for themselves."""
+        self.run, self.tables, self.channels, self.steps = run, tables, channels, steps
         #: channels that the prior codes
-        self.coded = prior.network.channels - steps
+        self.coded = channels - steps
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], config: PriorConfig, device: torch.device, *, steps: bool
+        cls, run: Run, tensors: Mapping[str, NDArray[Any]], config: PriorConfig, *, steps: bool
     ) -> LatentCodec:
-        """The exact stage of a bundle's part ``prior``: integer prior and symbol tables; ``ValueError`` where they do not fit."""
-        tensors = dict(tensors)
-        arrays = {name: tensors.pop(f"tables.{name}").numpy() for name in ("frequencies", "radii")}
+        """The exact stage of a bundle's part ``prior``; ``ValueError`` where its tensors do not fit, or are not exact."""
+        arrays = {name.removeprefix("tables."): value for name, value in tensors.items() if "tables." in name}
         tables = SymbolTables.from_arrays(arrays)
         if len(tables) != SCALES:
             raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
-        # its float twin tells the shapes, and costs no memory
-        with torch.device("meta"):
-            layers = float_prior(config).layers
-        shapes = {name: tuple(value.shape) for name, value in layers.named_parameters()}
-        check_shapes(shapes, {name: value for name, value in tensors.items() if name in shapes})
-        return cls(ExactPrior.from_tensors(config, tensors).to(device), tables, steps=steps)
+        check_prior({name: value for name, value in tensors.items() if "tables." not in name}, config)
+        return cls(run, tables, config.channels, steps=steps)
 
-    @torch.no_grad()
-    def quantise(self, values: Tensor, hyper: Tensor, quality: int) -> CodedLatent:
+    def quantise(self, values: NDArray[Any], hyper: NDArray[Any], quality: int) -> CodedLatent:
         """Symbols of values y [1, C, h, w] and hyper-latents [1, Ch, ceil(h/4), ceil(w/4)], both floating point."""
-        y, hyper = values.permute(0, 2, 3, 1).double(), hyper.permute(0, 2, 3, 1)
-        flat = y[..., : self.coded].flatten(1, 2)
-        steps = y[0, :, :, -1].round().int().cpu().numpy() if self.steps else None
+        y, hyper = values.transpose(0, 2, 3, 1), hyper.transpose(0, 2, 3, 1)
+        height, width = y.shape[1:3]
+        flat = y[0, ..., : self.coded].reshape(height * width, -1).astype(np.float64)
+        steps = y[0, ..., -1].round().astype(np.int32) if self.steps else None
         map_passes = () if steps is None else tuple(Pass(*call) for call in write_map(steps))
 
-        def symbols_of(index: Tensor, at: Tensor | None, mean: Tensor | None) -> Tensor:
+        def symbols_of(
+            index: NDArray[Any], at: NDArray[Any] | None, mean: NDArray[Any] | None
+        ) -> NDArray[Any]:
             # ties and float noise matter only here, at the encoder: the decoder is told the symbols
-            exact = hyper if at is None or mean is None else flat.index_select(1, at) - mean * 2.0**-MEAN_BITS
-            return exact.round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).long()
+            exact = hyper if at is None or mean is None else flat[at] - mean * 2.0**-MEAN_BITS
+            return exact.round().clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64)
 
-        height, width = y.shape[1:3]
         passes, decoded = self._code(symbols_of, steps, height, width, quality)
         return CodedLatent(passes, decoded, map_passes)
 
@@ -110,7 +106,6 @@ class LatentCodec:
             encoder.encode(part.symbols, part.indices)
         return encoder.finish()
 
-    @torch.no_grad()
     def read(self, payload: bytes, height: int, width: int, quality: int) -> CodedLatent:
         """The latent of ``height`` x ``width`` positions that ``write`` made a payload of."""
         decoder = SymbolDecoder(self.tables, payload)
@@ -120,9 +115,8 @@ class LatentCodec:
             map_passes.append(Pass(decoder.decode(indices), indices))
             return map_passes[-1].symbols
 
-        def symbols_of(index: Tensor, at: Tensor | None, mean: Tensor | None) -> Tensor:
-            symbols = torch.from_numpy(decoder.decode(_flat(index, np.uint8)).astype(np.int64))
-            return symbols.reshape(index.shape).to(index.device)
+        def symbols_of(index: NDArray[Any], at: object, mean: object) -> NDArray[Any]:
+            return decoder.decode(_flat(index, np.uint8)).astype(np.int64).reshape(index.shape)
 
         steps = read_map(map_symbols, height, width) if self.steps else None
         passes, decoded = self._code(symbols_of, steps, height, width, quality)
@@ -137,7 +131,7 @@ class LatentCodec:
         spread = hyper.reshape(rows, columns, -1).sum(2).repeat(HYPER_STRIDE, 0).repeat(HYPER_STRIDE, 1)
         spread = spread[:height, :width]
         result = spread * (hyper.sum() / max(spread.sum(), 1e-12))
-        at = anchor_mask(height, width).numpy()
+        at = anchor_mask(height, width)
         for chosen, bits in ((at, first), (~at, rest)):
             if chosen.any():
                 result[chosen] += bits.reshape(int(chosen.sum()), -1).sum(1)
@@ -147,36 +141,60 @@ class LatentCodec:
 
     def region(self, coded: CodedLatent) -> NDArray[np.bool_] | None:
         """Where the picture was coded with the fine step [h, w]: the region of interest; None without a map of steps."""
-        return coded.values[0, -1].cpu().numpy() < 0.5 if self.steps else None
+        return coded.values[0, -1] < 0.5 if self.steps else None
 
     def _code(
         self, symbols_of: SymbolSource, steps: Integers | None, height: int, width: int, quality: int
-    ) -> tuple[tuple[Pass, ...], Tensor]:
+    ) -> tuple[tuple[Pass, ...], NDArray[np.float32]]:
         """The passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w] of a latent with a map of steps."""
         passes = []
+        level = np.array([quality], np.int64)
 
-        def code(index: Tensor, at: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+        def code(
+            index: NDArray[Any], at: NDArray[Any] | None = None, mean: NDArray[Any] | None = None
+        ) -> NDArray[Any]:
             symbols = symbols_of(index, at, mean)
             passes.append(Pass(_flat(symbols, np.int32), _flat(index, np.uint8)))
             return symbols
 
         rows, columns = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
-        hyper = code(self.prior.hyper_indices(quality).expand(1, rows, columns, -1))
-        features = self.prior.features(hyper, quality, height, width)
-        grid = hyper.new_zeros((1, height, width, self.prior.network.channels))
+        (indices,) = self.run("hyper_indices", level)
+        hyper = code(np.broadcast_to(indices, (1, rows, columns, len(indices))))
+        (features,) = self.run("features", hyper, level)
+        features = np.ascontiguousarray(features[:, :height, :width])
+        grid = np.zeros((1, height, width, self.channels), np.int32)
         if steps is not None:
-            grid[0, :, :, -1] = torch.from_numpy(steps).to(grid) << MEAN_BITS
-        flat_grid = grid.view(1, -1, grid.shape[3])
-        for number, at in enumerate(checkerboard(grid)):
-            if number == 0:
-                mean, index = self.prior.first_pass(features, quality)
-            else:
-                mean, index = self.prior.second_pass(features, grid, quality)
-            mean, index = mean[..., : self.coded], index[..., : self.coded]
-            symbols = code(index, at, mean)
-            flat_grid[..., : self.coded].index_copy_(1, at, (symbols << MEAN_BITS) + mean)
-        return tuple(passes), (grid.permute(0, 3, 1, 2).double() * 2.0**-MEAN_BITS).float()
+            grid[0, ..., -1] = steps << MEAN_BITS
+        flat = grid.reshape(-1, self.channels)
+        anchors = anchor_mask(height, width).reshape(-1)
+        for name, inputs, chosen in (
+            ("first_pass", (features,), anchors),
+            ("second_pass", (features, grid), ~anchors),
+        ):
+            at = np.flatnonzero(chosen)
+            # a picture of one position has no second pass, and still a batch of no symbols
+            pieces = np.split(at, range(PIECE, len(at), PIECE))
+            found = [self.run(name, *inputs, piece, level) for piece in pieces]
+            mean, index = (np.concatenate(parts, 1)[0, :, : self.coded] for parts in zip(*found, strict=True))
+            flat[at, : self.coded] = (code(index, at, mean) << MEAN_BITS) + mean
+        decoded = grid.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(2.0**-MEAN_BITS)
+        return tuple(passes), decoded
 
 
-def _flat(x: Tensor, dtype: Any) -> NDArray[Any]:
-    return x.reshape(-1).cpu().numpy().astype(dtype)
+def check_prior(tensors: Mapping[str, NDArray[Any]], config: PriorConfig) -> None:
+    """``ValueError`` unless integer tensors are those that a configuration asks for, and every sum is exact in float64."""
+    shapes: dict[str, tuple[int, ...]] = {"hyper_index": (config.levels, config.hyper_channels)}
+    for name, layer in config.layers().items():
+        shapes[f"{name}.weight"] = (layer.outputs, layer.inputs)
+        shapes[f"{name}.bias"] = (layer.levels, layer.outputs)
+        shapes[f"{name}.meta"] = (2,)
+    check_shapes(shapes, tensors)
+    for name in config.layers():
+        weight, bias = (np.abs(tensors[f"{name}.{part}"].astype(np.float64)) for part in ("weight", "bias"))
+        largest_sum = float(weight.sum(1).max()) * INPUT_LIMIT + float(bias.max())
+        if not (1 <= tensors[f"{name}.meta"][0] <= 40 and largest_sum < 2.0**52):
+            raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
+
+
+def _flat(x: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    return x.reshape(-1).astype(dtype)

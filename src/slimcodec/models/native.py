@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import PATCH, AutoencoderConfig, PatchAutoencoder
-from slimcodec.models.blocks import at_level, quality_to_level
-from slimcodec.models.enhancer import Enhancer, EnhancerConfig
+from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.config import AutoencoderConfig, EnhancerConfig
+from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.latent_model import CaptionEmbedding, LatentModel
-from slimcodec.models.storage import Parts
+from slimcodec.models.parts import Parts
 
 #: special tokens of our text encoders, in the order of their numbers
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
@@ -90,8 +89,6 @@ def small_text_encoder(
 class NativeModel(LatentModel):
     """Our networks; the branches of the autoencoder run in the parts' type, all else in float32."""
 
-    stride = PATCH
-
     def __init__(
         self,
         name: str,
@@ -132,19 +129,6 @@ class NativeModel(LatentModel):
             return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
 
         return self.parts.network("text", build, meta=False)
-
-    @property
-    def linear_decoder(self) -> Tensor:
-        return self.autoencoder.synthesis
-
-    def error_scale(self, quality: int) -> Tensor:
-        # the table alone: guidance without denoising steps reads no UNet
-        if "enhancer" not in self.parts.stored:
-            raise SlimError(
-                f"the bundle {self.name} has no enhancer, with which the scale of errors is stored"
-            )
-        table = self.parts.stored["enhancer"]["error_scale"]
-        return at_level(table, quality_to_level(torch.tensor([quality], device=table.device), len(table)))[0]
 
     def offload(self) -> None:
         raise SlimError(f"offload moves pretrained parts, and {self.name} has none; leave it out")

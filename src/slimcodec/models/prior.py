@@ -7,39 +7,21 @@ The same network code runs on float layers (training) and on exact integer layer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimcodec.models.config import SCALES, PriorConfig
 from slimcodec.models.exact import ExactLayer, FloatLayer, interpolate_levels
 
-MEAN_BITS = 4
 #: means are clipped so that mean plus symbol stays far inside the exact range
 MEAN_LIMIT = 2**18
-SCALES = 64
-#: positions whose parameters are computed at a time
-PIECE = 4096
 #: at the smallest scale a zero costs a millionth of a bit; a smaller one would only starve training of gradients
 SCALE_MIN, SCALE_MAX = 0.1, 256.0
-#: side of a hyper-latent position in latent positions
-HYPER_STRIDE = 4
 #: offsets of the 12 anchors around a non-anchor, in a 5x5 window
 CONTEXT_OFFSETS = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """Sizes of a prior; ``levels`` is the number of trained quality levels."""
-
-    channels: int = 128
-    hyper_channels: int = 48
-    width: int = 96
-    head_width: int = 192
-    levels: int = 8
 
 
 def scale_of_index(index: Tensor) -> Tensor:
@@ -52,13 +34,6 @@ def index_of_scale(scale: Tensor) -> Tensor:
     return torch.log(scale / SCALE_MIN) * ((SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN))
 
 
-def anchor_mask(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The checkerboard: True at the positions [h, w] that are coded in the first pass."""
-    rows = torch.arange(height, device=device)[:, None]
-    columns = torch.arange(width, device=device)[None]
-    return (rows + columns) % 2 == 0
-
-
 def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tensor) -> Tensor:
     """Values of [B, h, w, C] at offsets from the positions ``at`` [N], counted in raster order, zero outside.
 
@@ -68,7 +43,9 @@ def neighbours(x: Tensor, offsets: list[tuple[int, int]], radius: int, at: Tenso
     columns = width + 2 * radius
     padded = F.pad(x, (0, 0, radius, radius, radius, radius)).reshape(batch, -1, channels)
     centres = (at // width + radius) * columns + at % width + radius
-    steps = torch.tensor([dy * columns + dx for dy, dx in offsets], device=x.device)
+    # from tensors: in a traced graph the width is not a constant
+    down, right = torch.tensor(offsets, device=x.device).unbind(1)
+    steps = down * columns + right
     values = padded.index_select(1, (centres[:, None] + steps).reshape(-1))
     return values.reshape(batch, -1, len(offsets) * channels)
 
@@ -90,22 +67,10 @@ def depth_to_space(x: Tensor) -> Tensor:
     return x.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
-def checkerboard(grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [N] of a grid [B, h, w, C], counted in raster order: the anchors, and the rest."""
-    anchors = anchor_mask(grid.shape[1], grid.shape[2], grid.device).flatten()
-    return anchors.nonzero().flatten(), (~anchors).nonzero().flatten()
-
-
-#: the layers of a prior, by name
-LAYERS = ("hyper_in", "hyper_up1", "hyper_up2", "context") + tuple(
-    f"{head}_{part}" for head in ("anchor", "rest") for part in ("1", "2", "mean", "scale")
-)
-
-
 class PriorNetwork(nn.Module):
     """Hyper-synthesis, context and heads; ``layers`` are all ``FloatLayer`` or all ``ExactLayer``.
 
-    ``level`` is what the layers take: a tensor [B] of positions between levels, or a quality 1..100.
+    ``level`` is what the layers take: a tensor [B] of positions between levels, or a quality [1] of 1..100.
     """
 
     def __init__(self, channels: int, layers: dict[str, nn.Module]) -> None:
@@ -113,12 +78,11 @@ class PriorNetwork(nn.Module):
         self.channels = channels
         self.layers = nn.ModuleDict(layers)
 
-    def hyper_features(self, hyper: Tensor, level: Any, height: int, width: int) -> Tensor:
-        """Features [B, h, w, W] from hyper-latents [B, ceil(h/4), ceil(w/4), Ch]."""
+    def hyper_features(self, hyper: Tensor, level: Any) -> Tensor:
+        """Features [B, 4h, 4w, W] from hyper-latents [B, h, w, Ch]."""
         x = self.layers["hyper_in"](hyper, level)
         x = depth_to_space(self.layers["hyper_up1"](window(x), level))
-        x = depth_to_space(self.layers["hyper_up2"](window(x), level))
-        return x[:, :height, :width]
+        return depth_to_space(self.layers["hyper_up2"](window(x), level))
 
     def anchor_parameters(self, features: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         """Mean and scale index [..., C] of the first pass from features [..., W]."""
@@ -143,23 +107,15 @@ class PriorNetwork(nn.Module):
 
 def float_prior(config: PriorConfig) -> PriorNetwork:
     """A trainable prior."""
-    c, w, head, levels = config.channels, config.width, config.head_width, config.levels
-    layers: dict[str, nn.Module] = {
-        "hyper_in": FloatLayer(config.hyper_channels, w, levels=levels, in_bits=0),
-        "hyper_up1": FloatLayer(9 * w, 4 * w),
-        "hyper_up2": FloatLayer(9 * w, 4 * w),
-        "context": FloatLayer(len(CONTEXT_OFFSETS) * c, w, in_bits=MEAN_BITS),
-    }
-    for name, inputs in (("anchor", w), ("rest", 2 * w)):
-        layers[f"{name}_1"] = FloatLayer(inputs, head, levels=levels)
-        layers[f"{name}_2"] = FloatLayer(head, head)
-        layers[f"{name}_mean"] = FloatLayer(head, c, levels=levels, relu=False, out_bits=MEAN_BITS)
-        layers[f"{name}_scale"] = FloatLayer(head, c, levels=levels, relu=False, out_bits=0)
-    return PriorNetwork(c, layers)
+    layers: dict[str, nn.Module] = {name: FloatLayer(layer) for name, layer in config.layers().items()}
+    return PriorNetwork(config.channels, layers)
 
 
 class ExactPrior(nn.Module):
-    """The integer prior that the codec runs: hyper-latents and symbols in, table indices and means out."""
+    """The integer prior that the codec runs: hyper-latents and symbols in, table indices and means out.
+
+    A quality is [1], int64; positions [N] are counted in raster order.
+    """
 
     hyper_index: Tensor
 
@@ -167,56 +123,42 @@ class ExactPrior(nn.Module):
         super().__init__()
         self.network = network
         #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
-        self.register_buffer("hyper_index", hyper_index.long(), persistent=False)
+        self.register_buffer("hyper_index", hyper_index.long())
 
     @classmethod
-    def from_tensors(cls, config: PriorConfig, tensors: dict[str, Tensor]) -> ExactPrior:
-        """Builds the prior from the integer tensors that ``quantise_prior`` made; missing or extra names are errors."""
-        expected = {f"{name}.{part}" for name in LAYERS for part in ("weight", "bias", "meta")} | {
-            "hyper_index"
-        }
-        if set(tensors) != expected:
-            raise ValueError(
-                f"prior tensors differ from the configuration: {sorted(set(tensors) ^ expected)[:4]}"
-            )
+    def from_tensors(cls, channels: int, tensors: dict[str, Tensor]) -> ExactPrior:
+        """Builds the prior from the integer tensors that ``quantise_prior`` made, which ``check_prior`` has looked at."""
+        names = {name.split(".")[0] for name in tensors} - {"hyper_index", "tables"}
         layers: dict[str, nn.Module] = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
-            for name in LAYERS
+            for name in names
         }
-        return cls(PriorNetwork(config.channels, layers), tensors["hyper_index"])
+        return cls(PriorNetwork(channels, layers), tensors["hyper_index"])
 
-    def hyper_indices(self, quality: int) -> Tensor:
+    def hyper_indices(self, quality: Tensor) -> Tensor:
         """Table index of each hyper-latent channel [Ch], int64."""
-        return ((interpolate_levels(self.hyper_index, quality) + 8) >> 4).clamp(0, SCALES - 1)
+        return ((interpolate_levels(self.hyper_index, quality)[0] + 8) >> 4).clamp(0, SCALES - 1)
 
-    def features(self, hyper: Tensor, quality: int, height: int, width: int) -> Tensor:
-        """Integer features [B, h, w, W] of integer hyper-latents [B, ceil(h/4), ceil(w/4), Ch]."""
-        return self.network.hyper_features(hyper.double(), quality, height, width)
+    def features(self, hyper: Tensor, quality: Tensor) -> Tensor:
+        """Features [B, 4h, 4w, W], int16, of hyper-latents [B, h, w, Ch], int64."""
+        return self.network.hyper_features(hyper.double(), quality).to(torch.int16)
 
-    def first_pass(self, features: Tensor, quality: int) -> tuple[Tensor, Tensor]:
-        """Means in 1/16 and table indices [B, N, C] at the anchors, in raster order."""
-        flat = features.flatten(1, 2)
+    def first_pass(self, features: Tensor, at: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Means in 1/16 and table indices [B, N, C], int64, at anchors; ``features`` [B, h, w, W], int16."""
+        here = features.flatten(1, 2).index_select(1, at).double()
+        return _limited(self.network.anchor_parameters(here, quality))
 
-        def parameters(at: Tensor) -> tuple[Tensor, Tensor]:
-            return self.network.anchor_parameters(flat.index_select(1, at), quality)
-
-        return _in_pieces(checkerboard(features)[0], parameters)
-
-    def second_pass(self, features: Tensor, anchors: Tensor, quality: int) -> tuple[Tensor, Tensor]:
-        """Means in 1/16 and table indices [B, N, C] at the other positions; ``anchors`` [B, h, w, C] in 1/16."""
-        flat, values = features.flatten(1, 2), anchors.double()
-
-        def parameters(at: Tensor) -> tuple[Tensor, Tensor]:
-            context = self.network.context(values, at)
-            return self.network.rest_parameters(flat.index_select(1, at), context, quality)
-
-        return _in_pieces(checkerboard(features)[1], parameters)
+    def second_pass(
+        self, features: Tensor, anchors: Tensor, at: Tensor, quality: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Means in 1/16 and table indices [B, N, C] at other positions; ``anchors`` [B, h, w, C], int32 in 1/16, else 0."""
+        here = features.flatten(1, 2).index_select(1, at).double()
+        context = self.network.context(anchors, at).double()
+        return _limited(self.network.rest_parameters(here, context, quality))
 
 
-def _in_pieces(at: Tensor, parameters: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Means and indices at positions, some thousand at a time: the contexts of a large picture would fill memory."""
-    means, scales = zip(*map(parameters, at.split(PIECE)), strict=True)
-    mean, scale = torch.cat(means, 1), torch.cat(scales, 1)
+def _limited(parameters: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    mean, scale = parameters
     return mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).long(), scale.clamp(0, SCALES - 1).long()
 
 

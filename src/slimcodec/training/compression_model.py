@@ -19,13 +19,12 @@ from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import GATE, Compressor
+from slimcodec.models.config import SCALES
 from slimcodec.models.exact import FloatLayer
+from slimcodec.models.latent_codec import anchor_mask
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.models.prior import (
-    SCALES,
     PriorNetwork,
-    anchor_mask,
-    checkerboard,
     float_prior,
     index_of_scale,
     quantise_prior,
@@ -186,8 +185,9 @@ def code(
         # channels last from here on
         y = values.permute(0, 2, 3, 1)
         height, width = y.shape[1:3]
-        features = network.hyper_features(straight_round(hyper).permute(0, 2, 3, 1), level, height, width)
-        anchors = anchor_mask(height, width, y.device)
+        features = network.hyper_features(straight_round(hyper).permute(0, 2, 3, 1), level)
+        features = features[:, :height, :width]
+        anchors = torch.from_numpy(anchor_mask(height, width)).to(y.device)
 
         def quantise(y: Tensor, mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             residual = y - mean
@@ -201,7 +201,7 @@ def code(
         first, first_bits = quantise(y[:, anchors], *network.anchor_parameters(features[:, anchors], level))
         grid = torch.zeros_like(y)
         grid[:, anchors] = first
-        context = network.context(grid, checkerboard(grid)[1])
+        context = network.context(grid, (~anchors).flatten().nonzero().flatten())
         rest, rest_bits = quantise(
             y[:, ~anchors], *network.rest_parameters(features[:, ~anchors], context, level)
         )
@@ -226,7 +226,7 @@ def gaussian_tables() -> SymbolTables:
 
 def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> SymbolTables:
     """Symbol tables fitted to the symbols of real pictures [H, W, 3] at all qualities, Gaussian where none were seen."""
-    tables = codec.bundle.coder.tables
+    tables = codec.coder.tables
     counts = np.zeros(len(tables.frequencies), np.int64)
     for picture in pictures:
         for coded in codec.quantise_each(picture, FITTED_QUALITIES):
@@ -248,7 +248,7 @@ def latent_codec_parts(
 def restore_latent_codec(bundle: Bundle) -> CompressionModel:
     """The trainable model of a bundle (loaded in float32): the float twin of its integer prior, weights as stored."""
     model = CompressionModel(bundle.compressor, bundle.latent_model.autoencoder)
-    tensors = bundle.stored["prior"]
+    tensors = {name: torch.from_numpy(value) for name, value in bundle.stored["prior"].items()}
     with torch.no_grad():
         for name, layer in model.prior.layers.items():
             assert isinstance(layer, FloatLayer)

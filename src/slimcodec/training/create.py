@@ -19,14 +19,20 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id
 from slimcodec.images import load_image
-from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
-from slimcodec.models.compressor import Compressor, CompressorConfig
-from slimcodec.models.enhancer import EnhancerConfig
-from slimcodec.models.pretrained.hub import CaptionModelConfig, pretrained_folder
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.config import (
+    EMBEDDED,
+    BundleConfig,
+    CaptionModelConfig,
+    CompressorConfig,
+    EnhancerConfig,
+    PriorConfig,
+)
+from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer, revision_of
-from slimcodec.models.prior import PriorConfig
 from slimcodec.training.compression_model import (
     CompressionModel,
     fitted_tables,
@@ -85,7 +91,7 @@ def create(
 
 def changed(
     bundle: Bundle,
-    parts: Mapping[str, dict[str, Tensor]] | None = None,
+    parts: Mapping[str, Mapping[str, NDArray[Any] | Tensor]] | None = None,
     vocabulary: tuple[str, ...] = (),
     **settings: Any,
 ) -> Bundle:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from slimcodec import __version__
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
-from slimcodec.models.bundle import Bundle, BundleConfig
-from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.config import BundleConfig, EnhancerConfig
 from slimcodec.models.pretrained.networks import Autoencoder
 from slimcodec.training.batches import is_drawn
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts

@@ -19,7 +19,8 @@ from slimcodec.data.photos import Photo, PhotoSet, Pool
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_open
-from slimcodec.models.bundle import EMBEDDED, Bundle
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.config import EMBEDDED
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
 from slimcodec.models.pretrained.references import read_json
 from slimcodec.processes import track
@@ -226,5 +227,6 @@ class RoiCaptioner:
             return self.model.captions([crop])[0]
         picture = torch.from_numpy(crop).to(self.bundle.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         tagger = self.bundle.captioners[0]
-        (caption,) = tagger.captions(tagger(picture), self.bundle.vocabulary)
+        logits = tagger(picture)[0].float().cpu().numpy()
+        caption = tagger.config.caption(logits, self.bundle.vocabulary)
         return clean_caption(caption or "")

@@ -10,9 +10,7 @@ from typing import Any
 
 from slimcodec.config import from_plain
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import PATCH, AutoencoderConfig
-from slimcodec.models.captioner import CaptionerConfig
-from slimcodec.models.compressor import CompressorConfig
+from slimcodec.models.config import PATCH, AutoencoderConfig, CaptionerConfig, CompressorConfig
 from slimcodec.models.enhancer import UNetSize
 from slimcodec.training.losses import Features
 

@@ -22,8 +22,8 @@ from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
-from slimcodec.models.bundle import EMBEDDED, Bundle, BundleConfig
-from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.bundle import Bundle
+from slimcodec.models.config import EMBEDDED, BundleConfig, EnhancerConfig
 from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.data import TrainingData
 from slimcodec.training.loop import Stage, restore, train

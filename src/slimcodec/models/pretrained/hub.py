@@ -19,7 +19,8 @@ from torch import Tensor
 from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import file_sha256
-from slimcodec.models.pretrained.references import PartReference, hub_folder, local_folder, read_json
+from slimcodec.models.config import CaptionModelConfig
+from slimcodec.models.pretrained.references import hub_folder, local_folder, read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
@@ -138,17 +139,6 @@ def _side(size: Any) -> int:
     if int(size) < 1:
         raise ValueError(f"a side of {size} pixels")
     return int(size)
-
-
-@dataclass(frozen=True)
-class CaptionModelConfig:
-    """A pretrained captioner that a bundle names."""
-
-    part: PartReference
-    #: what an image-to-text model is asked, or the words that it goes on with
-    prompt: str = ""
-    #: below this probability a zero-shot tagger names nothing
-    threshold: float = 0.2
 
 
 def clean_caption(text: str) -> str | None:

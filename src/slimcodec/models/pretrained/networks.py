@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import dtype_of
-from slimcodec.models.enhancer import EnhancerConfig
+from slimcodec.models.config import EnhancerConfig
 from slimcodec.models.latent_model import CaptionEmbedding
 
 #: how a pretrained UNet is used (see above)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
-from slimcodec.models.enhancer import EnhancerConfig, scheduler_class
+from slimcodec.models.config import EnhancerConfig, LdmConfig
+from slimcodec.models.enhancer import scheduler_class
 from slimcodec.models.latent_model import LatentModel
+from slimcodec.models.parts import Parts, tensors_of
 from slimcodec.models.pretrained.hub import load_pretrained, load_processor
 from slimcodec.models.pretrained.networks import (
     AUTOENCODERS,
@@ -26,7 +28,6 @@ from slimcodec.models.pretrained.networks import (
 )
 from slimcodec.models.pretrained.references import (
     FoundPart,
-    PartReference,
     hub_folder,
     local_folder,
     part_from_hub,
@@ -34,27 +35,11 @@ from slimcodec.models.pretrained.references import (
     refer,
     revision_of,
 )
-from slimcodec.models.storage import Parts, from_storage
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
 REQUIRED = ("vae", "unet", "scheduler", "tokenizer", "text_encoder")
 OPTIONAL = ("tokenizer_2", "text_encoder_2")
 PIPELINE = "model; give a pipeline's folder"
-
-
-@dataclass(frozen=True)
-class LdmConfig:
-    """The pretrained latent diffusion model that a bundle stands on."""
-
-    parts: tuple[PartReference, ...]
-    #: pixels a side of a latent position
-    stride: int = 8
-    #: whether no caption is a state of zeros (SDXL) or the encoded empty text
-    zero_empty_caption: bool = False
-
-    def part(self, name: str) -> PartReference | None:
-        """The reference to a part, None where the model has none of that name."""
-        return next((part for part in self.parts if part.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -179,8 +164,6 @@ def merge_lora(network: nn.Module, matrices: dict[str, Tensor]) -> None:
 class PretrainedModel(LatentModel):
     """A pipeline of diffusers: each part is found, checked by its hash and loaded when first used."""
 
-    guidance_unavailable = "a pretrained model follows the caption by classifier-free guidance"
-
     def __init__(
         self,
         config: LdmConfig,
@@ -218,7 +201,7 @@ class PretrainedModel(LatentModel):
                 raise SlimError("the bundle has no enhancer")
             unet = load_part(UNet2DConditionModel, self.find("unet"), self.parts.dtype)
             if "lora" in self.parts.stored:
-                merge_lora(unet, from_storage(self.parts.stored["lora"]))
+                merge_lora(unet, tensors_of(self.parts.stored["lora"]))
             self._place(unet)
             return Denoiser(self.enhancer_config, unet, load_scheduler(self.find("scheduler")), self.stride)
 

@@ -14,7 +14,8 @@ from slimcodec.data.efficientnet import SIDES
 from slimcodec.data.networks import start_from_classifier
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.captioner import CaptionerConfig, Tagger
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.config import CaptionerConfig
 from slimcodec.training.batches import LABEL_SHARE, Draws, LabelledViews, Views
 from slimcodec.training.loop import Stage
 from slimcodec.training.pseudo_labels import PseudoLabel

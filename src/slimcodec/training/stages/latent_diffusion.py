@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.entropy.caption import tag_phrase
-from slimcodec.models.autoencoder import PATCH, PatchAutoencoder
-from slimcodec.models.enhancer import Enhancer, EnhancerConfig, small_unet_config
+from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.config import PATCH, EnhancerConfig
+from slimcodec.models.enhancer import Enhancer, small_unet_config
 from slimcodec.models.native import CaptionEncoder, small_text_encoder
 from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.loop import Stage

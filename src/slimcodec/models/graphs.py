@@ -1,0 +1,99 @@
+"""The networks of a bundle as ONNX files: in a bundle's folder without weights, for other programs with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.files import atomic_write, inside, load_json, read_bounded
+from slimcodec.models.onnx_runtime import Graph
+
+if TYPE_CHECKING:
+    from slimcodec.models.bundle import Bundle
+    from slimcodec.models.storage import Stored
+
+#: the folder of a bundle's graphs, and the file there that lists them
+FOLDER, INDEX = "graphs", "graphs.json"
+#: most bytes of a graph without weights
+GRAPH_BYTES = 1 << 22
+
+
+def read_index(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """What the graphs in a bundle's folder are, by name; {} where there are none. Raises ``SlimError`` for those of others."""
+    if bundle.folder is None or not (bundle.folder / FOLDER / INDEX).is_file():
+        return {}
+    path = bundle.folder / FOLDER / INDEX
+    try:
+        index = load_json(path, GRAPH_BYTES)
+        made_for, graphs = str(index["weights_sha256"]), dict(index["graphs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SlimError(f"{path}: the bundle is damaged ({error!r}); get it again") from error
+    if made_for != bundle.weights_sha256:
+        raise ModelMismatchError(
+            f"{path}: made for other weights; make them again with `slim bundle export`", bundle.bundle_id
+        )
+    return graphs
+
+
+def read_graph(folder: Path, entry: dict[str, Any]) -> Graph:
+    """A graph that the index of a bundle's folder lists; ``SlimError`` where it is not as it was written."""
+    try:
+        path = inside(folder / FOLDER, str(entry["file"]))
+        model = read_bounded(path, GRAPH_BYTES)
+        graph = Graph(model, str(entry["part"]), tuple(entry["inputs"]), tuple(entry["weights"]))
+    except (OSError, KeyError, TypeError) as error:
+        raise SlimError(f"{folder / FOLDER}: the bundle is damaged ({error!r}); get it again") from error
+    if hashlib.sha256(model).hexdigest() != entry["sha256"]:
+        raise SlimError(f"{path}: not as it was saved; get the bundle again")
+    return graph
+
+
+def export(bundle: Bundle, folder: Path, *, weights: bool = True) -> None:
+    """Writes the networks of the encoder and of the decoder, the symbol tables and the vocabulary to a folder (made if missing).
+
+    Without ``weights`` graphs take them from the bundle when they are loaded. Needs torch and onnx.
+    """
+    from slimcodec.models.networks import ENCODER, build_graph, networks, sizes
+
+    if bundle.config.ldm:
+        raise SlimError(
+            f"{bundle.config.name} stands on a pretrained model; only networks of our own are exported"
+        )
+    graphs = {}
+    for name, network in networks(bundle.config).items():
+        graph = build_graph(bundle.config, bundle.stored, name)
+        model = with_weights(graph, bundle.stored[graph.part]) if weights else graph.model
+        file = Path("encoder" if name in ENCODER else "decoder", f"{name}.onnx")
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / file, model)
+        known = sizes(bundle.config, graph.part)
+        graphs[name] = {
+            "file": file.as_posix(),
+            "sha256": hashlib.sha256(model).hexdigest(),
+            "part": graph.part,
+            "inputs": {
+                given: [kind, *(known.get(axis, axis) for axis in axes)]
+                for given, (kind, *axes) in network.inputs.items()
+            },
+            "outputs": list(network.outputs),
+            "weights": [] if weights else list(graph.weights),
+        }
+    index = {"weights_sha256": bundle.weights_sha256, "graphs": graphs}
+    # last, so that a folder with an index is whole
+    atomic_write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+
+
+def with_weights(graph: Graph, stored: Stored) -> bytes:
+    """A model that holds its weights."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(graph.model)
+    for tensor in model.graph.initializer:
+        if tensor.name in graph.weights:
+            tensor.CopyFrom(numpy_helper.from_array(stored[tensor.name], tensor.name))
+    serialised: bytes = model.SerializeToString()
+    return serialised

@@ -1,0 +1,262 @@
+"""The networks of a codec by name: functions of a bundle's modules, which torch runs and ONNX graphs are made of.
+
+Pixels are bytes, qualities and positions int64, what the exact stage reads and writes integers, all else float32.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.captioner import Tagger
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.config import BundleConfig
+from slimcodec.models.onnx_runtime import Graph
+from slimcodec.models.parts import tensors_of
+from slimcodec.models.prior import ExactPrior
+from slimcodec.models.storage import Stored
+from slimcodec.models.tag_gradient import tag_gradient
+
+OPSET = 17
+#: the type of an array, and its axes by name or number
+Shape = tuple[str, ...]
+PIXELS: Shape = ("uint8", "batch", "3", "height", "width")
+LATENTS: Shape = ("float32", "batch", "latent", "rows", "columns")
+VALUES: Shape = ("float32", "batch", "channels", "rows", "columns")
+FEATURES: Shape = ("int16", "1", "rows", "columns", "features")
+AT: Shape = ("int64", "positions")
+QUALITY: Shape = ("int64", "1")
+#: axes that are free, with their lengths while a graph is made
+FREE = {"batch": 1, "height": 64, "width": 96, "rows": 4, "columns": 8, "positions": 5}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A function of the module of a part and of its inputs; it gives a tensor, or several."""
+
+    part: str
+    function: Callable[..., Any]
+    inputs: dict[str, Shape]
+    outputs: tuple[str, ...]
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Pixels 0..255 as -1..1, float32."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def _encode(space: Any, pixels: Tensor) -> Any:
+    return space.encode(_normalised(pixels))
+
+
+def _decode(space: Any, latents: Tensor) -> Any:
+    return space.decode(latents).add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _tag(tagger: Tagger, pixels: Tensor) -> Any:
+    logits, interest = tagger.predict(_normalised(pixels))
+    return logits if interest is None else (logits, interest)
+
+
+def _analyse(compressor: Compressor, latents: Tensor, quality: Tensor, interest: Tensor) -> Tensor:
+    return compressor.analyse(latents, compressor.level(quality), interest)
+
+
+def _hyper_analyse(compressor: Compressor, values: Tensor, quality: Tensor) -> Tensor:
+    return compressor.hyper_analyse(values, compressor.level(quality))
+
+
+def _synthesise(compressor: Compressor, values: Tensor, quality: Tensor) -> Tensor:
+    return compressor.synthesise(values, compressor.level(quality))
+
+
+#: what the encoder alone runs
+ENCODER = {
+    "encode": Network("autoencoder", _encode, {"pixels": PIXELS}, ("latents",)),
+    "tag": Network(
+        "captioner-0", _tag, {"pixels": ("uint8", "batch", "3", "side", "side")}, ("logits", "interest")
+    ),
+    "analyse": Network(
+        "compressor",
+        _analyse,
+        {"latents": LATENTS, "quality": QUALITY, "interest": ("float32", "batch", "1", "rows", "columns")},
+        ("values",),
+    ),
+    "hyper_analyse": Network(
+        "compressor", _hyper_analyse, {"values": VALUES, "quality": QUALITY}, ("hyper",)
+    ),
+}
+#: what the decoder runs; the networks of the exact prior are the encoder's too
+DECODER = {
+    "hyper_indices": Network("prior", ExactPrior.hyper_indices, {"quality": QUALITY}, ("index",)),
+    "features": Network(
+        "prior",
+        ExactPrior.features,
+        {"hyper": ("int64", "1", "rows", "columns", "hyper"), "quality": QUALITY},
+        ("features",),
+    ),
+    "first_pass": Network(
+        "prior",
+        ExactPrior.first_pass,
+        {"features": FEATURES, "at": AT, "quality": QUALITY},
+        ("mean", "index"),
+    ),
+    "second_pass": Network(
+        "prior",
+        ExactPrior.second_pass,
+        {
+            "features": FEATURES,
+            "anchors": ("int32", "1", "rows", "columns", "channels"),
+            "at": AT,
+            "quality": QUALITY,
+        },
+        ("mean", "index"),
+    ),
+    "synthesise": Network("compressor", _synthesise, {"values": VALUES, "quality": QUALITY}, ("latents",)),
+    "decode": Network("autoencoder", _decode, {"latents": LATENTS}, ("pixels",)),
+}
+#: what guides a picture by its caption, one for every captioner
+GRADIENT = Network(
+    "captioner-",
+    tag_gradient,
+    {"view": ("float32", "1", "3", "height", "width"), "target": ("float32", "1", "tags")},
+    ("gradient",),
+)
+
+
+def networks(config: BundleConfig) -> dict[str, Network]:
+    """The networks of a bundle by name."""
+    gradients = {
+        f"gradient-{number}": replace(GRADIENT, part=f"captioner-{number}")
+        for number in range(len(config.captioners))
+    }
+    found = ENCODER | DECODER | gradients
+    return {name: network for name, network in found.items() if name != "tag" or config.captioners}
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------
+
+
+class _Traced(nn.Module):
+    """A network as a module, for the exporter."""
+
+    def __init__(self, network: Network, module: nn.Module) -> None:
+        super().__init__()
+        self.function, self.module = network.function, module
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(self.module, *tensors)
+
+
+def build_graph(config: BundleConfig, stored: dict[str, Stored], name: str) -> Graph:
+    """The ONNX graph of a network, without weights: its initializers are the stored tensors, by the names that they have there."""
+    network = networks(config)[name]
+    lengths = FREE | sizes(config, network.part)
+    examples = tuple(
+        torch.zeros([lengths.get(axis) or int(axis) for axis in axes], dtype=getattr(torch, kind))
+        for kind, *axes in network.inputs.values()
+    )
+    free = {
+        given: {number: axis for number, axis in enumerate(axes) if axis in FREE}
+        for given, (_, *axes) in network.inputs.items()
+    }
+    file: Any = io.BytesIO()  # a file is taken too, whatever the annotation says
+    with warnings.catch_warnings(), torch.no_grad():
+        # sizes that look constant to the exporter are; it needs no further package where it traces
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Traced(network, _plain_module(config, stored, network.part)).eval(),
+            examples,
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            do_constant_folding=False,
+            input_names=list(network.inputs),
+            output_names=list(network.outputs),
+            dynamic_axes=free,
+        )
+    model, weights = _with_stored_weights(file.getvalue(), stored[network.part])
+    return Graph(model, network.part, tuple(network.inputs), weights)
+
+
+def sizes(config: BundleConfig, part: str) -> dict[str, int]:
+    """The lengths of the axes of a part's networks that have a name and are not free."""
+    prior, number = config.compressor.prior, part.partition("-")[2]
+    tagger = config.captioners[int(number)] if number else None
+    return {
+        "latent": config.compressor.latent_channels,
+        "channels": prior.channels,
+        "hyper": prior.hyper_channels,
+        "features": prior.width,
+        "side": tagger.side if tagger else 0,
+        "tags": tagger.tags if tagger else 0,
+    }
+
+
+def _plain_module(config: BundleConfig, stored: dict[str, Stored], part: str) -> nn.Module:
+    """The module of a part in float32, whatever type and device the bundle has, and without fused layers."""
+    tensors = tensors_of(stored[part])
+    if part == "prior":
+        return ExactPrior.from_tensors(config.compressor.prior.channels, tensors)
+    with torch.device("meta"):
+        module: nn.Module = (
+            PatchAutoencoder(config.autoencoder)
+            if part == "autoencoder"
+            else Compressor(config.compressor)
+            if part == "compressor"
+            else Tagger(config.captioners[int(part.partition("-")[2])])
+        )
+    module.load_state_dict(tensors, assign=True)
+    return module
+
+
+def _with_stored_weights(model: bytes, stored: Stored) -> tuple[bytes, tuple[str, ...]]:
+    """A model whose initializers are stored tensors, given when it is loaded, and their names."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    content = onnx.load_from_string(model)
+    graph, kept, nodes, names = content.graph, [], [], []
+
+    def given(name: str) -> str:
+        """An initializer for a stored tensor."""
+        kind = helper.np_dtype_to_tensor_dtype(stored[name].dtype)
+        tensor = TensorProto(name=name, data_type=kind, dims=stored[name].shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights")
+        kept.append(tensor)
+        names.append(name)
+        return name
+
+    for old in graph.initializer:
+        name = old.name.removeprefix("module.").removeprefix("network.layers.")
+        if name in stored:
+            nodes.append(helper.make_node("Cast", [given(name)], [old.name], to=old.data_type))
+        elif f"{name}:int8" in stored:
+            rows = numpy_helper.from_array(np.array([-1] + [1] * (len(old.dims) - 1)), f"{name}:rows")
+            kept.append(rows)
+            nodes += [
+                helper.make_node("Cast", [given(f"{name}:int8")], [f"{name}:float"], to=old.data_type),
+                helper.make_node("Reshape", [given(f"{name}:scale"), rows.name], [f"{name}:factor"]),
+                helper.make_node("Mul", [f"{name}:float", f"{name}:factor"], [old.name]),
+            ]
+        else:
+            kept.append(old)
+    nodes += graph.node
+    for field, entries in ((graph.initializer, kept), (graph.node, nodes)):
+        del field[:]
+        field.extend(entries)
+    for output in graph.output:
+        # the exporter takes the example's sizes for fixed
+        output.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        node.ClearField("doc_string")
+    return content.SerializeToString(), tuple(names)

@@ -1,0 +1,95 @@
+"""The networks of a bundle in ONNX Runtime, on the processor, in float32. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from slimcodec.errors import SlimError
+from slimcodec.models.storage import Stored
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network without its weights: an ONNX model whose initializers are tensors of a part, by their stored names.
+
+    ``inputs``: names of the network's inputs in order; the model is without those that a configuration does not use.
+    """
+
+    model: bytes
+    part: str
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+class OnnxRuntime:
+    """Runs networks by name; each is loaded when it is first used, and serves several threads."""
+
+    name = "onnx"
+    #: the type that the networks run in
+    dtype = "float32"
+
+    def __init__(self, graph: Callable[[str], Graph], stored: Mapping[str, Stored]) -> None:
+        """``graph`` gives the graph of a network, ``stored`` holds its weights."""
+        self.graph, self.stored = graph, stored
+        self._start()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnnxRuntime, (self.graph, self.stored)
+
+    def _start(self) -> None:
+        self.lock = threading.Lock()
+        self.sessions: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        self._process = os.getpid()
+
+    def run(self, name: str, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """What a network (see ``networks``) gives for its inputs; ``SlimError`` where it does not fit its weights."""
+        if self._process != os.getpid():
+            # forked: another thread may have held the lock, and the sessions' threads stayed behind
+            self._start()
+        with self.lock:
+            if name not in self.sessions:
+                graph = self.graph(name)
+                self.sessions[name] = self._session(graph), graph.inputs
+        session, inputs = self.sessions[name]
+        used = {entry.name for entry in session.get_inputs()}
+        feed = {name: array for name, array in zip(inputs, arrays, strict=True) if name in used}
+        return tuple(session.run(None, feed))
+
+    def own(self, array: NDArray[Any]) -> Any:
+        """An array as callers of the codec get it."""
+        return array
+
+    def _session(self, graph: Graph) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 4
+        # idle threads that wait busily take the processor from others
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            tensors = [self.stored[graph.part][name] for name in graph.weights]
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors]
+            options.add_external_initializers(list(graph.weights), values)
+            return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's errors have no common base
+            message = f"the bundle's part {graph.part} does not fit its graph: {error}"
+            raise SlimError(message) from error
+
+
+def threads() -> int:
+    """How many threads a network may take: torch's number where that is loaded, else OMP_NUM_THREADS, else one a processor."""
+    if torch := sys.modules.get("torch"):
+        return int(torch.get_num_threads())
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    except (KeyError, ValueError):
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
