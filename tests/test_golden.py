@@ -20,14 +20,24 @@ GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*/*.slim"))
 
 
+def load(runtime: str) -> dict[str, Codec]:
+    small = slimcodec.load(GOLDEN / "small", dtype="float32", runtime=runtime)
+    return {"small-files": small, "slim-tiny": slimcodec.load(runtime=runtime)}
+
+
 @pytest.fixture(scope="module")
 def codecs() -> dict[str, Codec]:
-    return {"small-files": slimcodec.load(GOLDEN / "small", dtype="float32"), "slim-tiny": slimcodec.load()}
+    return load("torch")
+
+
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def both(request: pytest.FixtureRequest) -> dict[str, Codec]:
+    return load(request.param)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_symbols_are_those_of_the_day_the_file_was_written(codecs: dict[str, Codec], path: Path) -> None:
-    codec = codecs[path.parent.name]
+def test_symbols_are_those_of_the_day_the_file_was_written(both: dict[str, Codec], path: Path) -> None:
+    codec = both[path.parent.name]
     wanted = json.loads((path.parent / "symbols.json").read_text())[path.name]
     container, coded = codec.read(path)
     assert hashlib.sha256(coded.symbols().astype("<i4").tobytes()).hexdigest() == wanted

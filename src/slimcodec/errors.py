@@ -70,9 +70,7 @@ def needs(extra: str, feature: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise SlimError(
-            f"{feature} needs {error.name}, which is not installed: pip install 'slimcodec[{extra}]'"
-        ) from error
+        raise SlimError(f"{feature} needs {error.name}: pip install 'slimcodec[{extra}]'") from error
 
 
 def describe(error: BaseException, source: object = "") -> str:
@@ -81,6 +79,9 @@ def describe(error: BaseException, source: object = "") -> str:
         text = str(error)
     elif isinstance(error, OSError):
         text = error.strerror or str(error)
+    elif isinstance(error, ModuleNotFoundError):
+        # what needs a further extra names it: of the libraries, torch's are missing for all else
+        text = f"this needs {error.name}: pip install 'slimcodec[torch]'"
     elif isinstance(error, MemoryError):
         text = "not enough memory"
     else:

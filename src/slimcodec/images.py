@@ -21,6 +21,9 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_SIDE = 2**24  # the most that the header of a .slim file can hold
+OBJECT_VALUE = (
+    128  # of a mask, from here up: a trimap's border is below (Oxford-IIIT pets: 255 animal, 127 border)
+)
 SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -87,6 +90,12 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
             raise ImageError(f"{path}: {error}") from error
     kinds = "a PIL image, an H x W x 3 uint8 array, a path, or an image file's bytes or open file"
     raise ImageError(f"{type(image).__name__} is not a picture; pass {kinds}")
+
+
+def mask_from_picture(mask: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """The object part of a grey mask picture as [H, W], 0 or 1, at ``size`` (width, height)."""
+    scaled = mask.convert("L").resize(size, Image.Resampling.NEAREST)
+    return (np.asarray(scaled) >= OBJECT_VALUE).astype(np.float32)
 
 
 def padded_size(height: int, width: int, cell: int) -> tuple[int, int]:

@@ -25,6 +25,8 @@ Setup = Callable[[], Callable[[T], R]]
 Report = Callable[[str], None]
 #: items that are given to each worker ahead, so that none waits and the items of a long list need not fit in memory
 AHEAD = 3
+#: the variable by which ONNX Runtime's networks, torch and numpy are told how many threads to take
+THREADS = "OMP_NUM_THREADS"
 #: seconds between two lines of a progress report without a terminal
 REPORT_EVERY = 60
 
@@ -102,14 +104,25 @@ def _ignored_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _single_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = os.environ.get(THREADS)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    _take_one_thread()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        os.environ.pop(THREADS)
+        if before is not None:
+            os.environ[THREADS] = before
+        if torch:
+            torch.set_num_threads(threads)
+
+
+def _take_one_thread() -> None:
+    """One thread for what is loaded already and for what will be."""
+    os.environ[THREADS] = "1"
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 _function: Callable[[Any], Any] | None = None
@@ -128,10 +141,7 @@ def _set_up(setup: Setup[Any, Any]) -> None:
 def _start_worker(setup: Setup[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    _take_one_thread()
     _set_up(setup)
 
 

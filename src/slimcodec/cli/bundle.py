@@ -150,7 +150,34 @@ def pack(
         say(f"{printable(out)}: bundle {loaded.bundle_id} with {len(loaded.references())} pretrained parts")
 
 
-def _load(source: str, base: str | None) -> Any:
+@bundle.command()
+def export(
+    out: Annotated[str, typer.Argument(metavar="DIR", help="Folder to write, made if missing.")],
+    model: options.Model = None,
+    weights: Annotated[
+        bool, typer.Option("--weights/--no-weights", help="Put the weights into the graphs.")
+    ] = True,
+) -> None:
+    """Write a bundle's networks as ONNX graphs: the encoder's and the decoder's in a folder each.
+
+    DIR/graphs.json lists them with their inputs and outputs, and holds the symbol tables.
+    Graphs without weights belong into the folder graphs of the bundle, where the onnx runtime reads them.
+
+    Examples:
+      slim bundle export networks/
+      slim bundle export mine/graphs --no-weights --model mine/
+    """
+    with failing(out):
+        from pathlib import Path
+
+        from slimcodec.models.graphs import export
+
+        loaded = _load(model, None)
+        export(loaded, Path(out), weights=weights)
+        say(f"{printable(out)}: networks of bundle {loaded.bundle_id}")
+
+
+def _load(source: str | None, base: str | None) -> Any:
     from slimcodec.models.bundle import Bundle
 
     return Bundle.from_pretrained(source, base=base)
@@ -166,7 +193,7 @@ def _describe(bundle: Any) -> dict[str, Any]:
         "enhancer": config.enhancer.mode if config.enhancer else "none",
         "steps": config.steps,
         "text_scale": config.text_scale,
-        "latent": f"{network.latent_channels} channels, {bundle.latent_model.stride} pixels a position",
+        "latent": f"{network.latent_channels} channels, {config.stride} pixels a position",
         "holds": ", ".join(sorted(bundle.stored)),
         "parts": [
             {

@@ -93,6 +93,7 @@ def decode(
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    runtime: options.Runtime = "auto",
     jobs: options.Jobs = 1,
     batch_size: options.BatchSize = 1,
     offload: options.Offload = False,
@@ -118,7 +119,13 @@ def decode(
     """
     from slimcodec.formats import picture_suffixes
 
-    loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
+    loading = {
+        "source": model,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload,
+        "runtime": runtime,
+    }
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}
     settings = {"batch_size": batch_size, "max_pixels": max_pixels}
     run_batch(

@@ -14,7 +14,8 @@ from slimcodec.errors import describe
 
 #: libraries of each extra; "" is the package itself
 LIBRARIES = {
-    "": "torch diffusers transformers tokenizers huggingface_hub safetensors constriction numpy pillow",
+    "": "onnxruntime safetensors constriction numpy pillow",
+    "torch": "torch diffusers transformers tokenizers huggingface_hub onnx",
     "train": "accelerate peft datasets tensorboard",
 }
 
@@ -76,9 +77,12 @@ def devices() -> list[dict[str, str]]:
 
 def hub() -> dict[str, str]:
     """The cache of downloaded models, whether the network may be used, and the folder that is searched first."""
-    from huggingface_hub import constants
+    try:
+        from huggingface_hub import constants
 
-    from slimcodec.models.pretrained.references import BASE_VARIABLE
+        from slimcodec.models.pretrained.references import BASE_VARIABLE
+    except ImportError:
+        return {"cache": "", "network": "off (huggingface_hub is missing)", "base": ""}
 
     network = "off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on"
     return {"cache": constants.HF_HUB_CACHE, "network": network, "base": os.environ.get(BASE_VARIABLE, "")}

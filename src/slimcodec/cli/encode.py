@@ -82,6 +82,7 @@ def encode(
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
+    runtime: options.Runtime = "auto",
     jobs: options.Jobs = 1,
     batch_size: options.BatchSize = 1,
     offload: options.Offload = False,
@@ -142,7 +143,13 @@ def encode(
     accepted = set(filter(None, lose.split(",")))
     if unknown := accepted - KINDS.keys():
         stop(f"--lose {','.join(sorted(unknown))}: give {', '.join(KINDS)}", USAGE)
-    loading = {"source": model, "device": device, "dtype": dtype, "offload": offload}
+    loading = {
+        "source": model,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload,
+        "runtime": runtime,
+    }
     text = None if caption == "none" else _as_text(caption)
     settings = {"caption": text, "batch_size": batch_size, **given}
     run_batch(

@@ -91,8 +91,7 @@ def checker(model: str | None, max_pixels: int | None) -> Callable[[Path], objec
     """Load the codec; return the function that decodes the symbols of a file, and raises if it can't."""
     import slimcodec
 
-    # exact symbols need no fast networks, so float32 does everywhere
-    return partial(slimcodec.load(model, dtype="float32").read, max_pixels=max_pixels)
+    return partial(slimcodec.load(model).read, max_pixels=max_pixels)
 
 
 def _read_each(

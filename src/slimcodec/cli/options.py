@@ -41,6 +41,13 @@ Dtype = Annotated[
         help="Precision of the networks: float32, bfloat16, float16 (default: fastest on the device).",
     ),
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|onnx|torch",
+        help="What runs the networks (auto: onnx, or torch where a device, a type or the bundle asks for it).",
+    ),
+]
 Roi = Annotated[
     str,
     typer.Option(
@@ -78,8 +85,7 @@ def region_of(option: str) -> Region:
         return None if option == "none" else option
     from PIL import Image
 
-    from slimcodec.data.masks import mask_from_picture
-    from slimcodec.images import load_image
+    from slimcodec.images import load_image, mask_from_picture
 
     picture = Image.fromarray(load_image(option))
     return mask_from_picture(picture, picture.size)

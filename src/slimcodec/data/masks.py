@@ -24,20 +24,12 @@ from slimcodec.models.pretrained import hub
 from slimcodec.models.pretrained.references import read_json
 
 Mask = NDArray[np.float32]
-#: values of a trimap from here up count as object (Oxford-IIIT pets: 255 animal, 127 border)
-OBJECT_VALUE = 128
 #: polygons are drawn this much finer than the mask, as long as the drawing stays below ``FINEST_SIDE`` pixels a side
 FINER, FINEST_SIDE = 4, 4096
 #: segmentation models that answer with queries, a class and a mask each, in place of a class for each pixel
 QUERY_MODELS = ("maskformer", "mask2former")
 #: strides of segmentation models divide this number of pixels
 STRIDE = 32
-
-
-def mask_from_picture(mask: Image.Image, size: tuple[int, int]) -> Mask:
-    """The object part of a grey mask picture as [H, W] float32, 0 or 1, at ``size`` (width, height)."""
-    scaled = mask.convert("L").resize(size, Image.Resampling.NEAREST)
-    return (np.asarray(scaled) >= OBJECT_VALUE).astype(np.float32)
 
 
 def mask_from_boxes(boxes: NDArray[np.float64] | Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.data.masks import Annotation, Mask, mask_from_boxes, mask_from_picture
+from slimcodec.data.masks import Annotation, Mask, mask_from_boxes
 from slimcodec.errors import ImageError, SlimError
-from slimcodec.images import Pixels, load_image
+from slimcodec.images import Pixels, load_image, mask_from_picture
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import Dataset
+from slimcodec.errors import needs
+
+with needs("torch", "SlimFolder"):
+    from torch.utils.data import Dataset
 
 from slimcodec.files import visible_files
 

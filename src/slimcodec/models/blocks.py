@@ -60,7 +60,9 @@ class SameConv(nn.Conv2d):
     def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The input, padded where that is uneven, and the even padding that is left to do."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:])
+        # plain numbers also where a network is traced for export
+        sizes = map(int, x.shape[2:])
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in sizes)
         if rows % 2 or columns % 2:
             return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), (0, 0)
         return x, (rows // 2, columns // 2)

@@ -81,9 +81,28 @@ def export(bundle: Bundle, folder: Path, *, weights: bool = True) -> None:
             "outputs": list(network.outputs),
             "weights": [] if weights else list(graph.weights),
         }
-    index = {"weights_sha256": bundle.weights_sha256, "graphs": graphs}
+    index: dict[str, Any] = {"weights_sha256": bundle.weights_sha256, "graphs": graphs}
+    if weights:
+        index |= _coding(bundle)
+        atomic_write(folder / "vocabulary.txt", "".join(f"{tag}\n" for tag in bundle.vocabulary).encode())
     # last, so that a folder with an index is whole
     atomic_write(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+
+
+def _coding(bundle: Bundle) -> dict[str, Any]:
+    """What a program needs beside the networks."""
+    config, prior = bundle.config, bundle.stored["prior"]
+    compressor = config.compressor
+    return {
+        "bundle_id": bundle.bundle_id,
+        "cell": config.cell,
+        "channels": compressor.prior.channels,
+        "map_of_steps": bool(compressor.step_octaves),
+        "captioner": {"side": config.captioners[0].side, "threshold": config.captioners[0].threshold}
+        if config.captioners
+        else None,
+        "tables": {name: prior[f"tables.{name}"].tolist() for name in ("radii", "frequencies")},
+    }
 
 
 def with_weights(graph: Graph, stored: Stored) -> bytes:

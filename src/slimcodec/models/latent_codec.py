@@ -190,8 +190,8 @@ def check_prior(tensors: Mapping[str, NDArray[Any]], config: PriorConfig) -> Non
         shapes[f"{name}.meta"] = (2,)
     check_shapes(shapes, tensors)
     for name in config.layers():
-        weight, bias = (np.abs(tensors[f"{name}.{part}"].astype(np.float64)) for part in ("weight", "bias"))
-        largest_sum = float(weight.sum(1).max()) * INPUT_LIMIT + float(bias.max())
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].astype(np.float64)
+        largest_sum = float(np.abs(weight.astype(np.int32)).sum(1).max()) * INPUT_LIMIT + np.abs(bias).max()
         if not (1 <= tensors[f"{name}.meta"][0] <= 40 and largest_sum < 2.0**52):
             raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
 

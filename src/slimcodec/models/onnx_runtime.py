@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from slimcodec.errors import SlimError
 from slimcodec.models.storage import Stored
+from slimcodec.processes import THREADS
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class OnnxRuntime:
 
 
 def threads() -> int:
-    """How many threads a network may take: torch's number where that is loaded, else OMP_NUM_THREADS, else one a processor."""
+    """How many threads a network may take: torch's number where that is loaded, else the variable ``THREADS``, else one a processor."""
     if torch := sys.modules.get("torch"):
         return int(torch.get_num_threads())
     try:
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+        return max(1, int(os.environ[THREADS]))
     except (KeyError, ValueError):
         affinity = getattr(os, "sched_getaffinity", None)
         return len(affinity(0)) if affinity else os.cpu_count() or 1

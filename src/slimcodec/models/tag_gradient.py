@@ -7,6 +7,7 @@ the whole in half the time of automatic differentiation in torch, and needs no t
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,7 +87,8 @@ def _transposed(x: Tensor, layer: nn.Module) -> Tensor:
     """
     assert isinstance(layer, nn.Conv2d)
     weight, groups = layer.weight, layer.groups
-    outputs, inputs, side = weight.shape[0], weight.shape[1], weight.shape[2]
+    # numbers and not sizes of a traced tensor
+    outputs, inputs, side = map(int, weight.shape[:3])
     if layer.stride[0] == 1:
         flipped = weight.flip(2, 3)
         kernel = flipped if groups > 1 else flipped.transpose(0, 1)
@@ -129,8 +131,9 @@ def _phases(kernel: int) -> tuple[Tensor, int]:
         if (phase + padding - tap) % 2 == 0
     ]
     after = max(offset for *_, offset in taps)
-    chosen = torch.full((2, 2, 2 + after, 2 + after), kernel * kernel)
+    # in numpy: a traced graph holds the result and not how it was made
+    chosen = np.full((2, 2, 2 + after, 2 + after), kernel * kernel)
     for row, tap_y, dy in taps:
         for column, tap_x, dx in taps:
             chosen[row, column, dy + 1, dx + 1] = tap_y * kernel + tap_x
-    return chosen.flatten(), after
+    return torch.from_numpy(chosen.reshape(-1)), after

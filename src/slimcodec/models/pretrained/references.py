@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimcodec.errors import ModelMismatchError, SlimError
+from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import JSON_BYTES, hub_snapshot, inside, is_hub_id, load_json, read_bounded
 from slimcodec.models.storage import read_header
 
@@ -112,7 +112,8 @@ def hub_folder(
 
     Raises ``SlimError`` where the hub does not give it and the cache does not have it.
     """
-    from huggingface_hub import snapshot_download
+    with needs("torch", f"{source}, a hub id,"):
+        from huggingface_hub import snapshot_download
 
     only, never = list(patterns), list(without)
     try:
