@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import NAMES, SMALL, photo
 
 import slimcodec
@@ -19,6 +20,8 @@ from slimcodec.codec import Codec
 from slimcodec.container import EMBEDDED_BUNDLE, Container, unpack
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.graphs import FOLDER, INDEX, export
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=["slim-tiny", "small"])
@@ -111,7 +114,7 @@ data = codec.encode(sys.argv[1])
 codec.decode(data, steps=0)
 codec.decode(data, steps=0, preset="machine")
 codec.bit_map(sys.argv[1])
-for words in (["encode", sys.argv[1]], ["decode", sys.argv[2], "--steps", "0"], ["verify", sys.argv[2]]):
+for words in (["encode", sys.argv[1]], ["decode", sys.argv[2], "--steps", "0", "--overwrite"], ["verify", sys.argv[2]]):
     try:
         main(words)
     except SystemExit as ended:
@@ -176,8 +179,65 @@ def test_graphs_belong_to_the_bundle(tmp_path: Path) -> None:
     shutil.copytree(SMALL, tmp_path / "small")
     export(Bundle.from_pretrained(SMALL), tmp_path / "small" / FOLDER, weights=False)
     codec = slimcodec.load(tmp_path / "small", runtime="onnx")
-    assert set(codec.bundle.graphs) >= {"encode", "decode", "second_pass", "gradient-0"}
+    assert set(codec.bundle.graphs) >= {"encode", "decode", "second_pass"}
     image = photo("coffee", 50, 40)
     assert codec.encode(image, 40) == slimcodec.load(SMALL, runtime="onnx").encode(image, 40)
     # no weights twice
     assert sum(path.stat().st_size for path in (tmp_path / "small" / FOLDER).rglob("*.onnx")) < 600_000
+
+
+# ---- other programs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["slim-tiny", "small"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Path]:
+    """A codec, and its networks as ``slim bundle export`` writes them."""
+    codec = slimcodec.load(None if request.param == "slim-tiny" else SMALL, dtype="float32")
+    folder = tmp_path_factory.mktemp("exported")
+    export(codec.bundle, folder)
+    return codec, folder
+
+
+def test_the_decoder_of_the_documentation_decodes(exported: tuple[Codec, Path], tmp_path: Path) -> None:
+    codec, folder = exported
+    page = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0]
+    assert len(program.splitlines()) <= 150
+    imported = {
+        line.split()[1].split(".")[0]
+        for line in program.splitlines()
+        if line.startswith(("import ", "from "))
+    }
+    assert imported <= {"json", "sys", "zlib", "pathlib", "constriction", "numpy", "onnxruntime"}
+    (tmp_path / "decode.py").write_text(program, encoding="utf-8")
+    cases = [
+        ("chelsea", (150, 110), 70, "a cat"),
+        ("coffee", (16, 9), 100, None),
+        ("rocket", (97, 260), 5, "auto"),
+    ]
+    for name, size, quality, caption in cases:
+        data = codec.encode(photo(name, *size), quality, caption)
+        (tmp_path / "a.slim").write_bytes(data)
+        command = [
+            sys.executable,
+            str(tmp_path / "decode.py"),
+            str(folder),
+            str(tmp_path / "a.slim"),
+            str(tmp_path / "a.ppm"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / "a.ppm") as picture:
+            ours = np.asarray(picture, np.int16)
+        assert np.abs(ours - np.asarray(codec.decode(data, 0), np.int16)).max() <= 1
+
+
+def test_exported_folders_name_every_network(exported: tuple[Codec, Path]) -> None:
+    codec, folder = exported
+    about = json.loads((folder / INDEX).read_text())
+    assert about["bundle_id"] == codec.bundle.bundle_id
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx")}
+    assert files == {entry["file"] for entry in about["graphs"].values()}
+    encoder = {name for name, entry in about["graphs"].items() if entry["file"].startswith("encoder/")}
+    tagger = {"tag"} if codec.bundle.config.captioners else set()
+    assert encoder == {"encode", "analyse", "hyper_analyse"} | tagger
