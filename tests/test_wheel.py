@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "encode photo.png -o other.slim --model owner/name": (1, "pip install 'slimcodec[torch]'"),
     "bundle export networks": (1, "pip install 'slimcodec[torch]'"),
-    "train all --config smoke": (1, "pip install 'slimcodec[train]'"),
+    "train all --config smoke": (2, "pip install 'slimcodec[train]'"),
 }
 PLUGIN = """
 import slimcodec.integrations.pillow
