@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from slimcodec.codec import Codec
 from slimcodec.container import SlimInfo, inspect
@@ -47,7 +46,7 @@ class Subject:
 
     name: str
     pixels: Pixels | None = None
-    latent: Tensor | None = None
+    latent: NDArray[np.float32] | None = None
     caption: str | None = None
     file: bytes = b""
     note: str = ""
@@ -154,7 +153,7 @@ class Demo:
         pixels = np.asarray(self.codec.decoder.pictures([file], sampling)[0])
         seconds = time.perf_counter() - start
 
-        coder, (_, symbols) = self.codec.bundle.coder, self.codec.read(data, max_pixels=self.max_pixels)
+        coder, (_, symbols) = self.codec.coder, self.codec.read(data, max_pixels=self.max_pixels)
         bits, region = coder.bit_map(symbols), coder.region(symbols)
         below = pixels if subject.pixels is None else subject.pixels
         guided = sampling.guidance and file.caption_index is not None
@@ -181,15 +180,16 @@ class Demo:
         """What the classifier says of a picture; None for a bundle without a captioner."""
         names: Sequence[str] = self.codec.bundle.vocabulary
         if self.classifier is not None:
-            scores = torch.from_numpy(self.classifier.scores(pixels))
+            scores = self.classifier.scores(pixels)
             known = class_names(self.codec) if self.classifier.classes == IMAGENET_CLASSES else ()
             names = known or [f"class {number}" for number in range(self.classifier.classes)]
         elif self.codec.bundle.config.captioners:
-            scores = self.codec.encoder.tag(pixels)[0][0].cpu()
+            scores = self.codec.encoder.tag(pixels)[0][0]
         else:
             return None
         # a network may give probabilities already
         if not (scores.min() >= 0 and abs(float(scores.sum()) - 1) < 1e-3):
-            scores = scores.softmax(0)
-        shares, numbers = scores.topk(min(TOP, len(scores)))
-        return Verdict(tuple(names[number] for number in numbers.tolist()), tuple(shares.tolist()))
+            scores = np.exp(scores - scores.max())
+            scores /= scores.sum()
+        numbers = np.argsort(-scores)[:TOP].tolist()
+        return Verdict(tuple(names[number] for number in numbers), tuple(scores[numbers].tolist()))
