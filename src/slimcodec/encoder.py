@@ -20,6 +20,7 @@ from slimcodec.models.guidance import resized
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import tiled
+from slimcodec.models.trials import Trials
 
 #: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None
@@ -128,14 +129,16 @@ class Encoder:
     def quantise(self, latent: Floats, quality: int, interest: Floats | None = None) -> CodedLatent:
         """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions."""
         config, level = self.bundle.config.compressor, np.array([quality])
+        interest = np.ones_like(latent[:, :1]) if interest is None else interest
         values = tiled(
             lambda x, interest: self.runtime.run("analyse", x, level, interest)[0],
             latent,
-            np.ones_like(latent[:, :1]) if interest is None else interest,
+            interest,
             tile=self.tile,
             margin=config.analysis_radius,
             cell_in=config.patch,
         )
+        values = Trials(self.runtime.run, self.coder, config.patch, quality).bounded(latent, values, interest)
         (hyper,) = self.runtime.run("hyper_analyse", values, level)
         return self.coder.quantise(values, hyper, quality)
 
@@ -189,14 +192,13 @@ def largest_that_fits(
 ) -> tuple[int, bytes]:
     """The largest quality whose file has at most ``limit`` bytes, and the file, by bisection (sizes grow with quality).
 
-    Raises ``SlimError`` where that of the lowest quality has more.
+    The largest of all comes first: where it fits, no other does better. Raises ``SlimError`` where that of the lowest
+    quality has more.
     """
-    low, high = qualities[0], qualities[1] + 1
-    best = encode(low)
-    if len(best) > limit:
-        raise SlimError(
-            f"no quality fits in {limit} bytes: quality {low} takes {len(best)}; allow more, or shrink the picture"
-        )
+    low, high = qualities[0] - 1, qualities[1]
+    best, data = b"", encode(high)
+    if len(data) <= limit:
+        return high, data
     while high - low > 1:
         middle = (low + high) // 2
         data = encode(middle)
@@ -204,4 +206,9 @@ def largest_that_fits(
             low, best = middle, data
         else:
             high = middle
+    if low < qualities[0]:
+        # the bisection ended at the lowest quality
+        raise SlimError(
+            f"no quality fits in {limit} bytes: quality {high} takes {len(data)}; allow more, or shrink the picture"
+        )
     return low, best

@@ -21,10 +21,8 @@ from slimcodec.models.blocks import (
     quality_to_level,
     small_conv,
 )
-from slimcodec.models.config import HYPER_STRIDE, CompressorConfig
+from slimcodec.models.config import GATE, HYPER_STRIDE, OPEN, CompressorConfig
 
-#: the gate starts at 0.95, near open, where a sigmoid still learns
-GATE = 3.0
 #: interest below which a position belongs to the background
 BACKGROUND_BELOW = 0.25
 #: children of a ``Compressor`` that may run in half precision: transforms of patches are linear paths, which stay in float32
@@ -91,12 +89,24 @@ class Compressor(nn.Module):
         ``roi`` [B, 1, h, w] in [0, 1] is the interest in every position, None for everywhere. With ``step_octaves`` the last
         channel is the map of steps: 1 in the background, 0 elsewhere.
         """
-        x = self.enter(F.pixel_unshuffle(latents, self.config.patch))
+        x, steps = self._entered(latents, roi)
+        residual, gate = self.analysis(x, level, _beside(self.analysis_steps, steps)).float().chunk(2, dim=1)
+        return self._scaled((x + residual) * torch.sigmoid(gate + GATE), steps, level)
+
+    def analyse_linearly(self, latents: Tensor, level: Tensor, roi: Tensor | None = None) -> Tensor:
+        """``analyse`` without its branch: values that stay in proportion to any latent."""
+        x, steps = self._entered(latents, roi)
+        return self._scaled(x * OPEN, steps, level)
+
+    def _entered(self, latents: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What values are made of [B, channels, h/patch, w/patch], and the map of steps [B, 1, h/patch, w/patch]."""
         interest = torch.ones_like(latents[:, :1]) if roi is None else roi
         steps = (F.avg_pool2d(interest, self.config.patch) < BACKGROUND_BELOW).float()
-        residual, gate = self.analysis(x, level, _beside(self.analysis_steps, steps)).float().chunk(2, dim=1)
-        kept = (x.float() + residual) * torch.sigmoid(gate + GATE)
-        values = kept * at_level(self.log_gain, level).exp()[..., None, None]
+        return self.enter(F.pixel_unshuffle(latents, self.config.patch)).float(), steps
+
+    def _scaled(self, x: Tensor, steps: Tensor, level: Tensor) -> Tensor:
+        """``x`` in steps of quantisation, with the map of steps in the place of the last channel."""
+        values = x * at_level(self.log_gain, level).exp()[..., None, None]
         if not self.config.step_octaves:
             return values
         return torch.cat([values[:, :-1] * 2.0 ** (-self.config.step_octaves * steps), steps], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ OPTIONAL = ("ldm", "caption_model")
 PATCH = 16
 #: positions that a residual block looks to each side
 BLOCK_RADIUS = 2
+#: the gate of the analysis starts near open, where a sigmoid still learns, and lets ``OPEN`` through
+GATE = 3.0
+OPEN = 1 / (1 + math.exp(-GATE))
 #: side of a hyper-latent position in latent positions
 HYPER_STRIDE = 4
 #: fractional bits of the prior's means

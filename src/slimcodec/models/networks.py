@@ -34,6 +34,11 @@ VALUES: Shape = ("float32", "batch", "channels", "rows", "columns")
 FEATURES: Shape = ("int16", "1", "rows", "columns", "features")
 AT: Shape = ("int64", "positions")
 QUALITY: Shape = ("int64", "1")
+ANALYSED: dict[str, Shape] = {
+    "latents": LATENTS,
+    "quality": QUALITY,
+    "interest": ("float32", "batch", "1", "rows", "columns"),
+}
 #: axes that are free, with their lengths while a graph is made
 FREE = {"batch": 1, "height": 64, "width": 96, "rows": 4, "columns": 8, "positions": 5}
 
@@ -70,6 +75,10 @@ def _analyse(compressor: Compressor, latents: Tensor, quality: Tensor, interest:
     return compressor.analyse(latents, compressor.level(quality), interest)
 
 
+def _analyse_linearly(compressor: Compressor, latents: Tensor, quality: Tensor, interest: Tensor) -> Tensor:
+    return compressor.analyse_linearly(latents, compressor.level(quality), interest)
+
+
 def _hyper_analyse(compressor: Compressor, values: Tensor, quality: Tensor) -> Tensor:
     return compressor.hyper_analyse(values, compressor.level(quality))
 
@@ -84,12 +93,8 @@ ENCODER = {
     "tag": Network(
         "captioner-0", _tag, {"pixels": ("uint8", "batch", "3", "side", "side")}, ("logits", "interest")
     ),
-    "analyse": Network(
-        "compressor",
-        _analyse,
-        {"latents": LATENTS, "quality": QUALITY, "interest": ("float32", "batch", "1", "rows", "columns")},
-        ("values",),
-    ),
+    "analyse": Network("compressor", _analyse, ANALYSED, ("values",)),
+    "analyse_linearly": Network("compressor", _analyse_linearly, ANALYSED, ("values",)),
     "hyper_analyse": Network(
         "compressor", _hyper_analyse, {"values": VALUES, "quality": QUALITY}, ("hyper",)
     ),
