@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -90,8 +90,8 @@ def photo(name: str, width: int = 256, height: int = 256) -> Image.Image:
     return original.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two pictures of one size, dB."""
+def psnr(a: Any, b: Any) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size, or arrays, dB."""
     error = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     return float(10 * np.log10(255**2 / max(float((error**2).mean()), 1e-9)))
 

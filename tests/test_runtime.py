@@ -241,4 +241,4 @@ def test_exported_folders_name_every_network(exported: tuple[Codec, Path]) -> No
     assert files == {entry["file"] for entry in about["graphs"].values()}
     encoder = {name for name, entry in about["graphs"].items() if entry["file"].startswith("encoder/")}
     tagger = {"tag"} if codec.bundle.config.captioners else set()
-    assert encoder == {"encode", "analyse", "hyper_analyse"} | tagger
+    assert encoder == {"encode", "analyse", "analyse_linearly", "hyper_analyse"} | tagger
