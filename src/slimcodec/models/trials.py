@@ -53,8 +53,14 @@ class Trials:
         for block in blocks:
             top, left = (BLOCK * place for place in block)
             rows, columns = (slice(max(start - MARGIN, 0), start + BLOCK + MARGIN) for start in (top, left))
-            fine = (..., *(slice(self.patch * one.start, self.patch * one.stop) for one in (rows, columns)))
-            best = self.best(latent[fine], values[..., rows, columns], interest[fine])
+            fine_rows, fine_columns = (
+                slice(self.patch * one.start, self.patch * one.stop) for one in (rows, columns)
+            )
+            best = self.best(
+                latent[..., fine_rows, fine_columns],
+                values[..., rows, columns],
+                interest[..., fine_rows, fine_columns],
+            )
             inner = best[..., top - rows.start :, left - columns.start :][..., :BLOCK, :BLOCK]
             values[..., top : top + BLOCK, left : left + BLOCK] = inner
         return values

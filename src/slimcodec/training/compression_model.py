@@ -18,8 +18,8 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.compressor import GATE, Compressor
-from slimcodec.models.config import SCALES
+from slimcodec.models.compressor import Compressor
+from slimcodec.models.config import GATE, SCALES
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.latent_codec import anchor_mask
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
