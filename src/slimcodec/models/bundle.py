@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slimcodec.config import check_sizes, from_plain, remove_setting
+from slimcodec.config import check_sizes, from_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.config import EMBEDDED, BundleConfig
 from slimcodec.models.graphs import read_graph, read_index
+from slimcodec.models.identity import decoding_sha256
 from slimcodec.models.onnx_runtime import Graph, OnnxRuntime
 from slimcodec.models.pretrained.references import (
     FoundPart,
@@ -51,31 +51,6 @@ FORMAT = 1
 IDENTITY = ("bundle_id", "sha256", "weights_sha256")
 #: most bytes of a bundle's config.json
 CONFIG_BYTES = 1 << 22
-#: parts of the networks that only the encoder runs: files do not depend on them
-ENCODER_ONLY = {
-    "autoencoder": ("encoder.", "analysis"),
-    "compressor": ("analysis", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
-    "captioner-0": ("roi_",),
-}
-#: settings that do not change what a file means: those of the encoder, and defaults that a user may override
-NOT_IN_ID = (
-    "name",
-    "training",
-    "steps",
-    "guidance",
-    "machine_guidance",
-    "text_scale",
-    "autoencoder.encoder_width",
-    "autoencoder.encoder_blocks",
-    "compressor.analysis_blocks",
-    "compressor.hyper_width",
-    "captioners.threshold",
-    "captioners.roi",
-    "captioners.dropout",
-    # where a pretrained part comes from: what it is, its hash says
-    "caption_model",
-    *(f"ldm.parts.{entry.name}" for entry in fields(PartReference) if entry.name not in ("name", "sha256")),
-)
 
 
 class Bundle:
@@ -265,12 +240,7 @@ class Bundle:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
-        # as written: a setting that a later release adds must not change the id of an older bundle
-        settings = json.loads(json.dumps(self.described))
-        for path in NOT_IN_ID:
-            remove_setting(settings, path.split("."))
-        described = json.dumps([FORMAT, settings, self.text, self.vocabulary], sort_keys=True)
-        return hash_tensors(hashlib.sha256(described.encode()), self.stored, ENCODER_ONLY)
+        return decoding_sha256([FORMAT, self.described, self.text, self.vocabulary], self.stored)
 
     @cached_property
     def weights_sha256(self) -> str:
