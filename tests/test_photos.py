@@ -105,7 +105,7 @@ def test_a_source_is_drawn_as_often_as_its_share_says(tmp_path: Path) -> None:
     import datasets
 
     rows = []
-    for value, name in ((10, "a"), (200, "b")):
+    for value, name in ((60, "a"), (200, "b")):
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64), (value,) * 3).save(buffer, "PNG")
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "source": name})

@@ -43,8 +43,9 @@ class CaptionerStage(Stage[Views]):
         train_head: bool = True,
     ) -> None:
         """``train_body`` and ``train_head``: whether the network, and the head of its tags, are trained."""
-        model.body.requires_grad_(train_body)
-        model.head.requires_grad_(train_head)
+        for part, is_trained in (("body", train_body), ("head", train_head)):
+            if not is_trained:
+                model.get_submodule(part).requires_grad_(False)
         self.model: Tagger = model
         # the head that tells the region of interest begins at nothing, on features that are there already
         self.scaled = [parameter for name, parameter in model.named_parameters() if name.startswith("roi_")]
