@@ -20,6 +20,7 @@ from slimcodec.codec import Codec
 from slimcodec.container import EMBEDDED_BUNDLE, Container, unpack
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.graphs import FOLDER, INDEX, export
+from slimcodec.models.networks import networks
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,6 +172,12 @@ def test_graphs_are_checked_when_they_are_read(tmp_path: Path) -> None:
     index.write_text("[]")
     with pytest.raises(SlimError, match="damaged"):
         slimcodec.load(tmp_path / "copy", runtime="onnx").encode(photo("coffee", 32, 32))
+
+
+def test_the_embedded_bundle_holds_a_graph_of_every_network() -> None:
+    bundle = slimcodec.load(runtime="onnx").bundle
+    # else a process without torch stops at the first photo that needs it
+    assert set(bundle.graphs) == set(networks(bundle.config))
 
 
 def test_graphs_belong_to_the_bundle(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ class ExactPrior(nn.Module):
     @classmethod
     def from_tensors(cls, channels: int, tensors: dict[str, Tensor]) -> ExactPrior:
         """Builds the prior from the integer tensors that ``quantise_prior`` made, which ``check_prior`` has looked at."""
-        names = {name.split(".")[0] for name in tensors} - {"hyper_index", "tables"}
+        # in order: the graph that is made of a prior is the same each time
+        names = sorted({name.split(".")[0] for name in tensors} - {"hyper_index", "tables"})
         layers: dict[str, nn.Module] = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
             for name in names
