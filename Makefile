@@ -1,7 +1,7 @@
 # Everything happens in .venv; PIP_ARGS reaches pip, for instance PIP_ARGS='--index-url ...' for a CPU build of torch.
 PYTHON ?= python3
 PIP_ARGS ?=
-EXTRAS := dev,train,eval,peers,demo,docs
+EXTRAS := dev,train,eval,peers,demo,docs,datasets,webdataset,s3,ray
 BIN := .venv/bin
 STAMP := .venv/.installed
 

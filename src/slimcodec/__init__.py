@@ -1,6 +1,7 @@
 """slimcodec: image compression for machines, with an exact decoder and a picture that people can look at.
 
-The five public names are ``load``, ``encode``, ``decode``, ``inspect`` and ``Codec``; everything else may move.
+The public names are ``load``, ``encode``, ``decode``, ``inspect`` and ``Codec``, the functions for tensors and arrays
+(``decode_image`` and its like), and ``slimcodec.integrations``; everything else may move.
 Importing this package is cheap: torch is loaded when a codec is.
 """
 
@@ -15,6 +16,13 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from slimcodec.codec import Codec, decode, encode, load
+    from slimcodec.integrations.tensors import (
+        decode_array,
+        decode_arrays,
+        decode_image,
+        decode_images,
+        encode_image,
+    )
 
 __all__ = [
     "Codec",
@@ -26,7 +34,12 @@ __all__ = [
     "VersionError",
     "__version__",
     "decode",
+    "decode_array",
+    "decode_arrays",
+    "decode_image",
+    "decode_images",
     "encode",
+    "encode_image",
     "inspect",
     "load",
 ]
@@ -38,4 +51,8 @@ def __getattr__(name: str) -> Any:
         from slimcodec import codec
 
         return getattr(codec, name)
+    if name in __all__:
+        from slimcodec.integrations import tensors
+
+        return getattr(tensors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

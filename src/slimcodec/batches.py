@@ -57,7 +57,7 @@ def encode_many(
         for pixels, latent, text in zip(pictures, latents, captions, strict=True):
             yield attempt(encoder.file, pixels, latent, text, request)
 
-    return (file for chunk in _chunks(images, batch_size) for file in encoded(chunk))
+    return (file for chunk in chunks(images, batch_size) for file in encoded(chunk))
 
 
 def decode_many(
@@ -88,7 +88,7 @@ def decode_many(
         opened = [attempt(decoder.decompress, file, max_pixels) for file in chunk]
         return _together(lambda group: decoder.pictures(group, sampling), opened, kind)
 
-    return (picture for chunk in _chunks(files, batch_size) for picture in decoded(chunk))
+    return (picture for chunk in chunks(files, batch_size) for picture in decoded(chunk))
 
 
 def attempt(function: Callable[..., T], *arguments: Any) -> T | Exception:
@@ -127,7 +127,8 @@ def _together(
     return results
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one shorter. Raises ``SlimError`` for a size below 1."""
     if size < 1:
         raise SlimError(f"batch_size is {size}; give at least 1")
     remaining = iter(items)

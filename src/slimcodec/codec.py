@@ -294,16 +294,18 @@ def usable_dtype(device: str, dtype: torch.dtype | str | None) -> torch.dtype:
     return named
 
 
-_default: list[Codec] = []
+_loaded: dict[tuple[Any, ...], Codec] = {}
 _loading = threading.RLock()
 
 
-def default_codec() -> Codec:
-    """The embedded codec on the CPU, loaded once, whatever the thread."""
+def default_codec(source: str | Path | None = None, device: str | None = None) -> Codec:
+    """The codec of ``load``, by default the embedded one on the CPU, loaded once in a process, whatever the thread."""
+    # a forked process inherits codecs whose threads and device handles stayed behind: it loads its own
+    key = (os.getpid(), source, device)
     with _loading:
-        if not _default:
-            _default.append(load())
-        return _default[0]
+        if key not in _loaded:
+            _loaded[key] = load(source, device)
+        return _loaded[key]
 
 
 def _renew_lock() -> None:

@@ -19,6 +19,7 @@ from slimcodec.entropy.caption import (
     write_varint,
 )
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
+from slimcodec.files import is_url, open_file
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -171,8 +172,13 @@ def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo
     )
 
 
+def is_slim(data: bytes) -> bool:
+    """Whether bytes begin as a ``.slim`` file of any version does, and no other picture format."""
+    return bool(data) and VERSION <= data[0] - _FIRST_BYTE <= _LAST_VERSION
+
+
 def read_source(source: Source) -> bytes:
-    """Return the bytes of a ``.slim`` file given as bytes, path or open binary file; ``unpack`` checks them in full.
+    """Return the bytes of a ``.slim`` file given as bytes, path, URL or open binary file; ``unpack`` checks them in full.
 
     A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
     is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
@@ -188,14 +194,15 @@ def read_source(source: Source) -> bytes:
         if isinstance(data, bytes):
             return data
         raise SlimError("the file is open as text; open it with mode 'rb'")
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike) and not is_url(source):
         raise SlimError(
             f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
         )
-    with open(os.fspath(source), "rb") as file:
+    with open_file(source) as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
-        _check_length(os.fstat(file.fileno()).st_size)
+        if not is_url(source):
+            _check_length(os.fstat(file.fileno()).st_size)
         return start + file.read(MAX_FILE_BYTES + 1 - len(start))
 
 

@@ -1,18 +1,61 @@
-"""Files: written whole or not at all, read without trusting their size or place, and named by path or hub id."""
+"""Files: written whole or not at all, read without trusting their size or place; local, or anywhere fsspec reaches."""
 
 import os
 import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from slimcodec.errors import SlimError
+from slimcodec.errors import SlimError, needs
 
 #: largest JSON file that is read, in bytes; the longest, a tokenizer's, has some ten million
 JSON_BYTES = 1 << 26
+
+
+def is_url(name: object) -> bool:
+    """Whether a name is a URL, ``s3://bucket/key``, and not the path of a local file."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", str(name)) is not None
+
+
+def as_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file; of a URL the ``UPath``, which has ``pathlib``'s methods, ``fs`` of fsspec and ``path``.
+
+    fsspec finds credentials and settings as it always does. Raises ``SlimError`` for a URL that no installed library opens.
+    """
+    if not is_url(name):
+        return Path(name)
+    with needs("s3", "a URL"):
+        from upath import UPath
+
+    try:
+        path: Any = UPath(name)
+        return Path(path.path) if path.fs.protocol == ("file", "local") else cast(Path, path)
+    except (ImportError, ValueError) as error:
+        raise SlimError(f"{name}: cannot be opened: {error}") from error
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a local or remote file for reading bytes. Raises ``SlimError`` and ``OSError``."""
+    return cast(BinaryIO, as_path(path).open("rb"))
+
+
+def read_anything(source: str | os.PathLike[str] | BinaryIO) -> bytes:
+    """Return the bytes of a path, a URL or an open binary file. Raises ``SlimError`` and ``OSError``."""
+    return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a folder, or begins the names of remote files; False for a name that cannot be."""
+    return as_path(path).is_dir() if is_url(path) else os.path.isdir(path)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a file; False for a name that cannot be."""
+    # not Path.is_file(), which raises for a name that is too long
+    return as_path(path).is_file() if is_url(path) else os.path.isfile(path)
 
 
 @contextmanager
@@ -20,8 +63,13 @@ def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
     """Open ``path`` for writing bytes; the file appears whole when the block ends, or not at all if it raises.
 
     The bytes go to a temporary file in the same folder, which then takes the place of ``path`` (of a symbolic link, of its
-    target). ``durable``: the file outlasts a power failure. Raises ``OSError`` as ``open``.
+    target). A remote file is put at once or by an upload that is completed at the end, as its file system of fsspec does.
+    ``durable``: the file outlasts a power failure. Raises ``OSError`` as ``open``.
     """
+    if is_url(path):
+        with _remote_open(as_path(path)) as file:
+            yield file
+        return
     if os.path.exists(path) and not os.path.isfile(path):
         # A device or a pipe (/dev/null, /dev/stdout) is written, not replaced; a folder is refused by open().
         with open(path, "wb") as device:
@@ -47,6 +95,24 @@ def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _remote_open(path: Any) -> Iterator[BinaryIO]:
+    from fsspec.asyn import AsyncFileSystem
+
+    # An object store shows a file once its upload is complete; others write under another name until the transaction ends.
+    at_once = isinstance(path.fs, AsyncFileSystem)
+    with nullcontext() if at_once else path.fs.transaction:
+        file = path.fs.open(path.path, "wb")
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            if at_once:
+                file.discard()
+                file.closed = True  # or its end would upload it
+            raise
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = False) -> None:

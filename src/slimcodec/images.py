@@ -5,7 +5,6 @@ import os
 import re
 import struct
 import warnings
-from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from slimcodec.colours import deep_to_rgb, on_white, source_profile, to_srgb, upright, warn_ignored, white_of
 from slimcodec.errors import ImageError, LossWarning, SlimError
 from slimcodec.errors import ImageWarning as ImageWarning  # noqa: PLC0414  where callers look for it
+from slimcodec.files import as_path
 from slimcodec.leftovers import losses
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -83,7 +83,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         try:
-            return _from_bytes(Path(path).read_bytes(), max_pixels, every_loss)
+            return _from_bytes(as_path(path).read_bytes(), max_pixels, every_loss)
         except OSError as error:
             raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ImageError as error:

@@ -22,6 +22,8 @@ from slimcodec.errors import SlimError, describe
 T = TypeVar("T")
 R = TypeVar("R")
 Setup = Callable[[], Callable[[T], R]]
+#: what ``run_pool`` does, and a cluster may do: set up workers, yield the result of each item in order
+Pool = Callable[[Callable[[], Callable[[Any], Any]], Iterable[Any]], Generator[Any, None, None]]
 Report = Callable[[str], None]
 #: items that are given to each worker ahead, so that none waits and the items of a long list need not fit in memory
 AHEAD = 3
@@ -57,8 +59,8 @@ def run_pool(
     if jobs <= 1:
         if first:
             with _single_thread() if one_thread else nullcontext():
-                _set_up(setup)
-                yield from map(_do, chain(first, remaining))
+                set_up(setup)
+                yield from map(do_item, chain(first, remaining))
         return
     # Spawned and not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -83,7 +85,7 @@ def run_pool(
 
 def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
     try:
-        return pool.submit(_do, item)
+        return pool.submit(do_item, item)
     except BrokenProcessPool as error:
         failed: Future[Any] = Future()
         failed.set_exception(error)
@@ -107,7 +109,7 @@ def _single_thread() -> Iterator[None]:
     before = os.environ.get(THREADS)
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
-    _take_one_thread()
+    take_one_thread()
     try:
         yield
     finally:
@@ -118,7 +120,7 @@ def _single_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _take_one_thread() -> None:
+def take_one_thread() -> None:
     """One thread for what is loaded already and for what will be."""
     os.environ[THREADS] = "1"
     if torch := sys.modules.get("torch"):
@@ -129,7 +131,7 @@ _function: Callable[[Any], Any] | None = None
 _setup_error = ""
 
 
-def _set_up(setup: Setup[Any, Any]) -> None:
+def set_up(setup: Setup[Any, Any]) -> None:
     """Prepare this process; an error is kept for the first item, since a pool can't report one from here."""
     global _function, _setup_error
     try:
@@ -141,8 +143,8 @@ def _set_up(setup: Setup[Any, Any]) -> None:
 def _start_worker(setup: Setup[Any, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    _take_one_thread()
-    _set_up(setup)
+    take_one_thread()
+    set_up(setup)
 
 
 def _end_with_parent() -> None:
@@ -156,7 +158,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(item: Any) -> Any:
+def do_item(item: Any) -> Any:
     if _function is None:
         raise SetupError(_setup_error)
     try:

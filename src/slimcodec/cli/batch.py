@@ -28,23 +28,26 @@ from slimcodec.cli.inputs import Job, listed, plan
 from slimcodec.cli.options import FAILED, INTERRUPTED, complain, printable, say, stop
 from slimcodec.container import SlimInfo, read_source, unpack
 from slimcodec.errors import ImageWarning, LossWarning, SlimError, describe
-from slimcodec.files import atomic_write
-from slimcodec.processes import SetupError, progress, run_pool
+from slimcodec.files import atomic_write, is_file, is_url
+from slimcodec.processes import Pool, SetupError, progress, run_pool
 
 #: device, inode, size and time of a file: what tells it from another, or from itself before it was written to
 FileState = tuple[int, int, int, int]
 
 
 class Output(NamedTuple):
-    """The result of a job: ``data`` to write, ``info`` of the .slim file that was read or made, bytes read.
+    """The result of a job: ``data`` to write, bytes read, ``info`` of the .slim file or row of the summary for a shard.
 
-    ``source_state``: the state of a source that is to be removed once ``data`` is safe, None to keep it.
+    ``source_state``: the state of a source that is to be removed once ``data`` is safe, None to keep it. ``written``: bytes of a
+    result that the worker has written itself. ``kept``: what stays as it was in a shard, and why.
     """
 
     data: bytes
-    info: SlimInfo
+    info: SlimInfo | dict[str, Any]
     bytes_in: int
     source_state: FileState | None = None
+    written: int | None = None
+    kept: Sequence[tuple[str, str]] = ()
 
 
 class Outcome(NamedTuple):
@@ -84,13 +87,15 @@ class Tally:
         """Print the summary to stdout: a line, or a JSON object."""
         count = len(self.rows)
         totals = {key: sum(row[key] for row in self.rows) for key in ("bytes_in", "bytes_out")}
-        bpp = sum(row["bpp"] for row in self.rows) / count if count else None
+        pictures = sum(row.get("pictures", 1) for row in self.rows)
+        bpp = sum(row["bpp"] * row.get("pictures", 1) for row in self.rows) / pictures if pictures else None
         if as_json:
             files = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
             files["passed_over"] = self.passed_over
             say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
             return
-        line = f"{count} file{'s' * (count != 1)}: "
+        line = f"{count} file{'s' * (count != 1)}"
+        line += ": " if pictures == count else f" of {pictures:,} pictures: "
         line += f"{totals['bytes_in']:,} bytes in, {totals['bytes_out']:,} bytes out"
         line += "" if bpp is None else f", mean {bpp:.4f} bpp"
         line += f", {seconds:.1f} s"
@@ -115,11 +120,13 @@ def run_batch(
     batch_size: int = 1,
     keep_suffix: bool = False,
     accepted: Collection[str] = (),
+    pool: Pool | None = None,
 ) -> None:
     """Work on every input and print the summary; raises ``typer.Exit`` with status 1 if any failed.
 
     ``load``: picklable; runs once in each process and loads what all jobs need. ``jobs``: processes, see ``run_pool``.
-    ``batch_size``: jobs worked on together. ``accepted``: kinds of losses that need no warning. The other arguments are those of ``plan``.
+    ``batch_size``: jobs worked on together. ``accepted``: kinds of losses that need no warning. ``pool``: takes the place of
+    ``run_pool``. The other arguments are those of ``plan``.
     """
     start = time.perf_counter()
     planned, problems, single, passed_over = plan(
@@ -130,8 +137,7 @@ def run_batch(
         tally.fail(argument, problem)
 
     def in_the_way(job: Job) -> bool:
-        # not Path.is_file(), which raises for a name that is too long
-        if overwrite or job.to_stdout or not os.path.isfile(job.target):
+        if overwrite or job.to_stdout or not is_file(job.target):
             return False
         reason = f"{job.target} exists; --overwrite replaces it"
         if single:
@@ -144,15 +150,17 @@ def run_batch(
     todo = [job for job in planned if not in_the_way(job)]
     chunks = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     done = 0
+    work = partial(run_pool, jobs=jobs) if pool is None else pool
     try:
         # Closed whatever happens here, so that no process outlives an interrupt.
-        with progress(len(todo)) as bar, closing(run_pool(partial(_load, load), chunks, jobs)) as results:
+        with progress(len(todo)) as bar, closing(work(partial(_load, load), chunks)) as results:
             for chunk, outcomes in zip(chunks, results, strict=True):
                 if isinstance(outcomes, SlimError):
                     outcomes = [Outcome(str(outcomes))] * len(chunk)
                 for job, outcome in zip(chunk, outcomes, strict=True):
                     # looked at again: another process may have made it meanwhile
-                    if isinstance(outcome.result, str) or not in_the_way(job):
+                    result = outcome.result
+                    if isinstance(result, str) or result.written is not None or not in_the_way(job):
                         _finish(job, outcome, tally, accepted)
                     done += 1
                     bar.advance()
@@ -187,7 +195,7 @@ def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
     worked = attempt(lambda: list(steps.work(good)))
     results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
     outputs = [
-        item if isinstance(item, Exception) else attempt(steps.output, job, item, next(results))
+        item if isinstance(item, Exception) else attempt(_output, steps, job, item, next(results))
         for job, item in zip(jobs, inputs, strict=True)
     ]
     seconds = (time.perf_counter() - start) / len(jobs)
@@ -197,8 +205,17 @@ def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
     ]
 
 
+def _output(steps: Steps, job: Job, item: Any, result: Any) -> Output:
+    """Make an output, and put a remote one where it belongs: many workers do that sooner than one process."""
+    output = steps.output(job, item, result)
+    if output.written is not None or job.to_stdout or not is_url(job.target):
+        return output
+    atomic_write(job.target, output.data)
+    return output._replace(data=b"", written=len(output.data))
+
+
 def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str]) -> None:
-    """Write the result; only this process writes, so ending the others never leaves a partial file."""
+    """Write the result; only this process writes local files, so ending the others never leaves a partial file."""
     output = outcome.result
     losses = [warning for warning in outcome.warnings if isinstance(warning, LossWarning)]
     losses = [loss for loss in losses if loss.kind not in accepted]
@@ -215,8 +232,9 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
             sys.stdout.buffer.write(output.data)
             sys.stdout.buffer.flush()
             return
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(job.target, output.data, durable=output.source_state is not None)
+        if output.written is None:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(job.target, output.data, durable=output.source_state is not None)
     except OSError as error:
         place = "to standard output" if job.to_stdout else job.target
         tally.fail(job.source, f"cannot write {place}: {describe(error)}")
@@ -235,17 +253,19 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
         {
             "source": str(job.source),
             "target": str(job.target),
-            "width": output.info.width,
-            "height": output.info.height,
+            **(output.info if isinstance(output.info, dict) else _described(output.info)),
             "bytes_in": output.bytes_in,
-            "bytes_out": len(output.data),
-            "bpp": output.info.bpp,
-            "quality": output.info.quality,
-            "caption": output.info.caption,
+            "bytes_out": len(output.data) if output.written is None else output.written,
             "source_deleted": deleted,
             "seconds": round(outcome.seconds, 4),
         }
     )
+    for place, reason in output.kept:
+        tally.fail(f"{job.source}: {place}", f"kept as it is: {reason}")
+
+
+def _described(info: SlimInfo) -> dict[str, Any]:
+    return {key: getattr(info, key) for key in ("width", "height", "bpp", "quality", "caption")}
 
 
 def file_state(path: Path) -> FileState:

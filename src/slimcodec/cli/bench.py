@@ -81,6 +81,8 @@ def bench(
     model: options.Model = None,
     device: options.Device = "cpu",
     jobs: options.Jobs = 1,
+    engine: options.Engine = "local",
+    address: options.Address = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Measure accuracy against bits: code every photo to a real file, decode it, let classifiers judge.
@@ -116,5 +118,6 @@ def bench(
         # absolute paths are cut to their names: a result tells what was run, not where
         words = [Path(word).name if Path(word).is_absolute() else word for word in context.obj]
         command = shlex.join(["slim", *words])
-        run(worker, samples, target, jobs=jobs, command=command, report=complain)
+        pool = options.pool(engine, jobs, device, address)
+        run(worker, samples, target, jobs=jobs, command=command, report=complain, pool=pool)
     say(f"{out}: {len(samples)} photos, {len(curves)} curves; draw them with slim report {shlex.quote(out)}")

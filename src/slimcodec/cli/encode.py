@@ -11,8 +11,9 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
-from slimcodec.cli.inputs import STREAM, Job
+from slimcodec.cli.inputs import SHARDS, STREAM, Job, only_shards
 from slimcodec.cli.options import USAGE, stop
+from slimcodec.files import is_url
 
 if TYPE_CHECKING:
     from slimcodec.images import Pixels
@@ -56,9 +57,32 @@ def encoder(
     return Steps(read, work, output)
 
 
+def shard_encoder(loading: dict[str, Any], settings: dict[str, Any], roi: str, column: str) -> Steps:
+    """Load the codec; return how a shard is encoded, by the worker from its source to its target."""
+    import slimcodec
+    from slimcodec.integrations.shards import CellEncoder, encode_shard
+
+    codec = slimcodec.load(**loading)
+    settings = {**settings, "roi": options.region_of(roi)}
+
+    def output(job: Job, source: Job, done: object) -> Output:
+        encode = CellEncoder(codec, settings)
+        if not is_url(job.target):
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        encode_shard(job.source, job.target, encode, column)
+        row = {"pictures": encode.pictures, "bpp": encode.bpp / max(1, encode.pictures)}
+        return Output(b"", row, encode.bytes_in, written=encode.bytes_out, kept=encode.kept)
+
+    return Steps(lambda job: job, list, output)
+
+
 def encode(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="IN", help="Pictures, folders or globs; - is standard input.")
+        list[str],
+        typer.Argument(
+            metavar="IN",
+            help="Pictures, folders, globs, URLs, or shards (.parquet, .tar); - is standard input.",
+        ),
     ],
     out: options.Out = None,
     quality: Annotated[
@@ -105,6 +129,11 @@ def encode(
         bool,
         typer.Option("--keep-suffix", help="Name results photo.jpg.slim, so that photo.png has its own."),
     ] = False,
+    column: Annotated[
+        str, typer.Option(metavar="C", help="Column of the pictures in a parquet file.")
+    ] = "image",
+    engine: options.Engine = "local",
+    address: options.Address = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures to .slim files.
@@ -117,6 +146,9 @@ def encode(
     --delete-source keeps the source of what failed, warned, was skipped or
     changed meanwhile, and of what holds more than its .slim file: frames,
     camera raw data, metadata and more. --lose accepts such losses by name.
+    A parquet file or a tar file (WebDataset shard) becomes one with its pictures
+    encoded and all else untouched; a folder of nothing but shards does likewise.
+    IN and OUT may be URLs that fsspec opens: s3://, gs://, hf://, https://.
     Exit status: 0 all fine, 1 some failed, 2 usage.
 
     Examples:
@@ -127,6 +159,9 @@ def encode(
       slim encode photo.jpg -o photo.slim --roi mask.png
       slim encode photos/ -o slims/ --delete-source --lose exif,gps
       slim encode photos/ -o slims/ --device cuda --batch-size 16
+      slim encode s3://bucket/photos -o s3://bucket/slims --jobs 4
+      slim encode hf://datasets/owner/name -o parquet/
+      slim encode 'shards-{000..009}.tar' -o out/ --engine ray
       slim encode - -o - < photo.jpg > photo.slim
     """
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
@@ -152,18 +187,27 @@ def encode(
     }
     text = None if caption == "none" else _as_text(caption)
     settings = {"caption": text, "batch_size": batch_size, **given}
+    shards = STREAM not in (*inputs, out) and only_shards(inputs)
+    if delete_source and (shards or any(map(is_url, (*inputs, out)))):
+        stop("--delete-source is for local pictures; leave it out for shards and URLs", USAGE)
+    load = (
+        partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
+        if shards
+        else partial(encoder, loading, settings, roi, max_pixels, delete_source)
+    )
     run_batch(
-        partial(encoder, loading, settings, roi, max_pixels, delete_source),
+        load,
         inputs,
         out,
-        reads=picture_suffixes(),
-        writes=(".slim",),
+        reads=SHARDS if shards else picture_suffixes(),
+        writes=SHARDS if shards else (".slim",),
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
-        batch_size=batch_size,
-        keep_suffix=keep_suffix,
+        batch_size=1 if shards else batch_size,
+        keep_suffix=keep_suffix and not shards,
         accepted=accepted,
+        pool=options.pool(engine, jobs, device, address, block=1 if shards else 16),
     )
 
 

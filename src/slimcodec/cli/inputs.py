@@ -5,6 +5,8 @@
   follows links to folders, which may lead back to where they are.
 - OUT is a file if the only input is a file and OUT neither is a folder nor ends in a slash; otherwise a folder, made if
   needed. Without OUT a result lies beside its input.
+- Either may be a URL that fsspec opens, ``s3://bucket/photos``: a file, what begins the names of files, or a glob of it.
+- ``{000..009}`` in a name that is no file stands for as many names.
 - What a search passes over is counted by suffix: files of other suffixes, links to folders. A folder that cannot be read is
   an error.
 - Inputs with one output, and one whose output is an input, are errors; the others are worked on.
@@ -14,15 +16,20 @@
 
 import glob
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from slimcodec.cli.options import USAGE, stop
+from slimcodec.errors import describe
+from slimcodec.files import as_path, is_file, is_folder, is_url
 
 STREAM = "-"
+#: files that hold pictures and become one such file
+SHARDS = (".parquet", ".tar")
 
 
 class Input(NamedTuple):
@@ -68,10 +75,12 @@ def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
     ``suffixes``, in lower case with their dot, choose among the files of a folder.
     """
     found = Found([], [], Counter())
-    for argument in arguments:
+    for argument in _expanded(arguments):
         path, before = Path(argument), len(found.inputs)
         # os.path and not Path, whose tests raise for a name that is too long
-        if os.path.isdir(argument):
+        if is_url(argument):
+            problem = _find_remote(argument, suffixes, found)
+        elif os.path.isdir(argument):
             passed_over = _search(path, Path(), suffixes, found)
             kind = "picture" if len(suffixes) > 1 else "".join(suffixes)
             problem = f"no {kind} file in this folder{listed(passed_over, ', but ')}"
@@ -85,6 +94,59 @@ def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
         if len(found.inputs) == before:
             found.problems.append((argument, problem))
     return found
+
+
+def only_shards(arguments: Sequence[str]) -> bool:
+    """Whether all that is found are shards; a folder that has pictures too is a folder of pictures."""
+    found = find_inputs(arguments, SHARDS).inputs
+    if not found or any(item.path.suffix.lower() not in SHARDS for item in found):
+        return False
+    from slimcodec.formats import picture_suffixes
+
+    pictures = find_inputs(arguments, picture_suffixes()).inputs
+    return all(item.path.suffix.lower() in SHARDS for item in pictures)
+
+
+def _expanded(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield arguments, for ``{000..009}`` each of the names that it stands for."""
+    for argument in arguments:
+        if not re.search(r"\{.*(,|\.\.).*\}", argument) or (
+            not is_url(argument) and os.path.exists(argument)
+        ):
+            yield argument
+            continue
+        try:
+            from braceexpand import braceexpand
+        except ModuleNotFoundError:
+            stop(f"{argument}: braces need braceexpand: pip install 'slimcodec[webdataset]'", USAGE)
+        yield from braceexpand(argument)
+
+
+def _find_remote(url: str, suffixes: Collection[str], found: Found) -> str:
+    """Add the files that a URL means to ``found``; return the reason where there are none."""
+    try:
+        path: Any = as_path(url)
+        store, name = path.fs, path.path
+        if store.isdir(name):
+            names, base = store.find(name), name
+        elif store.exists(name):
+            found.inputs.append(Input(path, Path(path.name), named=True))
+            return ""
+        elif glob.has_magic(name):
+            names, base = store.glob(name), re.split(r"[*?\[]", name)[0].rpartition("/")[0]
+        else:
+            return "no such file or folder"
+    except Exception as error:  # noqa: BLE001  a store's library can fail in any way
+        return f"cannot be listed: {describe(error, url)}"
+    for each in sorted(names):
+        place = PurePosixPath(each).relative_to(base)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        if place.suffix.lower() in suffixes:
+            found.inputs.append(Input(as_path(store.unstrip_protocol(each)), Path(place)))
+        else:
+            found.passed_over[place.suffix.lower() or "without suffix"] += 1
+    return "no such file there"
 
 
 def listed(counts: Counter[str], before: str) -> str:
@@ -154,25 +216,30 @@ def plan(
     """Return a job for each input, and the rest of a ``Plan``.
 
     A file that is given twice is one job. ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the
-    first is the default; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
+    first is the default, and results of what is read keep theirs; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
     read, so that too much shows. ``keep_suffix``: a result's suffix follows that of its input. Ends with status 2 where the
     only output is the input and where a stream makes no sense.
     """
     if STREAM in (*arguments, out):
         return Plan([_stream_job(arguments, out, as_json, stdin_limit)], [], True, Counter())
     inputs, problems, passed_over = find_inputs(arguments, reads)
-    single = len(arguments) == 1 and bool(inputs) and inputs[0].named
-    named = single and out is not None and not os.path.isdir(out) and not out.endswith(("/", os.sep))
-    names_file = out is not None and (os.path.exists(Path(out)) or Path(out).suffix.lower() in writes)
-    if names_file and not named and not os.path.isdir(str(out)):
+    if out is not None and writes == reads:  # a search finds results of an earlier run too
+        home = _identity(as_path(out)).rstrip("/") + "/"
+        inputs = [item for item in inputs if not _identity(item.path).startswith(home)]
+    single = len(arguments) == len(inputs) == 1 and inputs[0].named
+    named = single and out is not None and not is_folder(out) and not out.endswith(("/", os.sep))
+    names_file = out is not None and (
+        os.path.exists(Path(out)) or is_file(out) or Path(out).suffix.lower() in writes
+    )
+    if names_file and not named and not is_folder(str(out)):
         stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
     if named:
-        jobs = [Job(inputs[0].path, Path(str(out)))]
+        jobs = [Job(inputs[0].path, as_path(str(out)))]
     else:
-        targets = [item.path if out is None else Path(out, item.place) for item in inputs]
+        targets = [item.path if out is None else as_path(out) / item.place for item in inputs]
         if keep_suffix:
             targets = [target.with_name(target.name + writes[0]) for target in targets]
-        else:
+        elif writes != reads:
             targets = [target.with_suffix(writes[0]) for target in targets]
         jobs = [Job(item.path, target) for item, target in zip(inputs, targets, strict=True)]
     jobs, clashes = _without_clashes(jobs)
@@ -186,8 +253,8 @@ def _without_clashes(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[str, st
     """Return the jobs whose output is theirs alone, and the reasons of the others."""
     by_target: dict[str, dict[str, Job]] = {}
     for job in jobs:
-        target = os.path.normcase(os.path.realpath(job.target))
-        by_target.setdefault(target, {}).setdefault(os.path.realpath(job.source), job)
+        target = os.path.normcase(_identity(job.target))
+        by_target.setdefault(target, {}).setdefault(_identity(job.source), job)
     sources = {source for group in by_target.values() for source in group}
     good, clashes = [], []
     for target, group in by_target.items():
@@ -205,6 +272,10 @@ def _without_clashes(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[str, st
                 continue
             clashes.append((str(job.source), reason))
     return good, clashes
+
+
+def _identity(path: Path) -> str:
+    return str(path) if is_url(path) else os.path.realpath(path)
 
 
 def _stream_job(arguments: Sequence[str], out: str | None, as_json: bool, limit: int | None) -> Job:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -71,6 +72,17 @@ Offload = Annotated[
     bool,
     typer.Option("--offload", help="Keep pretrained parts off the device until used: slower, less memory."),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray",
+        help="What runs the jobs: processes here (local), or actors of a Ray cluster (ray; --jobs: their number).",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="A", help="Address of the Ray cluster (default: RAY_ADDRESS, else a local one)."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[
@@ -89,6 +101,26 @@ def region_of(option: str) -> Region:
 
     picture = Image.fromarray(load_image(option))
     return mask_from_picture(picture, picture.size)
+
+
+def pool(engine: str, jobs: int, device: str, address: str | None, block: int = 1) -> Any:
+    """Return what takes the place of ``run_pool`` for an ``--engine``, None for processes on this machine.
+
+    ``block``: items that an actor of a cluster takes at a time.
+    """
+    if engine not in ("local", "ray"):
+        stop(f"--engine {engine}: give local or ray", USAGE)
+    if engine == "local":
+        if address is not None:
+            stop("--address is for --engine ray", USAGE)
+        return None
+    try:
+        from slimcodec.integrations.ray import run_cluster
+    except ModuleNotFoundError as error:
+        stop(f"--engine ray needs {error.name}: pip install 'slimcodec[ray]'", USAGE)
+    return partial(
+        run_cluster, jobs=jobs, address=address, num_gpus=int(device.startswith("cuda")), block=block
+    )
 
 
 def printable(text: str) -> str:

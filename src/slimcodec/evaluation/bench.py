@@ -44,7 +44,7 @@ from slimcodec.evaluation.results import (
 )
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels
-from slimcodec.processes import progress, run_pool
+from slimcodec.processes import Pool, progress, run_pool
 
 #: what a codec is given and what a classifier sees, as docs/protocol.md describes it
 PROTOCOLS = {
@@ -204,11 +204,12 @@ def run(
     jobs: int = 1,
     command: str = "",
     report: Callable[[str], None] | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Any]:
     """Measures every photo and writes the result to ``out``; returns it.
 
     Each process works with one thread, so that the result does not depend on ``jobs``, times apart. Finished photos are kept
-    in ``<out>.partial`` until the end: the same run started again goes on from there. ``report`` takes lines about progress.
+    in ``<out>.partial`` until the end: the same run started again goes on from there. ``report`` takes lines about progress. ``pool``: takes the place of ``run_pool``.
 
     Raises ``SlimError`` for labels that cannot be right, for a photo that cannot be coded, and where ``<out>.partial`` is from
     another run.
@@ -222,11 +223,13 @@ def run(
     if done and report is not None:
         report(f"{len(done)} of {len(samples)} photos are done already")
     rows = list(done.values())
-    setup = partial(_row_function, worker.setup) if jobs > 1 else lambda: worker.row
+    here = jobs == 1 and pool is None
+    setup = (lambda: worker.row) if here else partial(_row_function, worker.setup)
+    pool = pool or partial(run_pool, jobs=jobs, one_thread=True)
     with (
         progress(len(samples), "photos", len(rows), report) as bar,
         open(kept, "a", encoding="utf-8") as file,
-        closing(run_pool(setup, map(samples.read, todo), jobs, one_thread=True)) as measured,
+        closing(pool(setup, map(samples.read, todo))) as measured,
     ):
         for row in measured:
             if isinstance(row, SlimError):
