@@ -15,7 +15,7 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.trials import strays
 
 PICTURES = drawn()
-QUALITIES = (1, 30, 50, 70, 100)
+QUALITIES = (1, 50, 100)
 #: garbage at all qualities, beside a picture, and in colour at high ones, before values were bounded
 QUICK = ("stripes beside a gradient/45-degrees-period-4", "colour bars/of-4-pixels")
 #: dB: differences that are tolerated, and PSNR from which on nothing is garbage, and from which on all is equal
@@ -36,7 +36,7 @@ def test_error_falls_with_quality_and_is_never_garbage(tiny: Codec, name: str) -
     found = [min(psnr(picture, decoded(tiny, name, quality)), SEEN) for quality in QUALITIES]
     assert min(found) > min(flat, FINE) - TOLERANCE
     assert max(np.maximum.accumulate(found) - found) < TOLERANCE
-    assert found[-1] > found[2] - 0.1
+    assert found[2] > found[1] - 0.1
 
 
 def test_a_picture_beside_stripes_is_what_it_is_without_them(tiny: Codec) -> None:
