@@ -227,7 +227,7 @@ def latent_codec(bundle: Bundle, runtime: Runtime) -> LatentCodec:
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """The type that the networks run fastest in: bfloat16 where the processor multiplies it natively, else float32."""
+    """The type that the networks run fastest in: bfloat16 on GPUs that have it and on processors with AMX, else float32."""
     import torch
 
     kind, fast = torch.device(device).type, False
@@ -235,7 +235,8 @@ def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:
         fast = torch.cuda.is_bf16_supported()
     elif kind == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities: Any = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        # with AVX-512 alone it is slower than float32: docs/decisions.md
+        fast = bool(capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
 
 
