@@ -178,7 +178,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(1)
-    codec = slimcodec.load(given.bundle, runtime="torch")
+    codec = slimcodec.load(given.bundle, runtime="torch", dtype="float32")
     pictures = {
         name: pixels for name, pixels in drawn().items() if not given.kind or name.split("/")[0] in given.kind
     }
