@@ -19,7 +19,7 @@ from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
-from slimcodec.models.config import GATE, SCALES
+from slimcodec.models.config import OPEN, SCALES
 from slimcodec.models.exact import FloatLayer
 from slimcodec.models.latent_codec import anchor_mask
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
@@ -115,7 +115,7 @@ def start_as_transform(
     enter.weight.copy_(analysis[..., None, None])
     enter.bias.copy_(-analysis @ (mean / weight))
     # the synthesis makes up for what the gate takes away
-    synthesis = (basis.T * spread) / weight[:, None] / torch.sigmoid(torch.tensor(GATE))
+    synthesis = (basis.T * spread) / weight[:, None] / OPEN
     leave.weight.copy_(synthesis[..., None, None])
     leave.bias.copy_(mean / weight)
     model.init_gains(spread.float().to(lambdas.device) * 127.5, lambdas, predicted)
