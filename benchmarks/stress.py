@@ -38,7 +38,7 @@ QUALITIES = (1, 10, 25, 40, 50, 60, 75, 90, 100)
 #: dB of PSNR by which a picture may fall on the way to a higher quality, or lie below a flat one
 TOLERANCE = 2.0
 #: dB above which the rounding of a flat picture's one value makes the difference
-SEEN = 30.0
+SEEN = 28.0
 #: dB beyond which a picture counts as equal to the original
 PERFECT = 40.0
 #: dB from which on a picture is no garbage, and from a flat one only differs in shade

@@ -19,7 +19,7 @@ QUALITIES = (1, 50, 100)
 #: garbage at all qualities, beside a picture, and in colour at high ones, before values were bounded
 QUICK = ("stripes beside a gradient/45-degrees-period-4", "colour bars/of-4-pixels")
 #: dB: differences that are tolerated, and PSNR from which on nothing is garbage, and from which on all is equal
-TOLERANCE, FINE, SEEN = 2.0, 13.0, 30.0
+TOLERANCE, FINE, SEEN = 2.0, 13.0, 28.0
 
 
 def decoded(codec: Codec, name: str, quality: int) -> np.ndarray:

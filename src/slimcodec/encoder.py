@@ -138,7 +138,7 @@ class Encoder:
             margin=config.analysis_radius,
             cell_in=config.patch,
         )
-        values = Trials(self.runtime.run, self.coder, config.patch, quality).bounded(latent, values, interest)
+        values = Trials(self.runtime.run, self.coder, config, quality).bounded(latent, values, interest)
         (hyper,) = self.runtime.run("hyper_analyse", values, level)
         return self.coder.quantise(values, hyper, quality)
 

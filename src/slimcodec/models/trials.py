@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from slimcodec.models.config import OPEN
+from slimcodec.models.config import OPEN, CompressorConfig
 from slimcodec.models.latent_codec import LatentCodec, Run
 
 Floats = NDArray[np.float32]
@@ -37,25 +37,26 @@ REFINEMENTS, RATE = 3, 0.5
 class Trials:
     """Tries values of latents [1, C, h, w] under an interest [1, 1, h, w] at a quality.
 
-    ``run`` runs a network by its name; ``patch`` latent positions a side become one coded position.
+    ``run`` runs a network by its name.
     """
 
     run: Run
     coder: LatentCodec
-    patch: int
+    config: CompressorConfig
     quality: int
 
     def bounded(self, latent: Floats, values: Floats, interest: Floats) -> Floats:
         """The analysis' values [1, channels, h / patch, w / patch], in the blocks where they stray the best that was tried."""
-        blocks = strays(values, self._linear(latent, interest))
+        patch, linear = self.config.patch, self._linear(latent, interest)
+        # in the steps of the region of interest everywhere
+        finer = 2.0 ** (self.config.step_octaves * linear[:, -1:]) if self.config.step_octaves else 1.0
+        blocks = strays(values * finer, linear * finer)
         if blocks:
             values = values.copy()
         for block in blocks:
             top, left = (BLOCK * place for place in block)
             rows, columns = (slice(max(start - MARGIN, 0), start + BLOCK + MARGIN) for start in (top, left))
-            fine_rows, fine_columns = (
-                slice(self.patch * one.start, self.patch * one.stop) for one in (rows, columns)
-            )
+            fine_rows, fine_columns = (slice(patch * one.start, patch * one.stop) for one in (rows, columns))
             best = self.best(
                 latent[..., fine_rows, fine_columns],
                 values[..., rows, columns],
