@@ -36,14 +36,14 @@ def codec() -> Codec:
 def test_first_use_from_many_threads_loads_one_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Codec] = []
 
-    def load(source: Path | None = None) -> Codec:
+    def load(source: Path | None = None, device: str | None = None) -> Codec:
         time.sleep(0.05)
         loaded.append(real(SMALL, dtype="float32"))
         return loaded[-1]
 
     real = slimcodec.codec.load
     monkeypatch.setattr(slimcodec.codec, "load", load)
-    monkeypatch.setattr(slimcodec.codec, "_default", [])
+    monkeypatch.setattr(slimcodec.codec, "_loaded", {})
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda _: slimcodec.encode(PICTURE), range(8)))
     assert len(loaded) == 1 and len(set(files)) == 1
