@@ -144,8 +144,9 @@ def main() -> None:
         )
     ratio = best["ray"]["pictures_per_second"] / best["processes"]["pictures_per_second"]
     print(f"ray / processes: {ratio:.2f}")
+    source = f" --photos {given.photos.name}" if given.photos else ""
     report = {
-        "command": f"python benchmarks/throughput.py --count {given.count} --jobs {given.jobs} --rounds {given.rounds}",
+        "command": f"python benchmarks/throughput.py{source} --count {given.count} --jobs {given.jobs} --rounds {given.rounds}",
         "slimcodec": __version__,
         "pillow": Image.__version__,
         "machine": platform.machine(),
@@ -156,6 +157,9 @@ def main() -> None:
         "dollars_per_core_hour": given.price,
         "ray_over_processes": round(ratio, 3),
         "ways": best,
+        "rates_of_the_rounds": {
+            name: [round(run["pictures_per_second"], 1) for run in runs] for name, runs in ways.items()
+        },
     }
     if given.out:
         given.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
