@@ -58,7 +58,7 @@ class Trials:
             rows, columns = (slice(max(start - MARGIN, 0), start + BLOCK + MARGIN) for start in (top, left))
             fine_rows, fine_columns = (slice(patch * one.start, patch * one.stop) for one in (rows, columns))
             best = self.best(
-                latent[..., fine_rows, fine_columns],
+                linear[..., rows, columns],
                 values[..., rows, columns],
                 interest[..., fine_rows, fine_columns],
             )
@@ -66,19 +66,19 @@ class Trials:
             values[..., top : top + BLOCK, left : left + BLOCK] = inner
         return values
 
-    def best(self, latent: Floats, values: Floats, interest: Floats) -> Floats:
+    def best(self, linear: Floats, values: Floats, interest: Floats) -> Floats:
         """Of the analysis' values, the linear path's and a mixture by position those of the least error and bits."""
-        linear, coded = self._linear(latent, interest), self.coder.coded
+        coded = self.coder.coded
         tried = [values, *(_with_map(strength * linear[:, :coded], linear) for strength in STRENGTHS)]
         refined = linear
         for _ in range(REFINEMENTS):
-            lost = self._lost(latent, refined, interest)
+            lost = self._lost(linear, refined, interest)
             refined = _with_map(refined[:, :coded] + np.float32(RATE) * lost, linear)
         tried.append(refined)
-        costs = [self._cost(latent, one, interest) for one in tried]
+        costs = [self._cost(linear, one, interest) for one in tried]
         choice = np.stack([_mean(cost, 3) for cost in costs]).argmin(0)
         tried.append(np.take_along_axis(np.concatenate(tried), choice[None, None], 0))
-        totals = [cost.sum() for cost in (*costs, self._cost(latent, tried[-1], interest))]
+        totals = [cost.sum() for cost in (*costs, self._cost(linear, tried[-1], interest))]
         return tried[int(np.argmin(totals))]
 
     def _network(self, name: str, *arrays: NDArray[Any]) -> Floats:
@@ -88,17 +88,17 @@ class Trials:
     def _linear(self, latent: Floats, interest: Floats) -> Floats:
         return self._network("analyse_linearly", latent, np.array([self.quality]), interest)
 
-    def _lost(self, latent: Floats, values: Floats, interest: Floats) -> Floats:
-        """What the latent has and values lack [1, coded channels, h, w], in steps of quantisation."""
+    def _lost(self, linear: Floats, values: Floats, interest: Floats) -> Floats:
+        """What the latent of the ``linear`` values has and others lack [1, coded channels, h, w], in steps of quantisation."""
         decompressed = self._network("synthesise", values, np.array([self.quality]))
-        lost = self._linear(latent, interest) - self._linear(decompressed, interest)
+        lost = linear - self._linear(decompressed, interest)
         return lost[:, : self.coder.coded] / np.float32(OPEN)
 
-    def _cost(self, latent: Floats, values: Floats, interest: Floats) -> Floats:
+    def _cost(self, linear: Floats, values: Floats, interest: Floats) -> Floats:
         """Squared error in steps, and what the bits are worth [h, w]."""
         hyper = self._network("hyper_analyse", values, np.array([self.quality]))
         symbols = self.coder.quantise(values, hyper, self.quality)
-        lost = self._lost(latent, symbols.values, interest)
+        lost = self._lost(linear, symbols.values, interest)
         cost: Floats = np.square(lost).sum((0, 1)) + BIT * self.coder.bit_map(symbols)
         return cost
 
