@@ -36,7 +36,7 @@ def codec() -> Codec:
 def test_first_use_from_many_threads_loads_one_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Codec] = []
 
-    def load(source: Path | None = None, device: str | None = None) -> Codec:
+    def load(source: Path | None = None, device: str | None = None, *, runtime: str = "auto") -> Codec:
         time.sleep(0.05)
         loaded.append(real(SMALL, dtype="float32"))
         return loaded[-1]

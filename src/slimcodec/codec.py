@@ -299,13 +299,15 @@ _loaded: dict[tuple[Any, ...], Codec] = {}
 _loading = threading.RLock()
 
 
-def default_codec(source: str | Path | None = None, device: str | None = None) -> Codec:
+def default_codec(
+    source: str | Path | None = None, device: str | None = None, runtime: str = "auto"
+) -> Codec:
     """The codec of ``load``, by default the embedded one on the CPU, loaded once in a process, whatever the thread."""
     # a forked process inherits codecs whose threads and device handles stayed behind: it loads its own
-    key = (os.getpid(), source, device)
+    key = (os.getpid(), source, device, runtime)
     with _loading:
         if key not in _loaded:
-            _loaded[key] = load(source, device)
+            _loaded[key] = load(source, device, runtime=runtime)
         return _loaded[key]
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimcodec.errors import needs
 
 with needs("torch", "SlimFolder"):
     from torch.utils.data import Dataset
 
+from slimcodec.codec import default_codec
 from slimcodec.files import visible_files
-
-if TYPE_CHECKING:
-    from slimcodec.codec import Codec
 
 
 class SlimFolder(Dataset[Any]):
@@ -59,8 +57,6 @@ class SlimFolder(Dataset[Any]):
             raise FileNotFoundError(f"no .slim file in {root}")
         self.transform, self.return_latent, self.steps = transform, return_latent, steps
         self.model, self.device = model, device
-        self._codec: Codec | None = None
-        self._codec_process = 0
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -103,20 +99,8 @@ class SlimFolder(Dataset[Any]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        codec, file = self._load(), self.files[index]
+        codec, file = default_codec(self.model, self.device, "torch"), self.files[index]
         item: Any = codec.decode_latent(file) if self.return_latent else codec.decode(file, steps=self.steps)
         if self.transform is not None:
             item = self.transform(item)
         return (item, self.targets[index]) if self.classes else item
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_codec": None}
-
-    def _load(self) -> Codec:
-        # A forked process inherits a codec whose threads and device handles stayed behind: it loads its own.
-        if self._codec is None or self._codec_process != os.getpid():
-            import slimcodec
-
-            self._codec = slimcodec.load(self.model, device=self.device)
-            self._codec_process = os.getpid()
-        return self._codec
