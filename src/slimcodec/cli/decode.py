@@ -119,13 +119,7 @@ def decode(
     """
     from slimcodec.formats import picture_suffixes
 
-    loading = {
-        "source": model,
-        "device": device,
-        "dtype": dtype,
-        "offload": offload,
-        "runtime": runtime,
-    }
+    loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}
     settings = {"batch_size": batch_size, "max_pixels": max_pixels}
     run_batch(

@@ -178,13 +178,7 @@ def encode(
     accepted = set(filter(None, lose.split(",")))
     if unknown := accepted - KINDS.keys():
         stop(f"--lose {','.join(sorted(unknown))}: give {', '.join(KINDS)}", USAGE)
-    loading = {
-        "source": model,
-        "device": device,
-        "dtype": dtype,
-        "offload": offload,
-        "runtime": runtime,
-    }
+    loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     text = None if caption == "none" else _as_text(caption)
     settings = {"caption": text, "batch_size": batch_size, **given}
     shards = STREAM not in (*inputs, out) and only_shards(inputs)

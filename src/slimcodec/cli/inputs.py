@@ -20,7 +20,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 from slimcodec.cli.options import USAGE, stop
@@ -142,16 +142,22 @@ def _find_remote(url: str, suffixes: Collection[str], found: Found) -> str:
         place = PurePosixPath(each).relative_to(base)
         if any(part.startswith(".") for part in place.parts):
             continue
-        if place.suffix.lower() in suffixes:
+        if _is_read(place, suffixes, found.passed_over):
             found.inputs.append(Input(as_path(store.unstrip_protocol(each)), Path(place)))
-        else:
-            found.passed_over[place.suffix.lower() or "without suffix"] += 1
     return "no such file there"
 
 
 def listed(counts: Counter[str], before: str) -> str:
     """Return ``before`` and counts in words, most frequent first; nothing if there are none."""
     return (before if counts else "") + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _is_read(file: PurePath, suffixes: Collection[str], passed_over: Counter[str]) -> bool:
+    """Whether a file that a search came upon is read; one that is not is counted in ``passed_over``."""
+    suffix = file.suffix.lower()
+    if suffix not in suffixes:
+        passed_over[suffix or "without suffix"] += 1
+    return suffix in suffixes
 
 
 def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) -> Counter[str]:
@@ -168,10 +174,8 @@ def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) 
             path = Path(root, name)
             if name.startswith("."):
                 continue
-            if path.suffix.lower() in suffixes:
+            if _is_read(path, suffixes, passed_over):
                 found.inputs.append(Input(path, place / path.relative_to(folder)))
-            else:
-                passed_over[path.suffix.lower() or "without suffix"] += 1
     found.passed_over.update(passed_over)
     return +passed_over
 
@@ -185,10 +189,8 @@ def _match(pattern: str, suffixes: Collection[str], found: Found) -> None:
             # Of `**` every folder matches as well as every file; the files then are enough.
             if "**" not in pattern:
                 _search(match, place, suffixes, found)
-        elif "**" not in parts[-1] or match.suffix.lower() in suffixes:
+        elif "**" not in parts[-1] or _is_read(match, suffixes, found.passed_over):
             found.inputs.append(Input(match, place))
-        else:
-            found.passed_over[match.suffix.lower() or "without suffix"] += 1
 
 
 def _matches(parts: tuple[str, ...]) -> Iterator[Path]:
