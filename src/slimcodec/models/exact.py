@@ -13,13 +13,12 @@ from torch.nn import functional as F
 
 from slimcodec.models.blocks import at_level
 from slimcodec.models.config import ACTIVATION_BITS, LayerConfig
+from slimcodec.models.latent_codec import check_layer
 
 #: activations are clipped to 0..2^15-1 units of 2^-8
 ACTIVATION_LIMIT = 2**15 - 1
 #: weights are stored in 16 bits, with as many fractional bits as fit
 MAX_WEIGHT_BITS = 20
-#: no input of an exact layer is larger: 15-bit symbols on the 1/16 grid plus their means
-INPUT_LIMIT = 2**20
 
 
 def interpolate_levels(table: Tensor, quality: Tensor) -> Tensor:
@@ -86,10 +85,8 @@ class ExactLayer(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, meta: Tensor) -> None:
         super().__init__()
+        check_layer(weight.numpy(), bias.numpy(), meta.numpy())
         self.shift, self.relu = int(meta[0]), bool(meta[1])
-        largest_sum = weight.double().abs().sum(1).max() * INPUT_LIMIT + bias.double().abs().max()
-        if not (1 <= self.shift <= 40 and float(largest_sum) < 2.0**52):
-            raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
         self.register_buffer("weight", weight.double())
         self.register_buffer("bias", bias.long())
 

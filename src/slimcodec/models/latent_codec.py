@@ -190,10 +190,16 @@ def check_prior(tensors: Mapping[str, NDArray[Any]], config: PriorConfig) -> Non
         shapes[f"{name}.meta"] = (2,)
     check_shapes(shapes, tensors)
     for name in config.layers():
-        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"].astype(np.float64)
-        largest_sum = float(np.abs(weight.astype(np.int32)).sum(1).max()) * INPUT_LIMIT + np.abs(bias).max()
-        if not (1 <= tensors[f"{name}.meta"][0] <= 40 and largest_sum < 2.0**52):
-            raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
+        check_layer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
+
+
+def check_layer(weight: NDArray[Any], bias: NDArray[Any], meta: NDArray[Any]) -> None:
+    """``ValueError`` unless every sum of an exact layer is exact in float64; ``meta``: shift, and whether it has a ReLU."""
+    largest = (
+        np.abs(weight.astype(np.int32)).sum(1).max() * float(INPUT_LIMIT) + np.abs(bias.astype(float)).max()
+    )
+    if not (1 <= meta[0] <= 40 and largest < 2.0**52):
+        raise ValueError("an exact layer's sums could leave the range in which float64 is exact")
 
 
 def _flat(x: NDArray[Any], dtype: Any) -> NDArray[Any]:
