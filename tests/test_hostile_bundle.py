@@ -17,7 +17,8 @@ from slimcodec.config import check_sizes, from_plain
 from slimcodec.files import inside
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
-from slimcodec.models.pretrained.references import PartReference, find_part, fingerprint
+from slimcodec.models.pretrained.part_files import fingerprint
+from slimcodec.models.pretrained.references import PartReference, find_part
 
 SMALL = Path(__file__).parent / "golden" / "small"
 HUGE = 10**9

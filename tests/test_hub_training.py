@@ -16,7 +16,7 @@ import slimcodec
 import slimcodec.training.run
 from slimcodec import SlimError
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.pretrained.references import fingerprint
+from slimcodec.models.pretrained.part_files import fingerprint
 from slimcodec.training import loop
 from slimcodec.training.batches import Draws
 from slimcodec.training.create import create

@@ -157,7 +157,7 @@ class Decoder:
         return tiled(
             lambda x: self.runtime.run("decode", x)[0],
             latents,
-            tile=self.tile,
+            tile=self.bundle.latent_model.autoencoder.tile if config.ldm else self.tile,
             margin=None if config.ldm else config.autoencoder.decoder_radius,
             cell_out=config.stride,
         )

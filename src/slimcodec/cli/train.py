@@ -11,7 +11,7 @@ import typer
 from slimcodec.cli.options import USAGE, complain, failing, say
 from slimcodec.files import atomic_write
 
-STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance", "bundle")
+STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
 PREVIEW = "preview"
 
 
@@ -37,7 +37,8 @@ def train(
     masks and captions and trains nothing. Needs the train extra.
 
     Recipes: smoke (minutes, needs no data), tiny-cpu (hours of one core),
-    tiny-gpu (half an hour of a GPU), hub-lora (a pretrained diffusion model).
+    tiny-gpu (half an hour of a GPU), hub-lora (a pretrained diffusion model),
+    hub-latent (its autoencoder alone, hours of one core).
 
     Examples:
       slim train all -c smoke

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels
 from slimcodec.models.pretrained import hub
-from slimcodec.models.pretrained.references import read_json
+from slimcodec.models.pretrained.part_files import read_json
 
 Mask = NDArray[np.float32]
 #: polygons are drawn this much finer than the mask, as long as the drawing stays below ``FINEST_SIDE`` pixels a side

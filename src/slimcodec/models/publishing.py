@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id
-from slimcodec.models.pretrained.references import (
-    OTHER_FILES,
-    PACKED,
-    FoundPart,
-    PartReference,
-    find_part,
-    weight_files,
-)
+from slimcodec.models.pretrained.part_files import OTHER_FILES, weight_files
+from slimcodec.models.pretrained.references import PACKED, FoundPart, PartReference, find_part
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle

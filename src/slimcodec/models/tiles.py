@@ -26,10 +26,12 @@ def tiled(
 
     Inputs are [B, C, rows * cell_in, columns * cell_in]. The function turns a cell of ``cell_in`` into one of ``cell_out``
     and looks at most ``margin`` cells to each side, so every kept value equals that of the untiled call. Without a margin
-    the function divides its input itself.
+    the function looks at all of its input: see ``blended``.
     """
+    if margin is None:
+        return blended(function, *inputs, cell_in=cell_in, cell_out=cell_out, tile=tile)
     rows, columns = (length // cell_in for length in inputs[0].shape[2:])
-    if margin is None or max(rows, columns) <= tile + 2 * margin:
+    if max(rows, columns) <= tile + 2 * margin:
         return function(*inputs)
 
     def tiles(length: int) -> Iterator[tuple[int, int, int, int]]:
@@ -61,27 +63,41 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(number * (length - tile) / (count - 1)) for number in range(count)]
 
 
-def blended(function: Callable[..., Array], *inputs: Array, tile: int = TILE, overlap: int = 16) -> Array:
-    """``function`` of latents of one size, for a function that looks at the whole tile (attention, normalisation).
+def blended(
+    function: Callable[..., Array],
+    *inputs: Array,
+    cell_in: int = 1,
+    cell_out: int = 1,
+    tile: int = TILE,
+    overlap: int = 16,
+) -> Array:
+    """``function(*inputs)`` for a function that looks at the whole tile (attention, normalisation); cells as in ``tiled``.
 
     Neighbouring tiles are cross-faded over their overlap, so that no seam shows.
     """
-    height, width = inputs[0].shape[2:]
+    height, width = (length // cell_in for length in inputs[0].shape[2:])
     overlap = min(overlap, tile // 2)
     rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
     if len(rows) == len(columns) == 1:
         return function(*inputs)
-    total = np.zeros_like(inputs[0])
-    weights = np.zeros((1, 1, height, width), np.float32)
+    total: Array | None = None
+    weights = np.zeros((1, 1, height * cell_out, width * cell_out), np.float32)
+
+    def place(top: int, left: int, cell: int) -> tuple[Any, ...]:
+        return (..., *(slice(start * cell, (start + tile) * cell) for start in (top, left)))
 
     def fade(size: int) -> Array:
         ramp = np.arange(1, size + 1, dtype=np.float32)
-        return np.minimum(np.minimum(ramp, ramp[::-1]), overlap) / overlap
+        return np.minimum(np.minimum(ramp, ramp[::-1]) / (overlap * cell_out), 1)
 
     for top, left in product(rows, columns):
-        place = (..., slice(top, top + tile), slice(left, left + tile))
-        piece = function(*(x[place] for x in inputs))
+        piece = function(*(x[place(top, left, cell_in)] for x in inputs))
         weight = fade(piece.shape[2])[:, None] * fade(piece.shape[3])
-        total[place] += piece * weight
-        weights[place] += weight
-    return total / weights
+        if total is None:
+            total = np.zeros((*piece.shape[:2], *weights.shape[2:]), np.float32)
+            kind = piece.dtype
+        total[place(top, left, cell_out)] += piece * weight
+        weights[place(top, left, cell_out)] += weight
+    assert total is not None
+    total /= weights
+    return (total if kind == np.float32 else total.round()).astype(kind, copy=False)

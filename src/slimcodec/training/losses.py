@@ -143,16 +143,19 @@ class RateDistortion:
         self, bits: Tensor, decoded: Tensor, batch: Batch, quality: Tensor, draws: Draws, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over a share, and its terms."""
-        weight = self.weight(quality)
-        bpp = bits / batch.pictures[0, 0].numel()
         fidelity, terms = self.fidelity(decoded, batch.pictures, batch.masks, draws, progress)
+        loss, more = self.sum(bits / batch.pictures[0, 0].numel(), fidelity, quality)
+        return loss, terms | more | region_errors(decoded, batch.pictures, batch.masks)
+
+    def sum(self, bpp: Tensor, fidelity: Tensor, quality: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of bits per pixel and fidelity of pictures [B], and its terms."""
+        weight = self.weight(quality)
         # dividing by lambda^(1/2) evens out the gradients of low and high qualities
         loss = ((bpp + weight * fidelity) / weight.sqrt()).mean() * LOSS_SCALE
         bpp = bpp.detach()
-        terms |= {"bpp": bpp.mean(), "fidelity": fidelity.detach().mean()}
+        terms = {"bpp": bpp.mean(), "fidelity": fidelity.detach().mean()}
         bands = {"bpp_low": quality <= 33, "bpp_high": quality > 67}
-        terms |= {name: bpp[band].mean() for name, band in bands.items() if band.any()}
-        return loss, terms | region_errors(decoded, batch.pictures, batch.masks)
+        return loss, terms | {name: bpp[band].mean() for name, band in bands.items() if band.any()}
 
 
 def rate_failure(bpp: float) -> str | None:

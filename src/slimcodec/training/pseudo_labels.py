@@ -22,7 +22,7 @@ from slimcodec.files import atomic_open
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
-from slimcodec.models.pretrained.references import read_json
+from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
 
 #: a field of ``PseudoLabels``

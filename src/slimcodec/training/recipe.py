@@ -141,6 +141,19 @@ class CompressorRecipe:
 
 
 @dataclass(frozen=True)
+class LatentsRecipe:
+    """Stage ``latents``: the compressor begins on latents of crops that are computed once, without the autoencoder.
+
+    Network, lambdas and background are those of stage ``compressor``, which goes on with its weights.
+    """
+
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    count: int = 0  #: crops whose latents are kept; 0 leaves the stage out
+    side: int = 256  #: pixels a side of these crops, of which ``optimisation.crop`` is a part
+    mixed_start: float = 0.4  #: as of stage ``compressor``
+
+
+@dataclass(frozen=True)
 class CaptionerRecipe:
     """Stage ``captioner``; pictures have the tagger's side, whatever ``optimisation.crop`` says."""
 
@@ -210,6 +223,7 @@ class Recipe:
     reports: Reports = field(default_factory=Reports)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
+    latents: LatentsRecipe = field(default_factory=LatentsRecipe)
     compressor: CompressorRecipe = field(default_factory=CompressorRecipe)
     captioner: CaptionerRecipe = field(default_factory=CaptionerRecipe)
     enhance: EnhanceRecipe = field(default_factory=EnhanceRecipe)
@@ -217,10 +231,11 @@ class Recipe:
 
     @property
     def replaced(self) -> dict[str, str]:
-        """The stages that a pretrained model makes needless, with the model or bundle that is taken instead."""
+        """The stages that are not trained, with the model or bundle that is taken instead, "" for none."""
         ldm = self.ldm
         sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
-        return {stage: source for stage, source in sources.items() if ldm.source and source}
+        replaced = {stage: source for stage, source in sources.items() if ldm.source and source}
+        return replaced if self.latents.count else replaced | {"latents": ""}
 
     def optimisation(self, stage: str) -> Optimisation:
         """A stage's steps and rates."""
@@ -262,7 +277,7 @@ class Recipe:
 
 
 #: the stages that train, in the order in which they build on each other
-STAGES = ("autoencoder", "diffusion", "compressor", "captioner", "enhance")
+STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance")
 
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:

@@ -69,7 +69,11 @@ class Run:
                 f"compressor.network: latents of {ldm.source} have {facts.latent_channels} channels; set "
                 f"latent_channels={facts.latent_channels}, patch=2 and prior.channels={4 * facts.latent_channels}"
             )
-        enhancer = EnhancerConfig("trained", facts.latent_channels, noise=ldm.noise, strength=ldm.strength)
+        enhancer = None
+        if facts.has_denoiser:
+            enhancer = EnhancerConfig(
+                "trained", facts.latent_channels, noise=ldm.noise, strength=ldm.strength
+            )
         config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
         return Bundle(config, {}, (), device=str(self.accelerator.device))
 
@@ -80,14 +84,16 @@ class Run:
         A captioner has nothing to learn from photos without labels: the embedded one is as good for the same vocabulary.
         """
         replaced = self.recipe.replaced
+        if self.pretrained is not None and self.pretrained.config.enhancer is None:
+            replaced["enhance"] = ""
         if "captioner" not in replaced and not self.data.labelled:
             same = self.data.vocabulary == read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
             replaced["captioner"] = EMBEDDED if same else ""
         return replaced
 
-    def fidelity(self, background: float, features: Features) -> Fidelity:
-        """The fidelity loss, with the teachers' features if they have a weight."""
-        if not features.weight:
+    def fidelity(self, background: float, features: Features | None = None) -> Fidelity:
+        """The fidelity loss, with the teachers' features if they have a weight; None: without."""
+        if features is None or not features.weight:
             return Fidelity(background)
         teachers, recipe = self.data.teachers, self.recipe.teachers
         if not teachers:

@@ -20,7 +20,8 @@ from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.files import file_sha256
 from slimcodec.models.config import CaptionModelConfig
-from slimcodec.models.pretrained.references import hub_folder, local_folder, read_json
+from slimcodec.models.pretrained.part_files import read_json
+from slimcodec.models.pretrained.references import hub_folder, local_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224

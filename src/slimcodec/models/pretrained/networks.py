@@ -35,13 +35,14 @@ MODES = ("noise", "trained")
 #: pixels a side up to which a picture is worked on whole, where the model's configuration says nothing
 WHOLE_SIDE = 512
 #: classes of diffusers that are known to map pictures to latents of two spatial dimensions
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderKLFlux2", "AutoencoderTaef2")
 
 
 class PretrainedAutoencoder(nn.Module):
     """Pictures in [-1, 1] to the scaled latents that a diffusion model was trained on, and back.
 
-    Normalisation and attention look at the whole picture: diffusers' tiling divides large ones, so the radii are None.
+    Normalisation and attention look at the whole picture, so there are no radii: larger ones than ``tile`` are worked on in
+    cross-faded tiles.
     """
 
     encoder_radius = decoder_radius = None
@@ -53,10 +54,8 @@ class PretrainedAutoencoder(nn.Module):
         self.latent_channels: int = config.latent_channels
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.shift = float(config.get("shift_factor") or 0.0)
-        if hasattr(vae, "tile_sample_min_size"):
-            vae.tile_sample_min_size = max(_longest(config.get("sample_size") or 0), WHOLE_SIDE)
-            vae.tile_latent_min_size = vae.tile_sample_min_size // self.stride
-        vae.enable_tiling()
+        #: side in latent positions
+        self.tile = max(_longest(config.get("sample_size") or 0), WHOLE_SIDE) // self.stride
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], sides multiples of ``stride``, to latents [B, C, H/stride, W/stride], float32."""

@@ -26,12 +26,12 @@ from slimcodec.models.pretrained.networks import (
     PromptEncoder,
     stride_of,
 )
+from slimcodec.models.pretrained.part_files import has_part, is_taef2, model_settings, read_json
 from slimcodec.models.pretrained.references import (
     FoundPart,
     hub_folder,
     local_folder,
     part_from_hub,
-    read_json,
     refer,
     revision_of,
 )
@@ -49,17 +49,24 @@ class LdmFacts:
     config: LdmConfig
     latent_channels: int
 
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the model is more than an autoencoder."""
+        return self.config.part("unet") is not None
+
 
 def refer_ldm(
     source: str, autoencoder: str = "", text_encoder: str = "", alternatives: Sequence[str] = ()
 ) -> LdmFacts:
-    """References to the parts of a pipeline's folder or hub id, each hashed as it is now.
+    """References to the parts of a pipeline's folder or hub id, each hashed as it is now; of an autoencoder's, to that alone.
 
     ``autoencoder`` takes the place of the pipeline's VAE (an AutoencoderTiny, for speed), ``text_encoder`` that of its first
     text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
     for what is not a pipeline, or not one that this release can run.
     """
     root = local_folder(source, PIPELINE) or hub_folder(source, "", ["model_index.json", "README.md"])
+    if not (root / "model_index.json").is_file():
+        return _refer_autoencoder(source, alternatives)
     index = read_json(root / "model_index.json")
     parts, folders = [], {}
     replaced = {"vae": autoencoder, "text_encoder": text_encoder}
@@ -79,17 +86,35 @@ def refer_ldm(
         # a path is written down so that it means the same from any working folder
         origin = str(local.resolve()) if local else home
         parts.append(refer(name, folders[name], origin, subfolder, revision_of(top), others))
-    vae = read_json(folders["vae"] / "config.json")
-    unet = read_json(folders["unet"] / "config.json")
+    vae, unet = (model_settings(folders[name]) for name in ("vae", "unet"))
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
     return LdmFacts(LdmConfig(tuple(parts), stride_of(vae), zeros), int(vae["latent_channels"]))
 
 
+def _refer_autoencoder(source: str, alternatives: Sequence[str]) -> LdmFacts:
+    """The facts of an autoencoder without a denoiser, a folder or hub id of its own."""
+    local = local_folder(source, PIPELINE)
+    folder = local or part_from_hub(source, "", "")
+    if not has_part(folder):
+        raise SlimError(
+            f"{source}: no pipeline of diffusers and no autoencoder (its model_index.json or config.json is missing)"
+        )
+    settings = model_settings(folder)
+    _check_autoencoder(source, settings)
+    origin = str(local.resolve()) if local else source
+    part = refer("vae", folder, origin, "", revision_of(folder), alternatives)
+    return LdmFacts(LdmConfig((part,), stride_of(settings)), int(settings["latent_channels"]))
+
+
+def _check_autoencoder(source: str, settings: dict[str, Any]) -> None:
+    if (name := settings.get("_class_name")) not in AUTOENCODERS:
+        raise SlimError(f"{source}: its autoencoder is {name}; known are {', '.join(AUTOENCODERS)}")
+
+
 def _check(source: str, vae: dict[str, Any], unet: dict[str, Any]) -> None:
-    vae_name, unet_name = vae.get("_class_name"), unet.get("_class_name")
-    if vae_name not in AUTOENCODERS:
-        raise SlimError(f"{source}: its autoencoder is {vae_name}; known are {', '.join(AUTOENCODERS)}")
+    unet_name = unet.get("_class_name")
+    _check_autoencoder(source, vae)
     if unet_name != "UNet2DConditionModel":
         raise SlimError(f"{source}: its network is {unet_name}; known is UNet2DConditionModel")
     # what diffusers takes where a configuration says nothing
@@ -114,6 +139,10 @@ def load_autoencoder(part: FoundPart, dtype: torch.dtype) -> PretrainedAutoencod
     """The latent space, frozen; in ``dtype``, or in float32 where half precision would overflow."""
     import diffusers
 
+    if is_taef2(part.folder):
+        from slimcodec.models.pretrained.taef2 import Taef2
+
+        return PretrainedAutoencoder(Taef2.from_pretrained(part.folder, dtype))
     settings = read_json(part.folder / "config.json")
     if settings.get("force_upcast") and dtype == torch.float16:
         # some decoders overflow in half precision, and say so
@@ -198,7 +227,9 @@ class PretrainedModel(LatentModel):
             from diffusers import UNet2DConditionModel
 
             if self.enhancer_config is None:
-                raise SlimError("the bundle has no enhancer")
+                raise SlimError(
+                    "the bundle's latent model is an autoencoder without a denoiser: give steps 0, or a bundle on a whole pipeline"
+                )
             unet = load_part(UNet2DConditionModel, self.find("unet"), self.parts.dtype)
             if "lora" in self.parts.stored:
                 merge_lora(unet, tensors_of(self.parts.stored["lora"]))

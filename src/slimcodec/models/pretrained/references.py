@@ -6,46 +6,21 @@ notes such as the release that wrote it: any mirror serves, and any copy is chec
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slimcodec.errors import ModelMismatchError, SlimError, needs
-from slimcodec.files import JSON_BYTES, hub_snapshot, inside, is_hub_id, load_json, read_bounded
-from slimcodec.models.storage import read_header
+from slimcodec.files import hub_snapshot, inside, is_hub_id
+from slimcodec.models.pretrained.part_files import fingerprint, has_part, licence_of, weight_files
 
 #: folders, separated as in PATH, in which pretrained parts are looked for first
 BASE_VARIABLE = "SLIMCODEC_BASE"
 #: where a packed bundle keeps its parts
 PACKED = "parts"
-CONFIGS = ("config.json", "scheduler_config.json")
-#: what a tokenizer or an image processor is made of
-OTHER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
-#: tensors that only the encoder of an autoencoder runs
-ENCODER_TENSORS = ("encoder.", "quant_conv.")
-#: notes in a configuration that change nothing
-NOTES = ("transformers_version", "torch_dtype", "dtype", "architectures")
-WEIGHTS = re.compile(r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -86,15 +61,6 @@ class FoundPart:
     place: str
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """Hashes of a part's folder (see ``PartReference``) and the size of its files in bytes."""
-
-    sha256: str
-    encoder_sha256: str
-    size: int
-
-
 def local_folder(source: str | Path, kind: str) -> Path | None:
     """The folder that a source is, None for a hub id; ``SlimError``, "no such {kind}", where it is neither."""
     folder = Path(source).expanduser()
@@ -128,84 +94,6 @@ def hub_folder(
         raise SlimError(f"{source}{at}: no such folder, and the hub did not give it ({reason})") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ``SlimError`` if it cannot be read."""
-    try:
-        content = load_json(path)
-        if not isinstance(content, dict):
-            raise TypeError("it holds no JSON object")
-        return content
-    except (OSError, ValueError, TypeError, SlimError) as error:
-        raise SlimError(f"{path}: cannot be read ({error}); get the model again") from error
-
-
-def weight_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder's weights by variant, the plain one first: {"": [...], "fp16": [...]}; {} without weights."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if match := WEIGHTS.fullmatch(path.name):
-            files.setdefault(match["variant"] or "", []).append(path)
-    files.pop("non_ema", None)
-    return dict(sorted(files.items()))
-
-
-def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
-    """Hashes of a part: its configuration, the tensors of a variant of its weights, and the files of a tokenizer.
-
-    Memory stays at a few megabytes. Raises ``SlimError`` where a file is damaged, or weights are there in pickled form only.
-    """
-    settings = {name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()}
-    kind = str(settings.get("config.json", {}).get("_class_name", ""))
-    encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
-    decoding, encoder = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()), hashlib.sha256()
-    size, split = 0, False
-    for name in OTHER_FILES:
-        if (path := folder / name).exists():
-            digest = hashlib.sha256(read_bounded(path, JSON_BYTES)).hexdigest()
-            decoding.update(f"{name} {digest}\n".encode())
-            size += path.stat().st_size
-    files = weight_files(folder)
-    if not files and any(folder.glob("*.bin")):
-        raise SlimError(
-            f"{folder}: its weights are pickled (.bin), which can run code; convert them to safetensors"
-        )
-    tensors = sorted(entry for path in files.get(variant, []) for entry in _tensors(path))
-    for name, described, path, start, length in tensors:
-        chosen = encoder if name.startswith(encoder_only) else decoding
-        split |= chosen is encoder
-        chosen.update(f"{name} {described}\n".encode())
-        with open(path, "rb") as file:
-            file.seek(start)
-            for offset in range(0, length, BLOCK):
-                chosen.update(file.read(min(BLOCK, length - offset)))
-        size += length
-    return Fingerprint(decoding.hexdigest(), encoder.hexdigest() if split else "", size)
-
-
-def _clean(config: Any) -> Any:
-    """A configuration without notes: what begins with an underscore, but for the name of the class, and some more."""
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: _clean(value)
-        for key, value in config.items()
-        if key == "_class_name" or not (key.startswith("_") or key in NOTES)
-    }
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, str, Path, int, int]]:
-    """Name, type and shape, file, first byte and length of every tensor of a safetensors file."""
-    header, data = read_header(path)
-    try:
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end or data + end > path.stat().st_size:
-                raise ValueError("it is cut short")
-            yield name, f"{entry['dtype']} {entry['shape']}", path, data + start, end - start
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SlimError(f"{path}: not a whole safetensors file ({error}); get it again") from error
-
-
 def find_part(
     reference: PartReference, bundle: Path | None = None, base: str | Path | None = None
 ) -> FoundPart:
@@ -224,7 +112,7 @@ def find_part(
         raise _missing(reference, reasons)
     if base is not None:
         reasons.append(f"{base} has no such part")
-    if bundle is not None and _has_part(packed := bundle / PACKED / reference.name):
+    if bundle is not None and has_part(packed := bundle / PACKED / reference.name):
         for path in (packed, *packed.rglob("*")):
             inside(bundle, path.relative_to(bundle).as_posix())
         if part := _match(packed, reference, "packed", reasons):
@@ -277,14 +165,10 @@ def part_from_hub(source: str, revision: str, subfolder: str, *, variants: bool 
     return snapshot
 
 
-def _has_part(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (*CONFIGS, "tokenizer_config.json"))
-
-
 def _match(root: Path, reference: PartReference, place: str, reasons: list[str]) -> FoundPart | None:
     """The part in a folder or its subfolder, with the variant of its weights; None, and reasons more, where none is right."""
     folders = (root / name for name in (reference.subfolder, reference.name, ""))
-    folder = next(filter(_has_part, folders), None)
+    folder = next(filter(has_part, folders), None)
     if folder is None:
         return None
     for variant in weight_files(folder) or {"": []}:
@@ -318,7 +202,7 @@ def refer(
     name: str, folder: Path, source: str, subfolder: str, revision: str, alternatives: Sequence[str] = ()
 ) -> PartReference:
     """The reference to a part that lies in ``folder``; of several variants of its weights the plain one."""
-    if not _has_part(folder):
+    if not has_part(folder):
         raise SlimError(
             f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
         )
@@ -334,14 +218,6 @@ def refer(
         licence_of(folder.parent if subfolder else folder),
         tuple(alternatives),
     )
-
-
-def licence_of(folder: Path) -> str:
-    """The licence that a model card (README.md) in a folder names, "" where none does."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    licence = re.search(r"^license:\s*([\w.-]+)\s*$", text, re.MULTILINE)
-    return licence[1] if licence else ""
 
 
 def revision_of(folder: Path) -> str:

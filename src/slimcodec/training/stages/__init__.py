@@ -15,6 +15,7 @@ from slimcodec.training.stages.captioner import CaptionerStage, start_from_weigh
 from slimcodec.training.stages.compressor import CompressorStage
 from slimcodec.training.stages.enhance import enhance_stage
 from slimcodec.training.stages.latent_diffusion import AutoencoderStage, DiffusionStage
+from slimcodec.training.stages.latents import LatentStage
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
     "autoencoder": (AutoencoderStage, ()),
     "diffusion": (DiffusionStage, ("autoencoder",)),
-    "compressor": (CompressorStage.build, ("autoencoder",)),
+    "latents": (LatentStage, ("autoencoder",)),
+    "compressor": (CompressorStage.build, ("autoencoder", "latents")),
     "captioner": (CaptionerStage.build, ()),
     # and those of stage diffusion, where it has run
     "enhance": (enhance_stage, ("autoencoder", "compressor")),

@@ -61,7 +61,7 @@ class CompressorStage(Stage[Batch]):
     def build(cls, run: Run) -> CompressorStage:
         """The stage of a run."""
         recipe = run.recipe.compressor
-        return cls(
+        stage = cls(
             latent_autoencoder(run),
             Compressor(recipe.network),
             run.data.crops(cls.name, "mask"),
@@ -69,15 +69,16 @@ class CompressorStage(Stage[Batch]):
             train_encoder=recipe.train_encoder,
             train_decoder=recipe.train_decoder,
         )
+        if "latents" not in run.replaced:
+            run.restore(stage.model, "latents")
+        return stage
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""
         quality = draws.integers(1, 101)
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.autoencoder.encode(batch.pictures)
-        # some pictures are to be equally good everywhere: for encoders that are given no region
-        has_roi = (draws.uniform() >= ALL_ROI_SHARE)[:, None, None, None]
-        batch = replace(batch, masks=torch.where(has_roi, batch.masks, 1.0))
+        batch = replace(batch, masks=some_everywhere(batch.masks, draws))
         mixed = progress >= self.objective.mixed_start
         coded = code(self.model, latents, quality, interest(batch.masks, latents), draws, mixed)
         decoded = self.autoencoder.decode(coded.latents)
@@ -108,6 +109,12 @@ class CompressorStage(Stage[Batch]):
             lines = [f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp" for bits in coded.bits]
             columns.append(picture_tiles(self.autoencoder.decode(coded.latents), lines))
         return columns
+
+
+def some_everywhere(masks: Tensor, draws: Draws) -> Tensor:
+    """Masks [B, 1, H, W], some of ones: these pictures are to be equally good everywhere, for encoders that are given no region."""
+    has_roi = (draws.uniform() >= ALL_ROI_SHARE)[:, None, None, None]
+    return torch.where(has_roi, masks, 1.0)
 
 
 def latent_autoencoder(run: Run) -> Autoencoder:

@@ -1,0 +1,151 @@
+"""Latents of crops, computed once: a compressor for a large autoencoder learns from them without running it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from slimcodec.errors import SlimError
+from slimcodec.files import atomic_open, atomic_write
+from slimcodec.processes import progress
+from slimcodec.training.batches import WHOLE, Crops, Share, StageBatch
+
+logger = logging.getLogger(__name__)
+
+#: batches between two notes of what is done
+NOTED = 8
+
+
+@dataclass
+class LatentBatch(StageBatch):
+    """Latents [B, C, h, w] of crops, and their masks [B, 1, h, w] in [0, 1]."""
+
+    latents: Tensor
+    masks: Tensor
+
+
+class LatentCache:
+    """The latents and masks of ``count`` crops in a folder: float16 and bytes, with one mask value a latent position.
+
+    On the way the linear map from one latent position to its pixels is fitted by least squares, which guides pictures.
+    """
+
+    def __init__(
+        self, folder: Path, crops: Crops, channels: int, stride: int, count: int, about: str
+    ) -> None:
+        """``about``: what the latents depend on; a folder of others is an error."""
+        self.folder, self.crops, self.stride, self.count = folder, crops, stride, count
+        self.channels, self.side = channels, crops.size // stride
+        self.about = {"of": about, "count": count, "size": crops.size, "seed": crops.seed}
+        self.done = 0
+        # sums of products of latents, with a one, and pixels
+        inputs, outputs = channels + 1, 3 * stride**2
+        self.sums = {
+            "xx": np.zeros((inputs, inputs)),
+            "xy": np.zeros((inputs, outputs)),
+            "yy": np.zeros(outputs),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "done.json").exists():
+            noted = json.loads((folder / "done.json").read_text())
+            if noted["about"] != self.about:
+                raise SlimError(
+                    f"{folder}: holds latents of {noted['about']}, not of {self.about}; remove it"
+                )
+            self.done = noted["done"]
+            with np.load(folder / f"sums-{self.done}.npz") as sums:
+                self.sums = dict(sums)
+
+    def fill(self, encode: Callable[[Tensor], Tensor]) -> None:
+        """Computes what is missing; goes on where an earlier call was stopped."""
+        if self.done == self.count:
+            return
+        arrays = self.arrays("r+" if self.done else "w+")
+        batch, steps = self.crops.batch, -(-self.count // self.crops.batch)
+        first = self.done // batch
+        with progress(steps, "batches of latents", first, logger.info) as bar, torch.no_grad():
+            for step in range(first, steps):
+                crops = self.crops(step)
+                encoded = encode(crops.pictures)
+                begin, end = step * batch, min((step + 1) * batch, self.count)
+                coarse = F.avg_pool2d(crops.masks, self.stride)[:, 0] * 255
+                for array, values in zip(arrays, (encoded.half(), coarse.round().byte()), strict=True):
+                    array[begin:end] = values[: end - begin].numpy()
+                self._fit(encoded, crops.pictures)
+                if (step + 1) % NOTED == 0 or end == self.count:
+                    self._note(end, arrays)
+                bar.advance()
+
+    def arrays(self, mode: Any) -> tuple[Any, Any]:
+        """Latents [N, C, h, w] and masks [N, h, w] on disk."""
+        masks = (self.count, self.side, self.side)
+        latents = (self.count, self.channels, *masks[1:])
+        shapes = (("latents", np.float16, latents), ("masks", np.uint8, masks))
+        opened = [
+            np.lib.format.open_memmap(self.folder / f"{n}.npy", mode, kind, size) for n, kind, size in shapes
+        ]
+        return opened[0], opened[1]
+
+    def _fit(self, latents: Tensor, pictures: Tensor) -> None:
+        rows = [
+            x.flatten(2).permute(0, 2, 1).flatten(0, 1).double().numpy()
+            for x in (latents, F.pixel_unshuffle(pictures, self.stride))
+        ]
+        x, y = np.pad(rows[0], ((0, 0), (0, 1)), constant_values=1), rows[1]
+        for name, value in (("xx", x.T @ x), ("xy", x.T @ y), ("yy", np.square(y).sum(0))):
+            self.sums[name] += value
+
+    def _note(self, done: int, arrays: tuple[Any, Any]) -> None:
+        for array in arrays:
+            array.flush()
+        with atomic_open(self.folder / f"sums-{done}.npz") as file:
+            np.savez(file, **self.sums)
+        atomic_write(self.folder / "done.json", json.dumps({"done": done, "about": self.about}).encode())
+        for old in self.folder.glob("sums-*.npz"):
+            if old.name != f"sums-{done}.npz":
+                old.unlink()
+        self.done = done
+
+    def linear_map(self) -> tuple[np.ndarray[Any, Any], float]:
+        """The map from a latent position to its pixels [3 * stride^2, C], in the order of ``pixel_unshuffle``, and its PSNR in dB."""
+        xx, xy, yy = (self.sums[name] for name in ("xx", "xy", "yy"))
+        solution = np.linalg.solve(xx, xy)
+        error = (yy - np.einsum("io,io->o", solution, xy)).mean() / xx[-1, -1]
+        return solution[:-1].T.astype(np.float32), float(10 * np.log10(4 / error))
+
+
+@dataclass
+class LatentCrops:
+    """Square parts of cached crops by step and share, ``side`` positions a side, at multiples of ``grid``."""
+
+    cache: LatentCache
+    side: int
+    batch: int
+    seed: int
+    grid: int
+
+    def __post_init__(self) -> None:
+        self.arrays = self.cache.arrays("r")
+
+    def __call__(self, step: int, share: Share = WHOLE) -> LatentBatch:
+        numbers = share.numbers(self.batch)
+        parts = [self._part(np.random.default_rng([self.seed, step, number])) for number in numbers]
+        latents, masks = (
+            torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*parts, strict=True)
+        )
+        return LatentBatch(numbers, latents, masks[:, None] / 255)
+
+    def _part(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
+        row = int(rng.integers(self.cache.count))
+        places = (self.cache.side - self.side) // self.grid + 1
+        y, x = (int(rng.integers(places)) * self.grid for _ in range(2))
+        return [array[row, ..., y : y + self.side, x : x + self.side] for array in self.arrays]
