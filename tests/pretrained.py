@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderTiny,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -22,6 +23,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -45,6 +47,8 @@ from transformers import (
 )
 
 from slimcodec.data.sources import generated_rows
+from slimcodec.models.pretrained.part_files import TAEF2_FILES
+from slimcodec.models.pretrained.taef2 import Taef2
 
 #: the shapes of Stable Diffusion 1.x, 2.x, Turbo, LCM, SDXL
 FAMILIES = ("sd1", "sd2", "turbo", "lcm", "sdxl")
@@ -127,6 +131,32 @@ def tiny_autoencoder() -> Any:
         num_encoder_blocks=(1, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 1),
     )
+
+
+def flux2_autoencoder() -> Any:
+    """An AutoencoderKLFlux2 at 1/8 of the resolution with four channels and statistics of its own."""
+    torch.manual_seed(7)
+    vae: Any = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    return vae.eval()
+
+
+def save_taef2(folder: Path) -> Path:
+    """Saves a TAEF2 with random weights as its two files, in half precision."""
+    torch.manual_seed(8)
+    folder.mkdir(parents=True)
+    model = Taef2()
+    for part, name in TAEF2_FILES.items():
+        tensors = {key: value.half().contiguous() for key, value in getattr(model, part).state_dict().items()}
+        save_file(tensors, folder / name)
+    return folder
 
 
 def unet(text_width: int, **settings: Any) -> Any:

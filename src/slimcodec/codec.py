@@ -159,17 +159,20 @@ class Codec:
             guidance = config.machine_guidance if preset == "machine" else config.guidance
         if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
-        if guidance and config.ldm:
+        if guidance and config.ldm and not self.bundle.can_guide:
             raise SlimError(
-                f"guidance is {guidance}, but a pretrained model follows the caption by classifier-free guidance, text_scale, "
-                f"{config.text_scale:g} in {config.name}: leave guidance out, and set --text-scale of `slim bundle create` or "
-                "text_scale in the bundle's config.json"
+                f"guidance is {guidance}, but {config.name} holds no tagger with a linear map of its latents: leave it out, or make "
+                "the bundle again with slim-tiny's captioner. What acts here is classifier-free guidance, text_scale, "
+                f"{config.text_scale:g} in {config.name}: set --text-scale of `slim bundle create` or text_scale in config.json"
+            )
+        if steps and config.ldm and config.enhancer is None:
+            raise SlimError(
+                f"steps is {steps}, but {config.name} stands on an autoencoder without a denoiser: give steps 0"
             )
         guidance_steps = GUIDANCE_STEPS if guidance_steps is None else guidance_steps
         count = whole_number("guidance_steps", guidance_steps, 1, MAX_STEPS)
-        if config.enhancer is None:
-            return Sampling(0, 0.0, count)
-        return Sampling(steps, guidance if config.captioners else 0.0, count)
+        steps = steps if config.enhancer else 0
+        return Sampling(steps, guidance if self.bundle.can_guide else 0.0, count)
 
     def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Any:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it.

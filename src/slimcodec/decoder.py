@@ -157,7 +157,7 @@ class Decoder:
         return tiled(
             lambda x: self.runtime.run("decode", x)[0],
             latents,
-            tile=self.bundle.latent_model.autoencoder.tile if config.ldm else self.tile,
+            tile=self.bundle.autoencoder_tile or self.tile,
             margin=None if config.ldm else config.autoencoder.decoder_radius,
             cell_out=config.stride,
         )
@@ -171,14 +171,14 @@ class Decoder:
         def gradient(number: int, view: Floats, target: Floats) -> Floats:
             return self.runtime.run(f"gradient-{number}", view, target)[0]
 
-        numbers = range(len(bundle.config.captioners))
+        numbers, tables = range(len(bundle.config.captioners)), bundle.guide
         guide = CaptionGuide(
-            [partial(gradient, number) for number in numbers], len(bundle.vocabulary), bundle.synthesis
+            [partial(gradient, number) for number in numbers], len(bundle.vocabulary), tables.synthesis
         )
         change = guide.change(
             pixels,
             file.caption_index,
-            bundle.error_scale(container.quality),
+            tables.lost(container.quality),
             strength=sampling.guidance,
             steps=sampling.guidance_steps,
             seed=zlib.crc32(container.payload),

@@ -73,7 +73,7 @@ class Encoder:
             lambda x: self.runtime.run("encode", x)[0],
             # a large picture comes alone, and is not copied
             _batch(padded[0][None] if len(padded) == 1 else np.stack(padded)),
-            tile=self.bundle.latent_model.autoencoder.tile if config.ldm else self.tile,
+            tile=self.bundle.autoencoder_tile or self.tile,
             margin=None if config.ldm else config.autoencoder.encoder_radius,
             cell_in=config.stride,
         )

@@ -19,6 +19,8 @@ class PatchAutoencoder(nn.Module):
     """Pictures in [-1, 1] to latents of about unit variance at 1/16 of the resolution, and back."""
 
     stride = PATCH
+    #: pieces of any size: values look a few positions far
+    tile: int | None = None
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from slimcodec.config import check_sizes, from_plain
@@ -23,6 +22,7 @@ from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.config import EMBEDDED, BundleConfig
 from slimcodec.models.graphs import read_graph, read_index
+from slimcodec.models.guidance import GuideTables
 from slimcodec.models.identity import decoding_sha256
 from slimcodec.models.onnx_runtime import Graph, OnnxRuntime
 from slimcodec.models.pretrained.references import (
@@ -135,6 +135,11 @@ class Bundle:
         return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
 
     @property
+    def autoencoder_tile(self) -> int | None:
+        """Side in latent positions of what a pretrained autoencoder works on at once; None for ours, which looks a few far."""
+        return self.latent_model.autoencoder.tile if self.config.ldm else None
+
+    @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
         from slimcodec.models.compressor import CONVOLUTIONS, Compressor
@@ -224,18 +229,18 @@ class Bundle:
             return build_graph(self.config, self.stored, name)
 
     @property
-    def synthesis(self) -> NDArray[np.float32]:
-        """The linear part of our autoencoder's ``decode`` as a matrix [3 * 16 * 16, C], rows in the order of ``pixel_unshuffle``."""
-        matrix: NDArray[np.float32] = self.stored["autoencoder"]["synthesis"]
-        return matrix
+    def guide(self) -> GuideTables:
+        """What guidance knows of the latent space: our autoencoder's linear path, or the part ``guide`` of a pretrained one."""
+        linear, lost = ("guide", "guide") if self.config.ldm else ("autoencoder", "enhancer")
+        return GuideTables(self.stored[linear]["synthesis"], self.stored[lost]["error_scale"])
 
-    def error_scale(self, quality: int) -> NDArray[np.float32]:
-        """Standard deviation [C] of what compression loses at a quality, as it is stored with the enhancer."""
-        # the table alone: guidance without denoising steps reads no UNet
-        table = self.stored["enhancer"]["error_scale"]
-        low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
-        rows = table[int(low)], table[min(int(low) + 1, len(table) - 1)]
-        return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
+    @property
+    def can_guide(self) -> bool:
+        """Whether captions can guide pictures: the gradients of a tagger reach the latent."""
+        config = self.config
+        return bool(config.captioners) and (
+            "guide" in self.stored if config.ldm else config.enhancer is not None
+        )
 
     @cached_property
     def sha256(self) -> str:

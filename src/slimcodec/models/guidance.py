@@ -1,20 +1,20 @@
 """Caption guidance: moves a decoded picture towards what the bundle's taggers know the caption by. No torch.
 
 Classifier guidance (Dhariwal & Nichol 2021, equation 10) with a linearised decoder: x = D(z0) + S (z - z0), S the KLT synthesis of
-the autoencoder. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a tagger is a network that
+our autoencoder, or a linear map that is fitted to a pretrained one. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a tagger is a network that
 runs forward (``tag_gradient``). Each step, another tagger sees another view: what pleases one network at one place is no evidence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from slimcodec.models.config import PATCH
 
 #: pixels of the short side of a view, and at most of the long one
 VIEW_SIDE, LONGEST_VIEW = 192, 768
@@ -31,24 +31,43 @@ Floats = NDArray[np.float32]
 Gradient = Callable[[Floats, Floats], Floats]
 
 
+@dataclass(frozen=True)
+class GuideTables:
+    """The linear path from a latent position to its P x P pixels, and the deviation of what compression loses.
+
+    ``synthesis`` [3 * P * P, C], rows in the order of ``pixel_unshuffle``; ``error_scales`` [levels, C], from quality 1 to 100.
+    """
+
+    synthesis: Floats
+    error_scales: Floats
+
+    def lost(self, quality: int) -> Floats:
+        """Standard deviation [C] of what compression loses at a quality."""
+        table = self.error_scales
+        low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
+        rows = table[int(low)], table[min(int(low) + 1, len(table) - 1)]
+        return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
+
+
 class CaptionGuide:
     """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
 
     def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
-        """``synthesis`` [3 * 16 * 16, C]: the linear path of the decoder, in the order of ``pixel_unshuffle``."""
+        """``synthesis``: see ``GuideTables``."""
         self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
+        self.patch = math.isqrt(len(synthesis) // 3)
 
     def change(
         self, pixels: NDArray[np.uint8], tag: int, lost: Floats, *, strength: float, steps: int, seed: int
     ) -> Floats:
-        """The change [1, C, h, w] of the latent of a decoded picture, ``pixels`` [1, 3, 16h, 16w], towards a tag.
+        """The change [1, C, h, w] of the latent of a decoded picture, ``pixels`` [1, 3, P h, P w], towards a tag.
 
         ``lost`` [C] is the standard deviation of what the compressor lost. The change has a root mean square of at most
         ``strength`` in those units. ``seed`` draws the views.
         """
         rng = np.random.Generator(np.random.Philox(key=seed))
-        rows, columns = (side // PATCH for side in pixels.shape[2:])
-        cell = _cell(rows, columns)
+        rows, columns = (side // self.patch for side in pixels.shape[2:])
+        cell = _cell(rows, columns, self.patch)
         basis = self._basis(cell)
         small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
             (columns * cell, rows * cell), Image.Resampling.BILINEAR
@@ -69,18 +88,18 @@ class CaptionGuide:
         return change.astype(np.float32)
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
-        """The picture [1, 3, 16h, 16w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
+        """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
         basis = self.synthesis * np.float32(127.5)
         moved = np.empty_like(pixels)
         for top in range(0, change.shape[2], rows):
-            band = slice(top * PATCH, (top + rows) * PATCH)
-            difference = _shuffled(_mixed(basis, change[:, :, top : top + rows]), PATCH)
+            band = slice(top * self.patch, (top + rows) * self.patch)
+            difference = _shuffled(_mixed(basis, change[:, :, top : top + rows]), self.patch)
             moved[:, :, band] = (pixels[:, :, band] + difference).round().clip(0, 255)
         return moved
 
     def _basis(self, cell: int) -> Floats:
         """The synthesis at ``cell`` pixels a side of a latent position, [3 * cell * cell, C]."""
-        patterns = self.synthesis.T.reshape(-1, 3, PATCH, PATCH)
+        patterns = self.synthesis.T.reshape(-1, 3, self.patch, self.patch)
         return resized(patterns, (cell, cell)).reshape(len(patterns), -1).T
 
 
@@ -100,10 +119,10 @@ def _resizing(before: int, after: int, smooth: bool) -> Floats:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _cell(rows: int, columns: int) -> int:
-    """Pixels a side of a latent position in a view."""
+def _cell(rows: int, columns: int, patch: int) -> int:
+    """Pixels a side of a latent position in a view, ``patch`` in the picture."""
     cell = min(VIEW_SIDE / min(rows, columns), LONGEST_VIEW / max(rows, columns))
-    return max(1, min(PATCH, round(cell)))
+    return max(1, min(patch, round(cell)))
 
 
 def _seen(gradient: Gradient, picture: Floats, target: Floats, rng: np.random.Generator) -> Floats:

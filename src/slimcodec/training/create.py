@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,9 @@ from slimcodec.training.compression_model import (
     latent_codec_parts,
     start_as_transform,
 )
+from slimcodec.training.recipe import DefaultsRecipe
+
+logger = logging.getLogger(__name__)
 
 #: pictures from which an untrained compressor's transform and tables are taken, and their side in pixels
 SAMPLES, SIDE = 12, 128
@@ -73,9 +77,14 @@ def create(
     where its noise is as large as what the compressor loses. Raises ``SlimError`` where a part is missing, or two do not fit.
     """
     facts = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
-    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0)
+    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0) if facts.has_denoiser else None
     config = BundleConfig(
-        name or Path(ldm).name, enhancer=enhancer, steps=steps, text_scale=text_scale, ldm=facts.config
+        name or Path(ldm).name,
+        enhancer=enhancer,
+        steps=steps if facts.has_denoiser else 0,
+        machine_guidance=DefaultsRecipe.machine_guidance,
+        text_scale=text_scale,
+        ldm=facts.config,
     )
     bundle = Bundle(config, {}, read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"), device=device)
     pictures = _samples(photos)
@@ -83,10 +92,12 @@ def create(
         bundle = with_compressor(bundle, facts.latent_channels, compressor)
     else:
         bundle = with_transform_code(bundle, facts.latent_channels, pictures)
-    if bundle.config.enhancer == enhancer:
+    if enhancer is not None and bundle.config.enhancer == enhancer:
         strength = strength or measured_strength(bundle, pictures)
         bundle = changed(bundle, enhancer=replace(enhancer, strength=strength))
-    return with_captioner(bundle, captioner, prompt, tags) if captioner else bundle
+    if captioner:
+        bundle = with_captioner(bundle, captioner, prompt, tags)
+    return with_guide(bundle, pictures)
 
 
 def changed(
@@ -124,7 +135,7 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
     other = Bundle.from_pretrained(source)
     if not other.captioners:
         raise SlimError(f"{source}: this bundle has no captioner; choose another one")
-    # the first names; more of them would guide, in slim-tiny's latent space alone
+    # one is enough to name and to guide
     parts = {"captioner-0": other.stored["captioner-0"]}
     return changed(bundle, parts, other.vocabulary, captioners=other.config.captioners[:1])
 
@@ -145,6 +156,48 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
         names.append("lora")
         settings["enhancer"] = other.config.enhancer
     return changed(bundle, {name: other.stored[name] for name in names}, other.vocabulary, **settings)
+
+
+def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
+    """A bundle whose tagger can guide pictures: with a linear map from its latents to pixels, and what compression loses.
+
+    Both are fitted to ``pictures`` [H, W, 3]. Of our own latent model, or without a tagger, the bundle as it is.
+    """
+    config = bundle.config
+    if config.ldm is None or not config.captioners:
+        return bundle
+    codec, levels = Codec(bundle), config.compressor.prior.levels
+    qualities = np.linspace(1, 100, levels).round().astype(int).tolist()
+    rows: list[NDArray[Any]] = []
+    pixels: list[NDArray[Any]] = []
+    losses = []
+    for number, picture in enumerate(pictures):
+        cell = config.stride * config.compressor.patch
+        height, width = (length // cell * cell for length in picture.shape[:2])
+        picture = picture[:height, :width]
+        latents = np.asarray(codec.latents(picture))
+        rows.append(latents.reshape(len(latents), -1).T)
+        pixels.append(pixel_rows(picture, config.stride))
+        if number < MEASURED:
+            coded = zip(qualities, codec.quantise_each(picture, qualities), strict=True)
+            rough = [np.asarray(codec.synthesise(symbols, quality)) for quality, symbols in coded]
+            losses.append([np.square(one - latents).mean((-2, -1)).reshape(-1) for one in rough])
+    x, y = np.concatenate(rows), np.concatenate(pixels)
+    solution, *_ = np.linalg.lstsq(np.pad(x, ((0, 0), (0, 1)), constant_values=1), y, rcond=None)
+    error = np.square(x @ solution[:-1] + solution[-1] - y).mean()
+    logger.info("linear map of latents to pixels: %.1f dB", 10 * np.log10(4 / max(error, 1e-9)))
+    tables = {
+        "synthesis": solution[:-1].T.astype(np.float32),
+        "error_scale": np.sqrt(np.mean(losses, 0)).astype(np.float32),
+    }
+    return changed(bundle, {"guide": tables})
+
+
+def pixel_rows(picture: NDArray[np.uint8], stride: int) -> NDArray[np.float32]:
+    """The pixels of each latent position of a picture [H, W, 3], in -1..1: [positions, 3 * stride^2], as ``pixel_unshuffle``."""
+    height, width = (length // stride for length in picture.shape[:2])
+    parts = picture.reshape(height, stride, width, stride, 3).transpose(0, 2, 4, 1, 3)
+    return parts.reshape(height * width, -1).astype(np.float32) / 127.5 - 1
 
 
 def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:

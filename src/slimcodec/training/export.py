@@ -17,11 +17,11 @@ from slimcodec import __version__
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.config import BundleConfig, EnhancerConfig
+from slimcodec.models.config import BundleConfig
 from slimcodec.models.pretrained.networks import Autoencoder
 from slimcodec.training.batches import is_drawn
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
-from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner
+from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
 from slimcodec.training.recipe import STAGES, Recipe
 from slimcodec.training.run import Run, revision
 from slimcodec.training.stages import same_vocabulary
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: photos to whose symbols the tables are fitted
 FITTED_PHOTOS = 120
+#: photos to which the linear map of a pretrained latent space is fitted
+GUIDE_PHOTOS = 40
 
 
 def save_bundle(run: Run) -> None:
@@ -66,9 +68,10 @@ def make_bundle(run: Run) -> Bundle:
         bundle = with_captioner(bundle, source)
     photos = some_photos(run, FITTED_PHOTOS)
     bundle = changed(bundle, latent_codec_parts(model, fitted_tables(Codec(bundle), photos)))
-    if pretrained is None:
+    bundle = with_guide(bundle, photos[:GUIDE_PHOTOS])
+    enhancer = bundle.config.enhancer
+    if pretrained is None or enhancer is None:
         return bundle
-    enhancer = bundle.config.enhancer or EnhancerConfig()
     if low_rank := run.load("enhance", "lora") if enhanced else {}:
         low, high = low_rank.pop("strength").tolist()
         # names of parameters hold no dots, names of tensors in a bundle do

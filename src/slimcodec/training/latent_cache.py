@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
-from slimcodec.files import atomic_open, atomic_write
+from slimcodec.files import atomic_write
 from slimcodec.processes import progress
 from slimcodec.training.batches import WHOLE, Crops, Share, StageBatch
 
@@ -34,10 +34,7 @@ class LatentBatch(StageBatch):
 
 
 class LatentCache:
-    """The latents and masks of ``count`` crops in a folder: float16 and bytes, with one mask value a latent position.
-
-    On the way the linear map from one latent position to its pixels is fitted by least squares, which guides pictures.
-    """
+    """The latents and masks of ``count`` crops in a folder: float16 and bytes, with one mask value a latent position."""
 
     def __init__(
         self, folder: Path, crops: Crops, channels: int, stride: int, count: int, about: str
@@ -47,13 +44,6 @@ class LatentCache:
         self.channels, self.side = channels, crops.size // stride
         self.about = {"of": about, "count": count, "size": crops.size, "seed": crops.seed}
         self.done = 0
-        # sums of products of latents, with a one, and pixels
-        inputs, outputs = channels + 1, 3 * stride**2
-        self.sums = {
-            "xx": np.zeros((inputs, inputs)),
-            "xy": np.zeros((inputs, outputs)),
-            "yy": np.zeros(outputs),
-        }
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "done.json").exists():
             noted = json.loads((folder / "done.json").read_text())
@@ -62,8 +52,6 @@ class LatentCache:
                     f"{folder}: holds latents of {noted['about']}, not of {self.about}; remove it"
                 )
             self.done = noted["done"]
-            with np.load(folder / f"sums-{self.done}.npz") as sums:
-                self.sums = dict(sums)
 
     def fill(self, encode: Callable[[Tensor], Tensor]) -> None:
         """Computes what is missing; goes on where an earlier call was stopped."""
@@ -80,7 +68,6 @@ class LatentCache:
                 coarse = F.avg_pool2d(crops.masks, self.stride)[:, 0] * 255
                 for array, values in zip(arrays, (encoded.half(), coarse.round().byte()), strict=True):
                     array[begin:end] = values[: end - begin].numpy()
-                self._fit(encoded, crops.pictures)
                 if (step + 1) % NOTED == 0 or end == self.count:
                     self._note(end, arrays)
                 bar.advance()
@@ -95,32 +82,11 @@ class LatentCache:
         ]
         return opened[0], opened[1]
 
-    def _fit(self, latents: Tensor, pictures: Tensor) -> None:
-        rows = [
-            x.flatten(2).permute(0, 2, 1).flatten(0, 1).double().numpy()
-            for x in (latents, F.pixel_unshuffle(pictures, self.stride))
-        ]
-        x, y = np.pad(rows[0], ((0, 0), (0, 1)), constant_values=1), rows[1]
-        for name, value in (("xx", x.T @ x), ("xy", x.T @ y), ("yy", np.square(y).sum(0))):
-            self.sums[name] += value
-
     def _note(self, done: int, arrays: tuple[Any, Any]) -> None:
         for array in arrays:
             array.flush()
-        with atomic_open(self.folder / f"sums-{done}.npz") as file:
-            np.savez(file, **self.sums)
         atomic_write(self.folder / "done.json", json.dumps({"done": done, "about": self.about}).encode())
-        for old in self.folder.glob("sums-*.npz"):
-            if old.name != f"sums-{done}.npz":
-                old.unlink()
         self.done = done
-
-    def linear_map(self) -> tuple[np.ndarray[Any, Any], float]:
-        """The map from a latent position to its pixels [3 * stride^2, C], in the order of ``pixel_unshuffle``, and its PSNR in dB."""
-        xx, xy, yy = (self.sums[name] for name in ("xx", "xy", "yy"))
-        solution = np.linalg.solve(xx, xy)
-        error = (yy - np.einsum("io,io->o", solution, xy)).mean() / xx[-1, -1]
-        return solution[:-1].T.astype(np.float32), float(10 * np.log10(4 / error))
 
 
 @dataclass

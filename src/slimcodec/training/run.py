@@ -74,7 +74,14 @@ class Run:
             enhancer = EnhancerConfig(
                 "trained", facts.latent_channels, noise=ldm.noise, strength=ldm.strength
             )
-        config = BundleConfig(self.recipe.name, enhancer=enhancer, ldm=facts.config)
+        guidance = self.recipe.defaults.machine_guidance
+        config = BundleConfig(
+            self.recipe.name,
+            enhancer=enhancer,
+            steps=1 if enhancer else 0,
+            machine_guidance=guidance,
+            ldm=facts.config,
+        )
         return Bundle(config, {}, (), device=str(self.accelerator.device))
 
     @cached_property

@@ -62,13 +62,23 @@ class PretrainedAutoencoder(nn.Module):
         # the most likely latent, not a random one: a picture has one file
         encoded = self.vae.encode(pictures.to(dtype_of(self.vae)))
         latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents.float() - self.shift) * self.scale
+        latents = (latents.float() - self.shift) * self.scale
+        return latents if self.statistics is None else _normalised(latents, *self.statistics)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, 3, stride * h, stride * w], float32, near [-1, 1] and not clipped."""
+        if self.statistics is not None:
+            mean, deviation = self.statistics
+            latents = _normalised(latents, -mean / deviation, 1 / deviation)
         raw = latents.float() / self.scale + self.shift
         decoded: Tensor = self.vae.decode(raw.to(dtype_of(self.vae))).sample
         return decoded.float()
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation [4C] of patches of 2x2 raw latents, by which FLUX.2 normalises them; None for other models."""
+        norm = getattr(self.vae, "bn", None)
+        return None if norm is None else (norm.running_mean, (norm.running_var + norm.eps).sqrt())
 
     @torch.no_grad()
     def latent_scale(self, latents: Tensor) -> Tensor:
@@ -88,6 +98,12 @@ class PretrainedAutoencoder(nn.Module):
             moved[:, channel] += change * sign
             energy.append((self.decode(moved) - before).square().sum() / (sign.numel() * change**2))
         return torch.stack(energy).sqrt().clamp(min=1e-4)
+
+
+def _normalised(latents: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Latents [B, C, h, w] by mean and deviation [4C] of their patches of 2x2."""
+    patches = nn.functional.pixel_unshuffle(latents, 2)
+    return nn.functional.pixel_shuffle((patches - mean[:, None, None]) / deviation[:, None, None], 2)
 
 
 Autoencoder = PatchAutoencoder | PretrainedAutoencoder
