@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pretrained import autoencoder, tiny_autoencoder
@@ -13,6 +14,7 @@ from slimcodec.models.blocks import dtype_of
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder
 from slimcodec.models.pretrained.pipeline import load_autoencoder
 from slimcodec.models.pretrained.references import FoundPart
+from slimcodec.models.tiles import blended
 
 
 def made(kind: str) -> PretrainedAutoencoder:
@@ -45,12 +47,22 @@ def test_a_shift_is_undone_by_decoding() -> None:
 
 
 def test_large_pictures_are_divided() -> None:
-    space = made("kl")
-    seen: list[int] = []
-    space.vae.encoder.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].shape[2]))
-    latents = space.encode(torch.rand(1, 3, 64, 640) * 2 - 1)
-    assert latents.shape == (1, 4, 8, 80) and len(seen) > 1
-    assert space.decode(latents).shape == (1, 3, 64, 640)
+    assert made("kl").tile == 64
+    rng, seen = np.random.default_rng(0), []
+
+    def enlarge(latents: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        seen.append(latents.shape[2:])
+        return latents.repeat(2, 2).repeat(2, 3)
+
+    for kind in (np.float32, np.uint8):
+        latents = rng.integers(0, 256, (1, 3, 20, 50)).astype(kind)
+        whole = enlarge(latents)
+        seen.clear()
+        divided = blended(enlarge, latents, cell_out=2, tile=16, overlap=4)
+        assert np.allclose(divided, whole, atol=1e-4) and divided.dtype == kind
+        assert set(seen) == {(16, 16)} and len(seen) == 8
+        pooled = blended(lambda x: x[..., ::2, ::2], whole, cell_in=2, tile=16)
+        assert np.allclose(pooled, latents, atol=1e-4) and pooled.dtype == kind
 
 
 def test_the_scale_of_a_channel_is_its_energy_in_the_picture() -> None:
