@@ -119,7 +119,7 @@ def measured() -> dict[str, Any]:
         curve.name: [percent(relative_at(result, curve, judge, bpp)) for bpp in RATES]
         for curve in (slim, *anchors)
     }
-    whole = stored("experiments/round_trip.json")["kept_percent"][0]
+    whole = stored("experiments/round_trip.json")["round_trip"][judge]["kept_percent"][0]
     fewer = [
         (
             PEERS[anchor.name],
