@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT, run_page
 from PIL import Image
-from pretrained import save_blip, save_clip, save_pipeline, tiny_autoencoder
+from pretrained import save_blip, save_clip, save_pipeline, save_taef2, tiny_autoencoder
 from support import photo
 from test_hub_training import SETTINGS
 
@@ -35,6 +35,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_clip(tmp_path / "models" / "clip")
     for name, folder in (
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", save_pipeline("sd1", tmp_path / "models")),
+        ("stabilityai/sd-turbo", save_pipeline("turbo", tmp_path / "models")),
         ("stabilityai/sdxl-turbo", save_pipeline("sdxl", tmp_path / "models")),
         ("madebyollin/taesd", tmp_path / "models" / "taesd"),
         ("Salesforce/blip-image-captioning-base", tmp_path / "models" / "blip"),
@@ -42,13 +43,22 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         keep(tmp_path / "cache", name, folder)
     shutil.rmtree(tmp_path / "models")
+    save_taef2(tmp_path / "taef2")
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles")
     (tmp_path / "photos").mkdir()
     for name in ("coffee", "chelsea"):
         photo(name, 140, 130).save(tmp_path / "photos" / f"{name}.png")
     photo("chelsea", 64, 64).save(tmp_path / "photos" / "cat.png")
     (tmp_path / "tags.txt").write_text("cat\ncoffee cup\n")
     small = [part for setting in SETTINGS if not setting.startswith("data=") for part in ("--set", setting)]
-    small += ["--set", "compressor.optimisation.steps=2", "--set", "enhance.optimisation.steps=2"]
+    few = [f"{stage}.optimisation.steps=2" for stage in ("latents", "compressor", "enhance")]
+    few += [
+        "latents.count=4",
+        "latents.side=64",
+        "latents.optimisation.batch=2",
+        "latents.optimisation.crop=64",
+    ]
+    small += [part for setting in few for part in ("--set", setting)]
     uploaded: list[str] = []
 
     class Hub:
@@ -65,7 +75,16 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"paths": paths},
         lambda arguments: small if arguments[0] == "train" else [],
     )
-    for name in ("steps0.png", "steps4.png", "packed.png", "mine.png", "offloaded.png", "pictures/cat.png"):
+    for name in (
+        "steps0.png",
+        "steps4.png",
+        "packed.png",
+        "mine.png",
+        "offloaded.png",
+        "flux2-machine.png",
+        "turbo.png",
+        "pictures/cat.png",
+    ):
         assert (tmp_path / name).is_file()
     assert uploaded == ["owner/mine"]
     assert [picture.width for picture in names["pictures"]] == [Image.open(p).width for p in paths]
