@@ -1,12 +1,12 @@
 """Milliseconds and memory of a bundle on a full-size Stable Diffusion 1.5 with random weights: what encode and decode cost.
 
-    python benchmarks/hub.py [--side 512] [--device cpu] [--batch-size 1] [--offload] [--out results/speed-hub.json]
+    python benchmarks/hub.py [--bundle FOLDER] [--side 512] [--device cpu] [--batch-size 1] [--offload] [--out results/speed-hub.json]
 
 A pipeline of the shape of Stable Diffusion 1.5 (860 M parameters in the UNet, 84 M in the autoencoder, 123 M in the text encoder)
 is built and saved (2.1 GB, half precision), a bundle is made on it, and a picture goes through it in fresh processes, one for each
 operation. What the weights say costs nothing, so random ones tell the time of trained ones. On a CPU: one thread, and its processor
 time (``first_ms``, with loading and checking of the weights, is on the wall's clock). Times are those of a picture: with
-``--batch-size`` many go through at once, and their time is divided.
+``--batch-size`` many go through at once, and their time is divided. ``--bundle``: another bundle, which takes no denoising steps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = ("encode", "decode 0", "decode 1", "decode 4")
+WITHOUT_STEPS = ("encode", "decode 0", "decode machine")
 
 WORK = """
 import json, re, sys, time
@@ -39,10 +40,12 @@ picture = Image.open(io.BytesIO(generated_rows(1)[0]["image"]["bytes"])).resize(
 
 def run():
     if operation == "encode":
-        made = list(encode_many(codec, [picture] * batch, 50, "a photo of a cat", batch_size=batch))
+        made = list(encode_many(codec, [picture] * batch, 50, "a photo of a tabby", batch_size=batch))
         open(data, "wb").write(made[0])
     else:
-        made = list(decode_many(codec, [data] * batch, int(operation.split()[1]), batch_size=batch))
+        way = operation.split()[1]
+        options = {"preset": way} if way == "machine" else {"steps": int(way)}
+        made = list(decode_many(codec, [data] * batch, batch_size=batch, **options))
     for one in made:
         if isinstance(one, Exception):
             raise one
@@ -125,6 +128,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures that go through at once")
     parser.add_argument("--offload", action="store_true", help="one part at a time on the device")
+    parser.add_argument(
+        "--bundle", type=Path, help="folder of a bundle (default: one on Stable Diffusion's shape)"
+    )
     parser.add_argument("--work", type=Path, help="folder for the model (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
@@ -132,13 +138,13 @@ def main() -> None:
     result |= {"batch_size": options.batch_size, "offload": options.offload}
     with tempfile.TemporaryDirectory() as made:
         folder = options.work or Path(made)
-        model, bundle, data = folder / "model", folder / "bundle", folder / "photo.slim"
-        if not model.exists():
-            build(model)
+        model, bundle, data = folder / "model", options.bundle or folder / "bundle", folder / "photo.slim"
         if not bundle.exists():
+            if not model.exists():
+                build(model)
             command = [sys.executable, "-m", "slimcodec.cli", "bundle", "create", "--ldm", str(model)]
             subprocess.run([*command, "--captioner", "none", "-o", str(bundle)], check=True)
-        for operation in OPERATIONS:
+        for operation in WITHOUT_STEPS if options.bundle else OPERATIONS:
             command = [sys.executable, "-c", WORK, str(bundle), str(data), operation, str(options.side)]
             command += [options.device, str(options.batch_size), str(int(options.offload))]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

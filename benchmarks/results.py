@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from slimcodec.container import EMBEDDED_BUNDLE
-from slimcodec.evaluation.bd_rate import bd_rate, compare, relative_at
+from slimcodec.evaluation.bd_rate import bd_rate, compare, improving, relative_at
 from slimcodec.evaluation.results import Interval, MeasuredCurve, Result, load_all
 from slimcodec.files import atomic_write
 
@@ -103,6 +104,51 @@ def judged() -> dict[str, Any]:
     }
 
 
+def flux2() -> dict[str, Any]:
+    """The compressor on FLUX.2's latent space beside slim-tiny, peers, and uniform quantisation of its latents."""
+    result = load_all([str(RESULTS / "dev-imagenet1k-flux2.json")])[0]
+    ours = load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]
+    alone, times = stored("flux2-uniform.json"), stored("speed-flux2.json")
+    named = {"slim steps 0": "steps 0", "slim steps 0 + caption + guidance 0.4": "`machine`"}
+    chosen = [
+        (f"{bundle}, {label}", source, curve)
+        for bundle, source in (("slim-flux2", result), ("slim-tiny", ours))
+        for name, label in named.items()
+        for curve in source.curves
+        if curve.name == name
+    ] + [(PEERS[curve.name], result, curve) for curve in result.curves if curve.name in PEERS]
+    rows = [
+        (name, judge, [percent(relative_at(source, curve, judge, rate)) for rate in RATES])
+        for name, source, curve in chosen
+        for judge in source.judges
+    ]
+    plain = next(curve for curve in result.curves if curve.name == "slim steps 0")
+    points = [point.summary for point in plain.points]
+    uniform = []
+    for row in alone["uniform"]:
+        bits = [bits_at(points, judge, row[judge]["top1_percent"][0]) for judge in result.judges]
+        cells = [f"{row[judge]['kept_percent'][0]:.0f} %" for judge in result.judges]
+        shares = ["–" if found is None else f"{100 * found / row['bpp']:.0f} %" for found in bits]
+        uniform.append((row["step"], row["bpp"], *cells, *shares))
+    return {
+        "judges": result.judges,
+        "count": len(result),
+        "rows": rows,
+        "uniform": uniform,
+        "round_trip": [f"{alone['round_trip'][judge]['kept_percent'][0]:.0f} %" for judge in result.judges],
+        "times": times,
+    }
+
+
+def bits_at(points: list[dict[str, Any]], judge: str, wanted: float) -> float | None:
+    """The bits per pixel at which a curve has a top-1, between its points, by the logarithm of the rate; None beyond them."""
+    rates, scores = (np.array([point[name][0] for point in points]) for name in ("bpp", f"top1 {judge}"))
+    rates, scores = improving(rates, scores)
+    if not scores[0] <= wanted <= scores[-1]:
+        return None
+    return float(np.exp(np.interp(wanted, scores, np.log(rates))))
+
+
 def spread(ends: Interval | None) -> str:
     """A share with its interval."""
     return "–" if ends is None else f"{ends[0]:.0f} % ({ends[1]:.0f} to {ends[2]:.0f})"
@@ -143,6 +189,7 @@ def measured() -> dict[str, Any]:
         + [(PEERS[a.name], kept[a.name], "100 %") for a in anchors],
         "machine": machine(load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]),
         "judged": judged(),
+        "flux2": flux2(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
         "exact": {

@@ -160,7 +160,7 @@ def test_a_fresh_process_decodes_with_a_folder_of_any_name(
         "-o",
         tmp_path / "cat.png",
     ]
-    subprocess.run([*command, "--model", there], env=environment, check=True, timeout=300)
+    subprocess.run([*map(str, command), "--model", str(there)], env=environment, check=True, timeout=300)
     from PIL import Image
 
     other = np.asarray(Image.open(tmp_path / "cat.png"), np.int16)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from slimcodec import SlimError
 from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
-from slimcodec.training.loop import Stage, schedule, train
+from slimcodec.training.checkpoints import load_tensors, save_tensors
+from slimcodec.training.loop import OutOfTime, Stage, schedule, train
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
@@ -86,6 +87,37 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [8, 16, 24, 32, 40]
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
     assert list((tmp_path / "b" / "tensorboard" / "line").iterdir())
+
+
+def test_a_run_in_pieces_of_time_equals_an_unbroken_one(tmp_path: Path) -> None:
+    unbroken = train(Line(), tmp_path / "a", OPTIONS, REPORTS)
+    steps = []
+    for _ in range(4):
+        with pytest.raises(OutOfTime, match="line stopped at step .* of 40") as stopped:
+            train(Line(), tmp_path / "b", OPTIONS, REPORTS, resume=True, deadline=0.0)
+        steps.append(int(str(stopped.value).split()[4]))
+    assert steps == [8, 16, 24, 32]
+    # the last piece ends with the stage
+    resumed = train(Line(), tmp_path / "b", OPTIONS, REPORTS, resume=True, deadline=0.0)
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert log(tmp_path / "a") == log(tmp_path / "b")
+
+
+def test_a_checkpoint_in_parts_is_the_last_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "line.pt"
+    assert load_tensors(path) is None
+    save_tensors({"step": 1}, path)
+    for step in (2, 3):
+        save_tensors({"step": step, "x": torch.arange(600_000)}, path, step, 1)
+        parts = sorted(tmp_path.glob("line.pt*"))
+        assert [part.name for part in parts] == [f"line.pt.{step}-{number}-of-5" for number in range(5)]
+        assert max(part.stat().st_size for part in parts) <= 1_000_000
+    # a killed writer has left some parts of a newer one
+    (tmp_path / "line.pt.4-0-of-5").write_bytes(b"half")
+    state = load_tensors(path)
+    assert state["step"] == 3 and torch.equal(state["x"], torch.arange(600_000))
+    save_tensors({"step": 5}, path)
+    assert load_tensors(path) == {"step": 5} and [entry.name for entry in tmp_path.iterdir()] == ["line.pt"]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

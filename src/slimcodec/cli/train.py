@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from typing import Annotated
 
 import typer
@@ -13,6 +15,8 @@ from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
 PREVIEW = "preview"
+#: exit status of a run that --minutes ended
+STOPPED = 3
 
 
 def train(
@@ -28,6 +32,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint; finished stages are kept.")
     ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="M", help="Stop with a checkpoint after so many minutes; exit status 3."),
+    ] = None,
 ) -> None:
     """Train a bundle of your own, stage by stage.
 
@@ -45,6 +53,7 @@ def train(
       slim train preview --set data=photos/ --set out=runs/mine
       slim train all -c tiny-cpu --set data=photos/ --set out=runs/mine
       slim train compressor --set out=runs/mine --set compressor.background=0.3 --resume
+      slim train all -c tiny-gpu --set data=photos/ --minutes 9 --resume
     """
     if stage not in (*STAGES, "all", PREVIEW):
         complain(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}")
@@ -52,6 +61,7 @@ def train(
     try:
         from slimcodec.training.data import card_lines, data_card, preview
         from slimcodec.training.export import save_bundle
+        from slimcodec.training.loop import OutOfTime
         from slimcodec.training.recipe import load_recipe
         from slimcodec.training.run import Run
         from slimcodec.training.stages import check_stages, train_stage
@@ -60,9 +70,11 @@ def train(
         raise typer.Exit(USAGE) from None
 
     logging.basicConfig(format="%(message)s")
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with failing():
         chosen = tuple(settings or ())
         run = Run(load_recipe(config, chosen), resume, config, chosen)
+        run.deadline = deadline
         # one voice, whatever the number of processes
         logger = logging.getLogger("slimcodec")
         logger.setLevel(logging.INFO if run.accelerator.is_main_process else logging.ERROR)
@@ -81,6 +93,10 @@ def train(
             elif resume and run.is_finished(name):
                 logger.info("%s is finished", name)
             else:
-                train_stage(run, name)
+                try:
+                    train_stage(run, name)
+                except OutOfTime as stop:
+                    complain(f"{stop}; go on with --resume")
+                    raise typer.Exit(STOPPED) from stop
         # several processes part in order: without it, one of them may abort at its exit
         run.accelerator.end_training()

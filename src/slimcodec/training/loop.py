@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
+from slimcodec.training.checkpoints import load_tensors, save_tensors
 from slimcodec.training.log import TrainingLog
-from slimcodec.training.pseudo_labels import save_tensors
 from slimcodec.training.recipe import Optimisation, Reports
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,14 @@ def train(
     workers: int = 0,
     resume: bool = False,
     about: dict[str, str] | None = None,
+    deadline: float = math.inf,
 ) -> dict[str, Tensor]:
     """Trains a stage and returns the averaged (EMA) weights.
 
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
     TensorBoard and sheets of samples. ``workers`` processes prepare batches. ``about`` gets an entry ``earlier`` where the run of
-    another revision of the program is resumed.
+    another revision of the program is resumed. At the first checkpoint or log line after ``deadline`` (``time.monotonic``) the
+    stage writes a checkpoint and raises ``OutOfTime``.
 
     Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
     skipped.
@@ -112,9 +114,7 @@ def train(
     average = average_weights(stage.model, options.ema_decay)
     first, bad = 0, 0
     totals: dict[str, Tensor] = {}
-    if resume and checkpoint.exists():
-        # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if resume and (state := load_tensors(checkpoint)) is not None:
         restore(stage.model, state["model"], checkpoint)
         restore(average, state["average"], checkpoint)
         try:
@@ -164,7 +164,8 @@ def train(
                 raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
             if _due(step + 1, reports.sample_every, options) and accelerator.is_main_process:
                 log.write_sheet(step + 1, _samples(stage, accelerator))
-            if _due(step + 1, reports.checkpoint_every, options):
+            late = _due(step + 1, reports.log_every or 1, options) and out_of_time(deadline, accelerator)
+            if late or _due(step + 1, reports.checkpoint_every, options):
                 state = {
                     "model": stage.model.state_dict(),
                     "average": average.state_dict(),
@@ -175,9 +176,23 @@ def train(
                     "about": about,
                 }
                 if accelerator.is_main_process:
-                    save_tensors(state, checkpoint)
+                    save_tensors(state, checkpoint, step + 1, reports.checkpoint_megabytes)
+            if late and step + 1 < options.steps:
+                raise OutOfTime(f"{stage.name} stopped at step {step + 1} of {options.steps}")
     accelerator.wait_for_everyone()
     return weights
+
+
+class OutOfTime(Exception):
+    """A run has used the time that it was given; its checkpoint is written."""
+
+
+def out_of_time(deadline: float, accelerator: Accelerator) -> bool:
+    """Whether the main process is past a deadline: all processes are told the same."""
+    late = torch.tensor(float(accelerator.is_main_process and time.monotonic() > deadline))
+    if accelerator.num_processes > 1 and deadline < math.inf:
+        late = accelerator.reduce(late.to(accelerator.device), "sum")
+    return bool(late > 0)
 
 
 class Steps(torch.utils.data.Dataset[list[Any]]):

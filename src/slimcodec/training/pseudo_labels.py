@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from slimcodec.data.networks import Network
 from slimcodec.data.photos import Photo, PhotoSet, Pool
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import atomic_open
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
+from slimcodec.training.checkpoints import save_tensors
 
 #: a field of ``PseudoLabels``
 PseudoLabel = Literal["logits", "mask", "caption"]
@@ -139,12 +139,6 @@ class PseudoLabelled:
     def pool(self, step: int) -> PseudoLabelled:
         """The photos that the batch of a step is drawn from: all of them."""
         return self
-
-
-def save_tensors(state: Any, path: Path) -> None:
-    """``torch.save`` that leaves the old file whole when it is killed."""
-    with atomic_open(path) as file:
-        torch.save(state, file)
 
 
 def _stacked(values: list[Tensor | None]) -> Tensor | None:

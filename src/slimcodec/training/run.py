@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 from dataclasses import replace
@@ -40,6 +41,8 @@ class Run:
         self, recipe: Recipe, resume: bool = False, source: str = "RECIPE", settings: tuple[str, ...] = ()
     ) -> None:
         """``source`` and ``settings``: the recipe's name and the ``key=value`` changes to it, for the record."""
+        #: when training stops (``time.monotonic``), see ``loop.train``
+        self.deadline = math.inf
         self.recipe, self.resume, self.source, self.settings = recipe, resume, source, settings
         self.folder = Path(recipe.out)
         self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=recipe.device == "cpu")
@@ -137,6 +140,7 @@ class Run:
             workers=self.recipe.data.workers,
             resume=self.resume,
             about=about,
+            deadline=self.deadline,
         )
         if self.accelerator.is_main_process:
             tensors = {name: value.cpu().contiguous() for name, value in weights.items()}
