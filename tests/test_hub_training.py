@@ -23,7 +23,7 @@ from slimcodec.training.create import create
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
-from slimcodec.training.stages import STAGES, train_stage
+from slimcodec.training.stages import train_stage
 
 SETTINGS = [
     "data=generated:16",
@@ -87,7 +87,7 @@ def test_the_loss_falls_and_only_ours_changes(
     settings = [*SETTINGS, f"ldm.source={source}", f"out={tmp_path / 'run'}", f"enhance.rate={rate}"]
     run = Run(load_recipe("hub-lora", settings), source="hub-lora")
     with caplog.at_level("INFO", "slimcodec"):
-        for name in STAGES:
+        for name in run.recipe.stages:
             train_stage(run, name)
         save_bundle(run)
     assert set(losses) == {"compressor", "enhance"}

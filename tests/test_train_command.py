@@ -18,9 +18,12 @@ from safetensors.torch import load_file
 from support import photo
 
 import slimcodec
-from slimcodec.training.recipe import STAGES, load_recipe
+from slimcodec.training.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
+
+#: the stages of recipe smoke
+TRAINED = load_recipe("smoke").stages
 
 #: one thread: sums of several threads may differ in their last bits
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -54,12 +57,12 @@ def test_the_smoke_recipe_makes_a_bundle_that_codes(smoke: Path) -> None:
     for steps in (0, 1):
         assert codec.decode(data, steps=steps).size == (90, 70)
     training = codec.bundle.config.training
-    assert training["recipe"]["name"] == "smoke" and set(training["stages"]) == set(STAGES)
+    assert training["recipe"]["name"] == "smoke" and set(training["stages"]) == set(TRAINED)
     assert training["commands"][-1].startswith("slim train all --config smoke --set data=PHOTOS")
 
 
 def test_a_run_folder_shows_what_was_done(smoke: Path) -> None:
-    for stage in STAGES:
+    for stage in TRAINED:
         lines = [json.loads(line) for line in (smoke / f"{stage}.jsonl").read_text().splitlines()]
         steps = getattr(load_recipe("smoke"), stage).optimisation.steps
         assert lines[-1]["step"] == steps and {
@@ -97,7 +100,7 @@ def test_the_compressor_stage_tunes_the_encoder_if_the_recipe_wants_it(smoke: Pa
 
 def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_weights(smoke: Path, tmp_path: Path) -> None:
     arguments = ("all", "-c", "smoke", "--set", f"out={tmp_path}", "--resume")
-    for stage in STAGES:
+    for stage in TRAINED:
         log = tmp_path / f"{stage}.jsonl"
         with subprocess.Popen(
             command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -110,11 +113,20 @@ def test_killed_in_every_stage_and_resumed_it_ends_in_the_same_weights(smoke: Pa
         assert not (tmp_path / f"{stage}.safetensors").exists(), "killed too late to prove anything"
     said = run(*arguments)
     assert "enhance goes on at step" in said
-    for stage in STAGES:
+    for stage in TRAINED:
         ours, theirs = (load_file(folder / f"{stage}.safetensors") for folder in (smoke, tmp_path))
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
     assert slimcodec.load(tmp_path / "bundle").bundle.sha256 == slimcodec.load(smoke / "bundle").bundle.sha256
+
+
+def test_a_run_stops_after_its_minutes(tmp_path: Path) -> None:
+    arguments = command("autoencoder", "-c", "smoke", "--set", f"out={tmp_path}", "--minutes", 0, "--resume")
+    done = subprocess.run(
+        arguments, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
+    )
+    assert done.returncode == 3 and "go on with --resume" in done.stderr
+    assert list(tmp_path.glob("autoencoder.pt")) and not list(tmp_path.glob("autoencoder.safetensors"))
 
 
 def test_preview_shows_photos_with_masks_and_trains_nothing(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def train(
             atomic_write(run.folder / "data_card.json", json.dumps(card, indent=2).encode())
         if stage == PREVIEW:
             say(str(preview(run.data)))
-        names = {"all": STAGES, PREVIEW: ()}.get(stage, (stage,))
+        names = {"all": (*run.recipe.stages, "bundle"), PREVIEW: ()}.get(stage, (stage,))
         check_stages(run, names)
         for name in names:
             if name == "bundle":

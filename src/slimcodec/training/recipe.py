@@ -234,11 +234,15 @@ class Recipe:
 
     @property
     def replaced(self) -> dict[str, str]:
-        """The stages that are not trained, with the model or bundle that is taken instead, "" for none."""
+        """The stages that a pretrained model makes needless, with the model or bundle that is taken instead."""
         ldm = self.ldm
         sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
-        replaced = {stage: source for stage, source in sources.items() if ldm.source and source}
-        return replaced if self.latents.count else replaced | {"latents": ""}
+        return {stage: source for stage, source in sources.items() if ldm.source and source}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that the recipe has, in order."""
+        return tuple(stage for stage in STAGES if stage != "latents" or self.latents.count)
 
     def optimisation(self, stage: str) -> Optimisation:
         """A stage's steps and rates."""

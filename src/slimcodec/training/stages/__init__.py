@@ -68,7 +68,7 @@ def train_stage(run: Run, name: str) -> None:
         return
     build, reads = STAGES[name]
     for earlier in reads:
-        if earlier not in run.replaced:
+        if earlier in run.recipe.stages and earlier not in run.replaced:
             run.require(earlier)
     torch.manual_seed(run.recipe.optimisation(name).seed)
     run.train(build(run))

@@ -69,7 +69,7 @@ class CompressorStage(Stage[Batch]):
             train_encoder=recipe.train_encoder,
             train_decoder=recipe.train_decoder,
         )
-        if "latents" not in run.replaced:
+        if run.recipe.latents.count:
             run.restore(stage.model, "latents")
         return stage
 

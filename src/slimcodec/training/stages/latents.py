@@ -28,9 +28,9 @@ class LatentStage(Stage[LatentBatch]):
         """Computes the latents where they are not in the run folder."""
         options, recipe = run.recipe.latents.optimisation, run.recipe.compressor
         autoencoder, device = latent_autoencoder(run), run.accelerator.device
-        if not isinstance(autoencoder, PretrainedAutoencoder):
+        if not isinstance(autoencoder, PretrainedAutoencoder) or not run.recipe.latents.count:
             raise SlimError(
-                "stage latents needs a pretrained autoencoder: set ldm.source, or latents.count to 0"
+                "stage latents needs a pretrained autoencoder and crops: set ldm.source and latents.count"
             )
         self.objective = RateDistortion(
             recipe.lambdas, run.fidelity(recipe.background), run.recipe.latents.mixed_start
