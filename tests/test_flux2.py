@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -257,6 +258,9 @@ def test_a_compressor_is_trained_on_latents_that_are_computed_once(weights: Path
     data = codec.encode(photo("coffee", 70, 50), 40)
     assert codec.decode(data, preset="machine").size == (70, 50)
     assert codec.bundle.config.steps == 0 and codec.bundle.config.enhancer is None
+    # where the weights lay says nothing to others
+    training = codec.bundle.config.training
+    assert "ldm.source=MODEL" in training["commands"][-1] and str(weights) not in json.dumps(training)
 
 
 def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from slimcodec import __version__
 from slimcodec.codec import Codec
 from slimcodec.config import to_plain
+from slimcodec.files import is_hub_id
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.pretrained.networks import Autoencoder
@@ -139,7 +140,10 @@ def training_record(
     weights; ``teachers``: their hashes; ``also``: ids of the bundles whose captioners are packed too.
     """
     # where the data lay on the machine that trained says nothing to others
-    keys = ("out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also")
+    keys = ["out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also"]
+    local = bool(recipe.ldm.source) and not is_hub_id(recipe.ldm.source)
+    if local:
+        keys.append("ldm.source")
     private = tuple(f"{key}=" for key in keys)
     public_settings = [setting for setting in settings if not setting.startswith(private)]
     command = ["slim train all", f"--config {source}", "--set data=PHOTOS"]
@@ -147,11 +151,14 @@ def training_record(
         command.append("--set data.thumbnails=THUMBNAILS")
     if recipe.teachers.models:
         command.append("--set teachers.models=CLASSIFIERS")
+    if local:
+        command.append("--set ldm.source=MODEL")
     if also:
         command += ["--set", shlex.quote(f"captioner.also={json.dumps(list(also), separators=(',', ':'))}")]
     public = replace(
         recipe,
         out="",
+        ldm=replace(recipe.ldm, source="MODEL") if local else recipe.ldm,
         data=replace(recipe.data, photos=(), thumbnails=()),
         teachers=replace(recipe.teachers, models=()),
         captioner=replace(recipe.captioner, also=tuple(also)),
