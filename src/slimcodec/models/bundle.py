@@ -259,7 +259,8 @@ class Bundle:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the bundle to a folder (made if missing)."""
-        from safetensors.numpy import save
+        with needs("torch", "saving a bundle"):
+            from safetensors.numpy import save
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -298,8 +299,6 @@ class Bundle:
         ``dtype``: float32 by default. ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError``
         for a damaged bundle, and ``ModelMismatchError`` where its hash differs.
         """
-        from safetensors import SafetensorError
-
         folder = _locate(source)
         # what is installed with the code may be links, as some installers make them
         place = folder.joinpath if folder == EMBEDDED_BUNDLE else partial(inside, folder)
@@ -319,7 +318,7 @@ class Bundle:
                 content = load_json(place("text.json"))
                 check_sizes(content["model"], f"{folder / 'text.json'}: model")
                 text = (content["tokenizer"], content["model"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SlimError(f"{folder}: the bundle is damaged ({error!r}); get it again") from error
         path = f"{folder / 'config.json'}"
         check_sizes({name: value for name, value in described.items() if name != "training"}, path)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write, inside, load_json, read_bounded
 from slimcodec.models.onnx_runtime import Graph
@@ -43,8 +45,14 @@ def read_graph(folder: Path, entry: dict[str, Any]) -> Graph:
     try:
         path = inside(folder / FOLDER, str(entry["file"]))
         model = read_bounded(path, GRAPH_BYTES)
-        graph = Graph(model, str(entry["part"]), tuple(entry["inputs"]), tuple(entry["weights"]))
-    except (OSError, KeyError, TypeError) as error:
+        names = [str(name) for name in entry["weights"]]
+        # graphs that were made before types were listed take what is stored
+        types = [np.dtype(kind) for kind in entry.get("types", [])]
+        if any(kind.kind not in "fiu" for kind in types):
+            raise ValueError(f"weights of types {types}")
+        weights = dict(zip(names, map(str, types), strict=True)) if types else dict.fromkeys(names, "")
+        graph = Graph(model, str(entry["part"]), tuple(entry["inputs"]), weights)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise SlimError(f"{folder / FOLDER}: the bundle is damaged ({error!r}); get it again") from error
     if hashlib.sha256(model).hexdigest() != entry["sha256"]:
         raise SlimError(f"{path}: not as it was saved; get the bundle again")
@@ -80,6 +88,7 @@ def export(bundle: Bundle, folder: Path, *, weights: bool = True) -> None:
             },
             "outputs": list(network.outputs),
             "weights": [] if weights else list(graph.weights),
+            "types": [] if weights else list(graph.weights.values()),
         }
     index: dict[str, Any] = {"weights_sha256": bundle.weights_sha256, "graphs": graphs}
     if weights:
@@ -106,13 +115,29 @@ def _coding(bundle: Bundle) -> dict[str, Any]:
 
 
 def with_weights(graph: Graph, stored: Stored) -> bytes:
-    """A model that holds its weights."""
+    """A model that holds its weights as they are stored, and scales those of 8 bits."""
     import onnx
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
     model = onnx.load_from_string(graph.model)
+    kept, nodes = [], []
     for tensor in model.graph.initializer:
-        if tensor.name in graph.weights:
-            tensor.CopyFrom(numpy_helper.from_array(stored[tensor.name], tensor.name))
+        name = tensor.name
+        if name not in graph.weights:
+            kept.append(tensor)
+            continue
+        quantised = f"{name}:int8" in stored
+        value = stored[f"{name}:int8" if quantised else name]
+        held = f"{name}:int8" if quantised else f"{name}:stored"
+        kept.append(numpy_helper.from_array(value, held))
+        to = f"{name}:float" if quantised else name
+        nodes.append(helper.make_node("Cast", [held], [to], to=tensor.data_type))
+        if quantised:
+            scale = stored[f"{name}:scale"].reshape(-1, *[1] * (value.ndim - 1))
+            kept.append(numpy_helper.from_array(scale, f"{name}:scale"))
+            nodes.append(helper.make_node("Mul", [to, f"{name}:scale"], [name]))
+    for field, entries in ((model.graph.initializer, kept), (model.graph.node, [*nodes, *model.graph.node])):
+        del field[:]
+        field.extend(entries)
     serialised: bytes = model.SerializeToString()
     return serialised

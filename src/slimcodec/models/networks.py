@@ -6,12 +6,13 @@ Pixels are bytes, qualities and positions int64, what the exact stage reads and 
 from __future__ import annotations
 
 import io
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -162,7 +163,7 @@ class _Traced(nn.Module):
 
 
 def build_graph(config: BundleConfig, stored: dict[str, Stored], name: str) -> Graph:
-    """The ONNX graph of a network, without weights: its initializers are the stored tensors, by the names that they have there."""
+    """The ONNX graph of a network, without weights: its initializers are the stored tensors, by the names that they had before."""
     network = networks(config)[name]
     lengths = FREE | sizes(config, network.part)
     examples = tuple(
@@ -223,45 +224,67 @@ def _plain_module(config: BundleConfig, stored: dict[str, Stored], part: str) ->
     return module
 
 
-def _with_stored_weights(model: bytes, stored: Stored) -> tuple[bytes, tuple[str, ...]]:
-    """A model whose initializers are stored tensors, given when it is loaded, and their names."""
+def _with_stored_weights(model: bytes, stored: Stored) -> tuple[bytes, dict[str, str]]:
+    """A model whose initializers are stored tensors, given when it is loaded, and their types by name."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     content = onnx.load_from_string(model)
-    graph, kept, nodes, names = content.graph, [], [], []
-
-    def given(name: str) -> str:
-        """An initializer for a stored tensor."""
-        kind = helper.np_dtype_to_tensor_dtype(stored[name].dtype)
-        tensor = TensorProto(name=name, data_type=kind, dims=stored[name].shape)
+    given: dict[str, str] = {}
+    weights: dict[str, TensorProto] = {}
+    kept = []
+    for old in content.graph.initializer:
+        name = old.name.removeprefix("module.").removeprefix("network.layers.")
+        if name not in stored and f"{name}:int8" not in stored:
+            kept.append(old)
+            continue
+        given[old.name] = name
+        tensor = TensorProto(name=name, data_type=old.data_type, dims=old.dims)
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="weights")
-        kept.append(tensor)
-        names.append(name)
-        return name
-
-    for old in graph.initializer:
-        name = old.name.removeprefix("module.").removeprefix("network.layers.")
-        if name in stored:
-            nodes.append(helper.make_node("Cast", [given(name)], [old.name], to=old.data_type))
-        elif f"{name}:int8" in stored:
-            rows = numpy_helper.from_array(np.array([-1] + [1] * (len(old.dims) - 1)), f"{name}:rows")
-            kept.append(rows)
-            nodes += [
-                helper.make_node("Cast", [given(f"{name}:int8")], [f"{name}:float"], to=old.data_type),
-                helper.make_node("Reshape", [given(f"{name}:scale"), rows.name], [f"{name}:factor"]),
-                helper.make_node("Mul", [f"{name}:float", f"{name}:factor"], [old.name]),
-            ]
-        else:
-            kept.append(old)
-    nodes += graph.node
-    for field, entries in ((graph.initializer, kept), (graph.node, nodes)):
-        del field[:]
-        field.extend(entries)
-    for output in graph.output:
+        weights[name] = tensor
+    _replace(content.graph.initializer, kept)
+    for node in content.graph.node:
+        node.input[:] = [given.get(name, name) for name in node.input]
+    content = _reduced(content, list(weights.values()))
+    used = {name for node in content.graph.node for name in node.input}
+    weights = {name: tensor for name, tensor in weights.items() if name in used}
+    content.graph.initializer.extend(weights.values())
+    for output in content.graph.output:
         # the exporter takes the example's sizes for fixed
         output.type.tensor_type.ClearField("shape")
-    for node in graph.node:
+    for node in content.graph.node:
         node.ClearField("doc_string")
-    return content.SerializeToString(), tuple(names)
+    types = {name: helper.tensor_dtype_to_np_dtype(tensor.data_type).name for name, tensor in weights.items()}
+    return content.SerializeToString(), types
+
+
+def _reduced(content: Any, weights: list[Any]) -> Any:
+    """A model with a third of the exporter's nodes, those that every session would remove; its weights are not looked at."""
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    inputs = list(content.graph.input)
+    # what is given from outside is not folded, so that each weight stays the stored tensor
+    content.graph.input.extend(
+        helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims) for weight in weights
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # the level whose results are operators of the standard: they run in other releases and on other processors
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "reduced.onnx"))
+        onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        reduced = onnx.load(options.optimized_model_filepath)
+    names = {entry.name for entry in inputs}
+    _replace(reduced.graph.input, [entry for entry in reduced.graph.input if entry.name in names])
+    _replace(reduced.opset_import, [entry for entry in reduced.opset_import if not entry.domain])
+    reduced.graph.ClearField("value_info")
+    return reduced
+
+
+def _replace(field: Any, entries: list[Any]) -> None:
+    del field[:]
+    field.extend(entries)

@@ -12,21 +12,22 @@ from typing import Any
 from numpy.typing import NDArray
 
 from slimcodec.errors import SlimError
-from slimcodec.models.storage import Stored
+from slimcodec.models.storage import Stored, unpacked
 from slimcodec.processes import THREADS
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network without its weights: an ONNX model whose initializers are tensors of a part, by their stored names.
+    """A network without its weights: an ONNX model whose initializers are tensors of a part, by name.
 
     ``inputs``: names of the network's inputs in order; the model is without those that a configuration does not use.
+    ``weights``: the initializers and their types, "" for that of the stored tensor.
     """
 
     model: bytes
     part: str
     inputs: tuple[str, ...]
-    weights: tuple[str, ...]
+    weights: dict[str, str]
 
 
 class OnnxRuntime:
@@ -47,6 +48,8 @@ class OnnxRuntime:
     def _start(self) -> None:
         self.lock = threading.Lock()
         self.sessions: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        #: by part, name and type, what sessions share: they read it where it lies
+        self.weights: dict[tuple[str, str, str], NDArray[Any]] = {}
         self._process = os.getpid()
 
     def run(self, name: str, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -76,13 +79,22 @@ class OnnxRuntime:
         # idle threads that wait busily take the processor from others
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            tensors = [self.stored[graph.part][name] for name in graph.weights]
+            tensors = self._tensors(graph)
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors]
             options.add_external_initializers(list(graph.weights), values)
             return onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's errors have no common base
             message = f"the bundle's part {graph.part} does not fit its graph: {error}"
             raise SlimError(message) from error
+
+    def _tensors(self, graph: Graph) -> list[NDArray[Any]]:
+        """The initializers of a graph, in order."""
+        missing = {
+            name: kind for name, kind in graph.weights.items() if (graph.part, name, kind) not in self.weights
+        }
+        for name, tensor in unpacked(self.stored[graph.part], missing).items():
+            self.weights[graph.part, name, graph.weights[name]] = tensor
+        return [self.weights[graph.part, name, kind] for name, kind in graph.weights.items()]
 
 
 def threads() -> int:
