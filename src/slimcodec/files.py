@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -77,7 +76,7 @@ def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
         return
     target = Path(os.path.realpath(path))
     # A name of its own length: adding to the target's name could pass the file system's limit.
-    temporary = target.with_name(f".slim-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".slim-{os.urandom(8).hex()}.tmp")
     try:
         # open() and not tempfile: the file gets the permissions that the user's umask asks for.
         with open(temporary, "xb") as file:

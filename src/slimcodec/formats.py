@@ -19,6 +19,15 @@ def register_plugins() -> None:
             continue
 
 
+def format_of(suffix: str) -> str | None:
+    """Return the name of the format that Pillow writes for a suffix with its dot, None where it writes none."""
+    Image.preinit()
+    if suffix not in Image.EXTENSION:  # the usual formats are known without importing all plugins
+        register_plugins()
+    name = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
+    return name if name in Image.SAVE else None
+
+
 def picture_suffixes() -> frozenset[str]:
     """Return the suffixes, in lower case with their dot, of the formats that Pillow reads; plugins are registered."""
     register_plugins()

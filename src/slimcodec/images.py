@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import sys
 import warnings
 from typing import BinaryIO, TypeAlias
 
@@ -187,7 +188,8 @@ def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
             f"an array of shape {array.shape} is not a picture; pass H x W, H x W x 3 or H x W x 4{hint}"
         )
     _check_sides(array.shape[1], array.shape[0])
-    if np.ma.is_masked(array):
+    # masked arrays' module takes 10 ms to import; who has such an array has imported it
+    if "numpy.ma" in sys.modules and np.ma.is_masked(array):
         raise ImageError("a masked array has no colour where it is masked; fill it: x.filled(255)")
     pixels: Pixels = np.ascontiguousarray(array, dtype=np.uint8)
     if pixels.ndim == 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,14 +9,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from slimcodec.errors import SlimError, describe
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,6 +62,11 @@ def run_pool(
                 set_up(setup)
                 yield from map(do_item, chain(first, remaining))
         return
+    # a single job, the most frequent, starts faster without them
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     # Spawned and not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(setup,)) as pool:
@@ -84,6 +89,9 @@ def run_pool(
 
 
 def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
     try:
         return pool.submit(do_item, item)
     except BrokenProcessPool as error:
@@ -152,6 +160,8 @@ def _end_with_parent() -> None:
 
     A worker waits on a pipe whose other end it holds as well: if its parent was killed, it would wait for ever.
     """
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

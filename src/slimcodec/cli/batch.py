@@ -112,7 +112,7 @@ def run_batch(
     out: str | None,
     *,
     reads: Collection[str],
-    writes: Sequence[str],
+    writes: Collection[str],
     jobs: int,
     overwrite: bool,
     as_json: bool,

@@ -10,7 +10,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import Output, Steps, run_batch
-from slimcodec.cli.inputs import Job
+from slimcodec.cli.inputs import Job, PictureSuffixes
 from slimcodec.container import MAX_FILE_BYTES, read_source
 
 if TYPE_CHECKING:
@@ -25,21 +25,20 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     """
     import io
 
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     import slimcodec
     from slimcodec.batches import decode_many
+    from slimcodec.formats import format_of
 
     codec = slimcodec.load(**loading)
     codec.sampling(**sampling)  # an option out of range stops the command once
-    formats = Image.registered_extensions()
 
     def suffix(job: Job) -> str:
         return job.target.suffix.lower() or ".png"
 
     def read(job: Job) -> bytes:
-        if formats.get(suffix(job)) not in Image.SAVE:
+        if format_of(suffix(job)) is None:
             raise ValueError(f"{job.target}: Pillow writes no {suffix(job)} files; use .png, .jpg or .webp")
         return read_source(job.source if job.data is None else job.data)
 
@@ -52,7 +51,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
         chunks = PngInfo()
         if "comment" in picture.info:
             chunks.add_text("Comment", picture.info["comment"])
-        picture.save(file, formats[suffix(job)], quality=95, pnginfo=chunks)
+        picture.save(file, format_of(suffix(job)), quality=95, pnginfo=chunks)
         return Output(file.getvalue(), slimcodec.inspect(data), len(data))
 
     return Steps(read, work, output)
@@ -117,8 +116,6 @@ def decode(
       slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
-    from slimcodec.formats import picture_suffixes
-
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}
     settings = {"batch_size": batch_size, "max_pixels": max_pixels}
@@ -127,7 +124,7 @@ def decode(
         inputs,
         out,
         reads=(".slim",),
-        writes=(".png", *sorted(picture_suffixes())),
+        writes=PictureSuffixes(".png"),
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,

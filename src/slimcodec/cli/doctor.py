@@ -1,9 +1,7 @@
 """``slim doctor``: what is installed, what is missing, and how to get it."""
 
-import importlib.metadata
 import json
 import os
-import platform
 from typing import Any
 
 import typer
@@ -14,8 +12,8 @@ from slimcodec.errors import describe
 
 #: libraries of each extra; "" is the package itself
 LIBRARIES = {
-    "": "onnxruntime safetensors constriction numpy pillow",
-    "torch": "torch diffusers transformers tokenizers huggingface_hub onnx",
+    "": "onnxruntime constriction numpy pillow",
+    "torch": "torch diffusers transformers tokenizers huggingface_hub safetensors onnx",
     "train": "accelerate peft datasets tensorboard",
 }
 
@@ -46,6 +44,10 @@ def doctor(model: options.Model = None, base: options.Base = None, as_json: opti
 
 def libraries() -> list[dict[str, str]]:
     """Name, extra and version ("" if missing) of every library; none of them is imported."""
+    # not above: every command imports this module
+    import importlib.metadata
+    import platform
+
     result = [{"name": "python", "extra": "", "version": platform.python_version()}]
     for extra, names in LIBRARIES.items():
         for name in names.split():

@@ -11,7 +11,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
-from slimcodec.cli.inputs import SHARDS, STREAM, Job, only_shards
+from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, only_shards
 from slimcodec.cli.options import USAGE, stop
 from slimcodec.files import is_url
 
@@ -172,7 +172,6 @@ def encode(
         stop(f"--target-bpp {target_bpp}: give a number above 0", USAGE)
     if delete_source and STREAM in (*inputs, out):
         stop("--delete-source needs files to read and write; leave out -", USAGE)
-    from slimcodec.formats import picture_suffixes
     from slimcodec.leftovers import KINDS
 
     accepted = set(filter(None, lose.split(",")))
@@ -193,7 +192,7 @@ def encode(
         load,
         inputs,
         out,
-        reads=SHARDS if shards else picture_suffixes(),
+        reads=SHARDS if shards else PictureSuffixes(),
         writes=SHARDS if shards else (".slim",),
         jobs=jobs,
         overwrite=overwrite,

@@ -20,6 +20,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -30,6 +31,32 @@ from slimcodec.files import as_path, is_file, is_folder, is_url
 STREAM = "-"
 #: files that hold pictures and become one such file
 SHARDS = (".parquet", ".tar")
+
+
+class PictureSuffixes(Collection[str]):
+    """Suffixes of the pictures that Pillow reads, after those given.
+
+    Pillow's plugins take longer to import than a picture to decode: that waits until a search asks.
+    """
+
+    def __init__(self, *first: str) -> None:
+        self.first = first
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        from slimcodec.formats import picture_suffixes
+
+        return picture_suffixes()
+
+    def __contains__(self, suffix: object) -> bool:
+        return suffix in self.first or suffix in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.first
+        yield from sorted(self._known)
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self._known)
 
 
 class Input(NamedTuple):
@@ -101,9 +128,7 @@ def only_shards(arguments: Sequence[str]) -> bool:
     found = find_inputs(arguments, SHARDS).inputs
     if not found or any(item.path.suffix.lower() not in SHARDS for item in found):
         return False
-    from slimcodec.formats import picture_suffixes
-
-    pictures = find_inputs(arguments, picture_suffixes()).inputs
+    pictures = find_inputs(arguments, PictureSuffixes()).inputs
     return all(item.path.suffix.lower() in SHARDS for item in pictures)
 
 
@@ -210,7 +235,7 @@ def plan(
     arguments: Sequence[str],
     out: str | None,
     reads: Collection[str],
-    writes: Sequence[str],
+    writes: Collection[str],
     as_json: bool,
     stdin_limit: int | None,
     keep_suffix: bool,
@@ -230,19 +255,20 @@ def plan(
         inputs = [item for item in inputs if not _identity(item.path).startswith(home)]
     single = len(arguments) == len(inputs) == 1 and inputs[0].named
     named = single and out is not None and not is_folder(out) and not out.endswith(("/", os.sep))
-    names_file = out is not None and (
+    default = next(iter(writes))
+    names_file = (out is not None and not named) and (
         os.path.exists(Path(out)) or is_file(out) or Path(out).suffix.lower() in writes
     )
-    if names_file and not named and not is_folder(str(out)):
+    if names_file and not is_folder(str(out)):
         stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
     if named:
         jobs = [Job(inputs[0].path, as_path(str(out)))]
     else:
         targets = [item.path if out is None else as_path(out) / item.place for item in inputs]
         if keep_suffix:
-            targets = [target.with_name(target.name + writes[0]) for target in targets]
+            targets = [target.with_name(target.name + default) for target in targets]
         elif writes != reads:
-            targets = [target.with_suffix(writes[0]) for target in targets]
+            targets = [target.with_suffix(default) for target in targets]
         jobs = [Job(item.path, target) for item, target in zip(inputs, targets, strict=True)]
     jobs, clashes = _without_clashes(jobs)
     if single and clashes:
