@@ -60,7 +60,7 @@ class OnnxRuntime:
         with self.lock:
             if name not in self.sessions:
                 graph = self.graph(name)
-                self.sessions[name] = self._session(graph), graph.inputs
+                self.sessions[name] = self._session(graph, arena=name.startswith("gradient")), graph.inputs
         session, inputs = self.sessions[name]
         used = {entry.name for entry in session.get_inputs()}
         feed = {name: array for name, array in zip(inputs, arrays, strict=True) if name in used}
@@ -70,12 +70,15 @@ class OnnxRuntime:
         """An array as callers of the codec get it."""
         return array
 
-    def _session(self, graph: Graph) -> Any:
+    def _session(self, graph: Graph, arena: bool) -> Any:
+        """``arena``: keep memory between runs, which makes the gradient's many small arrays a third faster, and no other network."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
         options.log_severity_level = 4
+        # each session keeps an arena of its own: of a large picture they would hold twice the memory that any one needs
+        options.enable_cpu_mem_arena = arena
         # idle threads that wait busily take the processor from others
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
