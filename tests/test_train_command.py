@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from support import photo
 
 import slimcodec
+from slimcodec.models.bundle import Bundle
 from slimcodec.training.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
@@ -27,6 +28,15 @@ TRAINED = load_recipe("smoke").stages
 
 #: one thread: sums of several threads may differ in their last bits
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+#: an import of torch fails in it
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import slimcodec
+codec = slimcodec.load(sys.argv[1])
+print(codec.runtime.name, codec.decode(codec.encode(sys.argv[2], 60), steps=0).size)
+"""
 
 
 def command(*arguments: object) -> list[str]:
@@ -59,6 +69,21 @@ def test_the_smoke_recipe_makes_a_bundle_that_codes(smoke: Path) -> None:
     training = codec.bundle.config.training
     assert training["recipe"]["name"] == "smoke" and set(training["stages"]) == set(TRAINED)
     assert training["commands"][-1].startswith("slim train all --config smoke --set data=PHOTOS")
+
+
+def test_a_trained_bundle_runs_without_torch(smoke: Path, tmp_path: Path) -> None:
+    photo("coffee", 90, 70).save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(smoke / "bundle"), str(tmp_path / "a.png")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["onnx", "(90,", "70)"]
+    # a copy of the bundle keeps them
+    Bundle.from_pretrained(smoke / "bundle").save_pretrained(tmp_path / "copy")
+    assert Bundle.from_pretrained(tmp_path / "copy").graphs
 
 
 def test_a_run_folder_shows_what_was_done(smoke: Path) -> None:

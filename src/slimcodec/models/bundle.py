@@ -21,7 +21,7 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.config import EMBEDDED, BundleConfig
-from slimcodec.models.graphs import read_graph, read_index
+from slimcodec.models.graphs import copy_graphs, read_graph, read_index
 from slimcodec.models.guidance import GuideTables
 from slimcodec.models.identity import decoding_sha256
 from slimcodec.models.onnx_runtime import Graph, OnnxRuntime
@@ -270,6 +270,7 @@ class Bundle:
         if self.text is not None:
             content = {"tokenizer": self.text[0], "model": self.text[1]}
             atomic_write(path / "text.json", json.dumps(content).encode())
+        copy_graphs(self, path)
         identity = {name: getattr(self, name) for name in IDENTITY}
         described = {"format": FORMAT, **identity, **self.described}
         # last, so that a folder with a configuration is whole
@@ -345,4 +346,6 @@ def _locate(source: str | Path | None) -> Path:
     if source is None or source == EMBEDDED:
         return EMBEDDED_BUNDLE
     folder = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
-    return folder or hub_folder(source, "", ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"])
+    return folder or hub_folder(
+        source, "", ["*.safetensors", "*.onnx", "*.json", "*.txt", "*.model", "*.jinja"]
+    )

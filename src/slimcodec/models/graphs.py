@@ -59,6 +59,17 @@ def read_graph(folder: Path, entry: dict[str, Any]) -> Graph:
     return graph
 
 
+def copy_graphs(bundle: Bundle, folder: Path) -> None:
+    """Writes the graphs of a bundle's own folder into another bundle's; none where it has none."""
+    if bundle.folder is None or not bundle.graphs:
+        return
+    for entry in bundle.graphs.values():
+        graph, target = read_graph(bundle.folder, entry), inside(folder / FOLDER, str(entry["file"]))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, graph.model)
+    atomic_write(folder / FOLDER / INDEX, read_bounded(bundle.folder / FOLDER / INDEX, GRAPH_BYTES))
+
+
 def export(bundle: Bundle, folder: Path, *, weights: bool = True) -> None:
     """Writes the networks of the encoder and of the decoder, the symbol tables and the vocabulary to a folder (made if missing).
 

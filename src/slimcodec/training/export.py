@@ -19,6 +19,7 @@ from slimcodec.config import to_plain
 from slimcodec.files import is_hub_id
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
+from slimcodec.models.graphs import FOLDER, export
 from slimcodec.models.pretrained.networks import Autoencoder
 from slimcodec.training.batches import is_drawn
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
@@ -39,9 +40,15 @@ GUIDE_PHOTOS = 40
 
 
 def save_bundle(run: Run) -> None:
-    """Packs what the stages left into ``<run>/bundle``; a part that was not trained is left out."""
+    """Packs what the stages left into ``<run>/bundle``; a part that was not trained is left out.
+
+    A bundle of our own networks holds their ONNX graphs too.
+    """
     bundle = make_bundle(run)
     if run.accelerator.is_main_process:
+        if bundle.config.ldm is None:
+            # first: a folder with a configuration is whole, and runs without torch
+            export(bundle, run.folder / "bundle" / FOLDER, weights=False)
         bundle.save_pretrained(run.folder / "bundle")
         logger.info("%s: bundle %s", run.folder / "bundle", bundle.bundle_id)
     run.accelerator.wait_for_everyone()
