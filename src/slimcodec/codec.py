@@ -270,7 +270,7 @@ def load(
             "the runtime onnx runs bundles of our own networks on the processor in float32: leave out device, dtype and "
             "offload, or give the runtime torch"
         )
-    quick = plain and dtype is None and "torch" not in sys.modules and bundle.graphs
+    quick = plain and dtype is None and sys.modules.get("torch") is None and bundle.graphs
     if runtime == "onnx" or (runtime == "auto" and quick):
         return Codec(bundle, runtime=bundle.onnx)
     with needs("torch", "the runtime torch"):
