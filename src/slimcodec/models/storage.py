@@ -142,7 +142,7 @@ def read_tensors(path: Path) -> Stored:
     with open(path, "rb") as file:
         block = np.empty(os.fstat(file.fileno()).st_size - start, np.uint8)
         file.seek(start)
-        if file.readinto(block) != len(block):
+        if file.readinto(block.data) != len(block):
             raise ValueError(f"{path}: cut short")
     stored, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
