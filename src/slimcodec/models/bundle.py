@@ -261,7 +261,6 @@ class Bundle:
         """Writes the bundle to a folder (made if missing)."""
         with needs("torch", "saving a bundle"):
             from safetensors.numpy import save
-
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         for part, state in self.stored.items():
