@@ -142,7 +142,7 @@ def load_autoencoder(part: FoundPart, dtype: torch.dtype) -> PretrainedAutoencod
     if is_taef2(part.folder):
         from slimcodec.models.pretrained.taef2 import Taef2
 
-        return PretrainedAutoencoder(Taef2.from_pretrained(part.folder, dtype))
+        return PretrainedAutoencoder(Taef2.load(part.folder, dtype))
     settings = read_json(part.folder / "config.json")
     if settings.get("force_upcast") and dtype == torch.float16:
         # some decoders overflow in half precision, and say so

@@ -84,7 +84,7 @@ class Taef2(nn.Module):
         return DecoderOutput(sample=self.decoder(latents) * 2 - 1)
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype) -> Taef2:
+    def load(cls, folder: Path, dtype: torch.dtype) -> Taef2:
         """The autoencoder whose two files lie in a folder, frozen; ``SlimError`` where they hold other tensors."""
         with torch.device("meta"):
             model = cls()
