@@ -33,7 +33,7 @@ Gradient = Callable[[Floats, Floats], Floats]
 
 @dataclass(frozen=True)
 class GuideTables:
-    """The linear path from a latent position to its P x P pixels, and the deviation of what compression loses.
+    """The linear path from a latent position, or a patch of them, to its P x P pixels; the deviation of what compression loses.
 
     ``synthesis`` [3 * P * P, C], rows in the order of ``pixel_unshuffle``; ``error_scales`` [levels, C], from quality 1 to 100.
     """

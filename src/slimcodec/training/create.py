@@ -161,27 +161,27 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
 def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     """A bundle whose tagger can guide pictures: with a linear map from its latents to pixels, and what compression loses.
 
-    Both are fitted to ``pictures`` [H, W, 3]. Of our own latent model, or without a tagger, the bundle as it is.
+    The map takes a coded position, a patch of latents: of single latents it knows less of their pixels. Both are fitted to ``pictures`` [H, W, 3]. Of our own latent model, or without a tagger, the bundle as it is.
     """
     config = bundle.config
     if config.ldm is None or not config.captioners:
         return bundle
     codec, levels = Codec(bundle), config.compressor.prior.levels
+    patch, cell = config.compressor.patch, config.cell
     qualities = np.linspace(1, 100, levels).round().astype(int).tolist()
     rows: list[NDArray[Any]] = []
     pixels: list[NDArray[Any]] = []
     losses = []
     for number, picture in enumerate(pictures):
-        cell = config.stride * config.compressor.patch
         height, width = (length // cell * cell for length in picture.shape[:2])
         picture = picture[:height, :width]
-        latents = np.asarray(codec.latents(picture))
-        rows.append(latents.reshape(len(latents), -1).T)
-        pixels.append(pixel_rows(picture, config.stride))
+        latents = patches(np.asarray(codec.latents(picture)), patch)
+        rows.append(latents)
+        pixels.append(patches(picture.transpose(2, 0, 1) / np.float32(127.5) - 1, cell))
         if number < MEASURED:
             coded = zip(qualities, codec.quantise_each(picture, qualities), strict=True)
-            rough = [np.asarray(codec.synthesise(symbols, quality)) for quality, symbols in coded]
-            losses.append([np.square(one - latents).mean((-2, -1)).reshape(-1) for one in rough])
+            rough = [np.asarray(codec.synthesise(symbols, quality))[0] for quality, symbols in coded]
+            losses.append([np.square(patches(one, patch) - latents).mean(0) for one in rough])
     x, y = np.concatenate(rows), np.concatenate(pixels)
     solution, *_ = np.linalg.lstsq(np.pad(x, ((0, 0), (0, 1)), constant_values=1), y, rcond=None)
     error = np.square(x @ solution[:-1] + solution[-1] - y).mean()
@@ -193,11 +193,11 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     return changed(bundle, {"guide": tables})
 
 
-def pixel_rows(picture: NDArray[np.uint8], stride: int) -> NDArray[np.float32]:
-    """The pixels of each latent position of a picture [H, W, 3], in -1..1: [positions, 3 * stride^2], as ``pixel_unshuffle``."""
-    height, width = (length // stride for length in picture.shape[:2])
-    parts = picture.reshape(height, stride, width, stride, 3).transpose(0, 2, 4, 1, 3)
-    return parts.reshape(height * width, -1).astype(np.float32) / 127.5 - 1
+def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
+    """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
+    channels, height, width = array.shape
+    parts = array.reshape(channels, height // side, side, width // side, side).transpose(1, 3, 0, 2, 4)
+    return parts.reshape(-1, channels * side**2)
 
 
 def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
