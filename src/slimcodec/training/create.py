@@ -152,6 +152,11 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
         )
     settings: dict[str, Any] = {"compressor": network, "training": other.config.training}
     names = ["compressor", "prior"]
+    own, its = (
+        next(part.sha256 for part in it.parts if part.name == "vae") for it in (bundle.config.ldm, ldm) if it
+    )
+    if "guide" in other.stored and own == its:
+        names.append("guide")
     if "lora" in other.stored and ldm == bundle.config.ldm:
         names.append("lora")
         settings["enhancer"] = other.config.enhancer
@@ -161,10 +166,11 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
 def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     """A bundle whose tagger can guide pictures: with a linear map from its latents to pixels, and what compression loses.
 
-    The map takes a coded position, a patch of latents: of single latents it knows less of their pixels. Both are fitted to ``pictures`` [H, W, 3]. Of our own latent model, or without a tagger, the bundle as it is.
+    The map takes a coded position, a patch of latents: of single latents it knows less of their pixels. Both are fitted to
+    ``pictures`` [H, W, 3]. Of our own latent model, or where they are there, the bundle as it is.
     """
     config = bundle.config
-    if config.ldm is None or not config.captioners:
+    if config.ldm is None or "guide" in bundle.stored:
         return bundle
     codec, levels = Codec(bundle), config.compressor.prior.levels
     patch, cell = config.compressor.patch, config.cell
