@@ -1,8 +1,9 @@
-"""Write docs/results.md, and the answers in README.md, from the measurements in results/.
+"""Write docs/results.md, and the marked parts of other pages, from the measurements in results/.
 
     python benchmarks/results.py [--check]
 
-The text is in docs/results.md.jinja and docs/answers.md.jinja. ``--check`` writes nothing and fails where a page is old.
+The text is in docs/*.jinja. A part stands between ``<!-- NAME, by benchmarks/results.py -->`` and ``<!-- /NAME -->``, and its text
+is in docs/NAME.md.jinja. ``--check`` writes nothing and fails where a page is old.
 """
 
 import argparse
@@ -23,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PEERS = {"avif": "AVIF", "avif-444": "AVIF 4:4:4", "heic": "HEIC", "webp": "WebP", "jxl": "JPEG XL", "jpeg2000": "JPEG 2000", "jpeg": "JPEG"}  # fmt: skip
 RATES = (0.05, 0.1, 0.2, 0.35)
-#: the README's answers stand between these
-ANSWERS = re.compile(r"(?<=<!-- answers, by benchmarks/results.py -->\n).*?(?=<!-- /answers -->)", re.DOTALL)
+#: pages with parts that are written here
+PARTLY = (ROOT / "README.md", DOCS / "integrations.md")
+PART = re.compile(r"(<!-- ([\w-]+), by benchmarks/results.py -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def stored(name: str) -> Any:
@@ -145,6 +147,7 @@ def measured() -> dict[str, Any]:
         "judged": judged(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
+        "throughput": stored("throughput.json"),
         "exact": {
             "files": exact["files"],
             "configurations": sum(row["read"] is not None for row in exact["rows"]),
@@ -166,12 +169,18 @@ def pages() -> dict[Path, str]:
         loader=jinja2.FileSystemLoader(DOCS), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     values = measured()
-    results, answers = (environment.get_template(f"{name}.md.jinja").render(values) for name in ("results", "answers"))  # fmt: skip
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    written, count = ANSWERS.subn(lambda _: f"\n{answers}\n\n", readme)
-    if count != 1:
-        raise SystemExit("README.md: the marks around the answers are missing")
-    return {DOCS / "results.md": f"{results}\n", ROOT / "README.md": written}
+
+    def text(name: str) -> str:
+        return environment.get_template(f"{name}.md.jinja").render(values)
+
+    written = {DOCS / "results.md": f"{text('results')}\n"}
+    for page in PARTLY:
+        written[page], count = PART.subn(
+            lambda part: f"{part[1]}\n{text(part[2]).rstrip()}\n\n{part[3]}", page.read_text(encoding="utf-8")
+        )
+        if not count:
+            raise SystemExit(f"{page.name}: the marks around its measured parts are missing")
+    return written
 
 
 def main() -> None:
