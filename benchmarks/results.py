@@ -147,6 +147,7 @@ def measured() -> dict[str, Any]:
         "judged": judged(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
+        "latents": stored("latent-training.json"),
         "throughput": stored("throughput.json"),
         "exact": {
             "files": exact["files"],
@@ -170,14 +171,19 @@ def pages() -> dict[Path, str]:
     )
     values = measured()
 
-    def text(name: str) -> str:
-        return environment.get_template(f"{name}.md.jinja").render(values)
+    def text(name: str, page: Path) -> str:
+        """A template's text; ``up`` leads from the page to the root."""
+        up = "" if page.parent == ROOT else "../"
+        return environment.get_template(f"{name}.md.jinja").render(values, up=up)
 
-    written = {DOCS / "results.md": f"{text('results')}\n"}
+    results = DOCS / "results.md"
+    written = {results: f"{text('results', results)}\n"}
     for page in PARTLY:
-        written[page], count = PART.subn(
-            lambda part: f"{part[1]}\n{text(part[2]).rstrip()}\n\n{part[3]}", page.read_text(encoding="utf-8")
-        )
+
+        def part(found: re.Match[str], page: Path = page) -> str:
+            return f"{found[1]}\n{text(found[2], page).rstrip()}\n\n{found[3]}"
+
+        written[page], count = PART.subn(part, page.read_text(encoding="utf-8"))
         if not count:
             raise SystemExit(f"{page.name}: the marks around its measured parts are missing")
     return written
