@@ -28,14 +28,19 @@ def photos(source: Path | None, count: int, side: int = 256) -> list[Image.Image
     """The first ``count`` photos of a source, short side scaled to ``side`` and centre-cropped square, RGB."""
     found: list[Image.Image] = []
     for image in scikit_photos() if source is None else _read(source):
-        scale = side / min(image.size)
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-        scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        found.append(scaled.crop((left, top, left + side, top + side)))
+        found.append(square(image, side))
         if len(found) == count:
             break
     return found
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The centre of a photo, RGB, its short side scaled to ``side``."""
+    scale = side / min(image.size)
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    scaled = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return scaled.crop((left, top, left + side, top + side))
 
 
 def scikit_photos() -> Iterator[Image.Image]:

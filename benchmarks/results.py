@@ -1,8 +1,9 @@
-"""Write docs/results.md, and the answers in README.md, from the measurements in results/.
+"""Write docs/results.md, and the marked parts of other pages, from the measurements in results/.
 
     python benchmarks/results.py [--check]
 
-The text is in docs/results.md.jinja and docs/answers.md.jinja. ``--check`` writes nothing and fails where a page is old.
+The text is in docs/*.jinja. A part stands between ``<!-- NAME, by benchmarks/results.py -->`` and ``<!-- /NAME -->``, and its text
+is in docs/NAME.md.jinja. ``--check`` writes nothing and fails where a page is old.
 """
 
 import argparse
@@ -24,8 +25,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PEERS = {"avif": "AVIF", "avif-444": "AVIF 4:4:4", "heic": "HEIC", "webp": "WebP", "jxl": "JPEG XL", "jpeg2000": "JPEG 2000", "jpeg": "JPEG"}  # fmt: skip
 RATES = (0.05, 0.1, 0.2, 0.35)
-#: the README's answers stand between these
-ANSWERS = re.compile(r"(?<=<!-- answers, by benchmarks/results.py -->\n).*?(?=<!-- /answers -->)", re.DOTALL)
+#: pages with parts that are written here
+PARTLY = (ROOT / "README.md", DOCS / "integrations.md")
+PART = re.compile(r"(<!-- ([\w-]+), by benchmarks/results.py -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def stored(name: str) -> Any:
@@ -192,6 +194,8 @@ def measured() -> dict[str, Any]:
         "flux2": flux2(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
+        "latents": stored("latent-training.json"),
+        "throughput": stored("throughput.json"),
         "exact": {
             "files": exact["files"],
             "configurations": sum(row["read"] is not None for row in exact["rows"]),
@@ -213,12 +217,23 @@ def pages() -> dict[Path, str]:
         loader=jinja2.FileSystemLoader(DOCS), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     values = measured()
-    results, answers = (environment.get_template(f"{name}.md.jinja").render(values) for name in ("results", "answers"))  # fmt: skip
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    written, count = ANSWERS.subn(lambda _: f"\n{answers}\n\n", readme)
-    if count != 1:
-        raise SystemExit("README.md: the marks around the answers are missing")
-    return {DOCS / "results.md": f"{results}\n", ROOT / "README.md": written}
+
+    def text(name: str, page: Path) -> str:
+        """A template's text; ``up`` leads from the page to the root."""
+        up = "" if page.parent == ROOT else "../"
+        return environment.get_template(f"{name}.md.jinja").render(values, up=up)
+
+    results = DOCS / "results.md"
+    written = {results: f"{text('results', results)}\n"}
+    for page in PARTLY:
+
+        def part(found: re.Match[str], page: Path = page) -> str:
+            return f"{found[1]}\n{text(found[2], page).rstrip()}\n\n{found[3]}"
+
+        written[page], count = PART.subn(part, page.read_text(encoding="utf-8"))
+        if not count:
+            raise SystemExit(f"{page.name}: the marks around its measured parts are missing")
+    return written
 
 
 def main() -> None:
