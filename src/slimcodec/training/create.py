@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 SAMPLES, SIDE = 12, 128
 #: pictures on which the errors are measured that set the start of denoising
 MEASURED = 4
+#: weight of the squared coefficients in the fit of the linear map, relative to the latents' energy
+RIDGE = 1e-2
 #: weights of the squared error at quality 1 and 100, as in the recipes
 LAMBDAS = (6e-5, 2e-2)
 
@@ -189,7 +191,10 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
             rough = [np.asarray(codec.synthesise(symbols, quality))[0] for quality, symbols in coded]
             losses.append([np.square(patches(one, patch) - latents).mean(0) for one in rough])
     x, y = np.concatenate(rows), np.concatenate(pixels)
-    solution, *_ = np.linalg.lstsq(np.pad(x, ((0, 0), (0, 1)), constant_values=1), y, rcond=None)
+    # a little of ridge regression: an untrained compressor has few photos
+    square = (known := np.pad(x, ((0, 0), (0, 1)), constant_values=1).astype(np.float64)).T @ known
+    ridge = RIDGE * np.trace(square) / len(square) * np.eye(len(square))
+    solution = np.linalg.solve(square + ridge, known.T @ y).astype(np.float32)
     error = np.square(x @ solution[:-1] + solution[-1] - y).mean()
     logger.info("linear map of latents to pixels: %.1f dB", 10 * np.log10(4 / max(error, 1e-9)))
     tables = {
