@@ -124,6 +124,15 @@ def flux2() -> dict[str, Any]:
         for name, source, curve in chosen
         for judge in source.judges
     ]
+    kept = {
+        name: [
+            percent(
+                min(relative_at(source, curve, judge, rate) or (0.0, 0.0, 0.0) for judge in source.judges)
+            )
+            for rate in (0.1, 0.2)
+        ]
+        for name, source, curve in chosen
+    }
     plain = next(curve for curve in result.curves if curve.name == "slim steps 0")
     points = [point.summary for point in plain.points]
     uniform = []
@@ -136,6 +145,7 @@ def flux2() -> dict[str, Any]:
         "judges": result.judges,
         "count": len(result),
         "rows": rows,
+        "kept": kept,
         "uniform": uniform,
         "round_trip": [f"{alone['round_trip'][judge]['kept_percent'][0]:.0f} %" for judge in result.judges],
         "times": times,
