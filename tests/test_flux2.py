@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference_prior
 import torch
 from conftest import Slim
 from numpy.typing import NDArray
@@ -290,3 +291,26 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
     whole.fill(lambda pictures: F.avg_pool2d(pictures, 8))
     for one, other in zip(resumed.arrays("r"), whole.arrays("r"), strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("quality", [5, 60, 100])
+def test_symbols_of_this_latent_are_exact(quality: int) -> None:
+    folder = Path(__file__).parents[1] / "bundles" / "slim-flux2"
+    rng = np.random.default_rng(quality)
+    latent = F.interpolate(
+        torch.from_numpy(rng.normal(size=(1, 32, 3, 4))).float(), (10, 12), mode="bilinear"
+    ).numpy()
+    codecs = [slimcodec.load(folder, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    coded = codecs[0].encoder.quantise(latent, quality, None)
+    payload = codecs[0].coder.write(coded)
+    tensors = codecs[0].bundle.stored["prior"]
+    symbols, grid = reference_prior.decode(tensors, payload, 5, 6, quality, steps=True)
+    assert symbols == coded.symbols().tolist() and np.abs(coded.symbols()).max() > 0
+    assert np.array_equal(grid.transpose(2, 0, 1) / 16, coded.values[0])
+    threads = torch.get_num_threads()
+    try:
+        for codec, count in zip(codecs, (1, 3), strict=True):
+            torch.set_num_threads(count)
+            assert np.array_equal(codec.coder.read(payload, 5, 6, quality).values, coded.values)
+    finally:
+        torch.set_num_threads(threads)
