@@ -71,9 +71,17 @@ class Steps(NamedTuple):
 
 @dataclass
 class Tally:
-    """What came of a batch so far: a row for each file that was written, and the sources of the others."""
+    """What came of a batch so far: sums over the files that were written, and the sources of the others.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    ``rows``: of a JSON summary, one for each file; None where none is asked for, so that a long batch takes no more memory.
+    """
+
+    rows: list[dict[str, Any]] | None = None
+    count: int = 0
+    pictures: int = 0
+    bpp: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
     skipped: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -83,14 +91,25 @@ class Tally:
         complain(reason, source)
         self.failed.append({"source": str(source), "error": reason})
 
-    def print(self, seconds: float, as_json: bool) -> None:
-        """Print the summary to stdout: a line, or a JSON object."""
-        count = len(self.rows)
-        totals = {key: sum(row[key] for row in self.rows) for key in ("bytes_in", "bytes_out")}
-        pictures = sum(row.get("pictures", 1) for row in self.rows)
-        bpp = sum(row["bpp"] * row.get("pictures", 1) for row in self.rows) / pictures if pictures else None
-        if as_json:
-            files = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a file that was written."""
+        pictures = row.get("pictures", 1)
+        self.count += 1
+        self.pictures += pictures
+        # a shard without pictures has no bits per pixel
+        self.bpp += row["bpp"] * pictures if pictures else 0.0
+        self.bytes_in += row["bytes_in"]
+        self.bytes_out += row["bytes_out"]
+        if self.rows is not None:
+            self.rows.append(row)
+
+    def print(self, seconds: float) -> None:
+        """Print the summary to stdout: a line, or a JSON object where rows were kept."""
+        count, pictures = self.count, self.pictures
+        totals = {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        bpp = self.bpp / pictures if pictures else None
+        if self.rows is not None:
+            files: dict[str, Any] = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
             files["passed_over"] = self.passed_over
             say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
             return
@@ -132,7 +151,7 @@ def run_batch(
     planned, problems, single, passed_over = plan(
         arguments, out, reads, writes, as_json, stdin_limit, keep_suffix
     )
-    tally = Tally(passed_over=passed_over)
+    tally = Tally([] if as_json else None, passed_over=passed_over)
     for argument, problem in problems:
         tally.fail(argument, problem)
 
@@ -170,7 +189,7 @@ def run_batch(
         again = "" if single else "; the same command goes on from there"
         stop(f"interrupted after {done} of {len(todo)} files{again}", INTERRUPTED)
     if not any(job.to_stdout for job in planned):
-        tally.print(time.perf_counter() - start, as_json)
+        tally.print(time.perf_counter() - start)
     if tally.failed:
         raise typer.Exit(FAILED)
 
@@ -249,7 +268,7 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
-    tally.rows.append(
+    tally.add(
         {
             "source": str(job.source),
             "target": str(job.target),
