@@ -205,6 +205,7 @@ def measured() -> dict[str, Any]:
         "speed": speed,
         "cost": stored("entropy_cost.json"),
         "latents": stored("latent-training.json"),
+        "long_run": stored("long-run.json"),
         "throughput": stored("throughput.json"),
         "exact": {
             "files": exact["files"],
