@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import NAMES, photo
@@ -19,7 +20,7 @@ TRAINING = Path(__file__).parent.parent / "benchmarks" / "latent_training.py"
 
 @pytest.mark.slow
 def test_networks_learn_from_latents_pictures_and_other_files(tmp_path: Path) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in NAMES[:2]:
         for number in range(5):
             file = io.BytesIO()
