@@ -102,7 +102,7 @@ def test_the_loss_falls_and_only_ours_changes(
     assert {part: fingerprint(source / part) for part in parts} == before
 
     bundle = Bundle.from_pretrained(tmp_path / "run" / "bundle")
-    assert set(bundle.stored) == {"compressor", "prior", "lora", "captioner-0"}
+    assert set(bundle.stored) == {"compressor", "prior", "guide", "lora", "captioner-0"}
     assert bundle.config.enhancer is not None and bundle.config.enhancer.mode == "trained"
     first, last = bundle.config.enhancer.strength
     assert 0 < last < first <= 1
