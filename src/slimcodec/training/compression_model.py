@@ -89,16 +89,17 @@ def start_as_transform(
     pictures: Tensor,
     lambdas: Tensor,
     predicted: float = 0.3,
-) -> None:
+) -> Tensor:
     """Makes an untrained compressor the KLT of patches of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], with gains.
 
     Latents are weighted by what they cost in the picture, so that the first coefficients matter most there; coefficients have
-    unit variance. Raises ``SlimError`` where there are more of them than values in a patch.
+    unit variance. Returns that weight of each channel (``latent_scale``). Raises ``SlimError`` where there are more of them than values in a patch.
     """
     device = next(autoencoder.parameters()).device
     latents = torch.cat([autoencoder.encode(picture[None].to(device)) for picture in pictures])
     config = model.compressor.config
-    weight = autoencoder.latent_scale(latents[:2]).double().repeat_interleave(config.patch**2)
+    scale = autoencoder.latent_scale(latents[:2])
+    weight = scale.double().repeat_interleave(config.patch**2)
     channels = config.prior.channels
     enter: Any = model.compressor.enter
     leave: Any = model.compressor.leave
@@ -119,6 +120,7 @@ def start_as_transform(
     leave.weight.copy_(synthesis[..., None, None])
     leave.bias.copy_(mean / weight)
     model.init_gains(spread.float().to(lambdas.device) * 127.5, lambdas, predicted)
+    return scale
 
 
 @dataclass

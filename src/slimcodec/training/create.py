@@ -154,10 +154,8 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
         )
     settings: dict[str, Any] = {"compressor": network, "training": other.config.training}
     names = ["compressor", "prior"]
-    own, its = (
-        next(part.sha256 for part in it.parts if part.name == "vae") for it in (bundle.config.ldm, ldm) if it
-    )
-    if "guide" in other.stored and own == its:
+    own, its = (model.part("vae") if model else None for model in (bundle.config.ldm, ldm))
+    if "guide" in other.stored and own and its and own.sha256 == its.sha256:
         names.append("guide")
     if "lora" in other.stored and ldm == bundle.config.ldm:
         names.append("lora")
@@ -183,13 +181,11 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     for number, picture in enumerate(pictures):
         height, width = (length // cell * cell for length in picture.shape[:2])
         picture = picture[:height, :width]
-        latents = patches(np.asarray(codec.latents(picture)), patch)
-        rows.append(latents)
+        latents, rough = decompressed(codec, picture, qualities if number < MEASURED else ())
+        rows.append(patches(latents, patch))
         pixels.append(patches(picture.transpose(2, 0, 1) / np.float32(127.5) - 1, cell))
-        if number < MEASURED:
-            coded = zip(qualities, codec.quantise_each(picture, qualities), strict=True)
-            rough = [np.asarray(codec.synthesise(symbols, quality))[0] for quality, symbols in coded]
-            losses.append([np.square(patches(one, patch) - latents).mean(0) for one in rough])
+        if rough:
+            losses.append([np.square(patches(one, patch) - rows[-1]).mean(0) for one in rough])
     x, y = np.concatenate(rows), np.concatenate(pixels)
     # a little of ridge regression: an untrained compressor has few photos
     square = (known := np.pad(x, ((0, 0), (0, 1)), constant_values=1).astype(np.float64)).T @ known
@@ -211,14 +207,22 @@ def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
     return parts.reshape(-1, channels * side**2)
 
 
+def decompressed(
+    codec: Codec, picture: NDArray[np.uint8], qualities: Iterable[int]
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """The latent [C, h, w] of a picture [H, W, 3], and what the compressor leaves of it at qualities."""
+    (latent,) = codec.encoder.latents([picture])
+    interest = codec.encoder.interest(picture, "auto")
+    coded = ((codec.encoder.quantise(latent, quality, interest), quality) for quality in qualities)
+    return latent[0], [codec.decoder.synthesise(symbols, quality)[0] for symbols, quality in coded]
+
+
 def measured_strength(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, float]:
     """The shares of the model's schedule whose noise is as large as what the compressor loses of pictures [H, W, 3]."""
     codec, errors = Codec(bundle), []
     for picture in pictures:
-        latents = codec.latents(picture)
-        coded = zip((1, 100), codec.quantise_each(picture, (1, 100)), strict=True)
-        decompressed = [codec.synthesise(symbols, quality)[0] for quality, symbols in coded]
-        errors.append([float((rough - latents).square().mean()) for rough in decompressed])
+        latents, rough = decompressed(codec, picture, (1, 100))
+        errors.append([float(np.square(one - latents).mean()) for one in rough])
     low, high = (float(error) ** 0.5 for error in np.mean(errors, 0))
     return fitting_strength((low, high), load_scheduler(bundle.pretrained_part("scheduler")))
 

@@ -38,15 +38,12 @@ class LatentStage(Stage[LatentBatch]):
         self.model: CompressionModel = CompressionModel(Compressor(recipe.network), autoencoder)
         lambdas = self.objective.weight(torch.linspace(1, 100, recipe.network.prior.levels))
         self.cache = latent_cache(run)
-        pictures = self.cache.crops(0).pictures
-        start_as_transform(self.model, autoencoder, pictures, lambdas)
-        latents = autoencoder.encode(pictures[:2].to(device))
+        scale = start_as_transform(self.model, autoencoder, self.cache.crops(0).pictures, lambdas)
         self.stride = autoencoder.stride
         with run.accelerator.main_process_first(), run.accelerator.autocast():
             self.cache.fill(lambda pictures: autoencoder.encode(pictures.to(device)).cpu())
         # the mean squared error of pixels, by the sum over channels
-        pixels = 3 * self.stride**2
-        scale = autoencoder.latent_scale(latents) * (len(latents[0]) / pixels) ** 0.5
+        scale = scale * (len(scale) / (3 * self.stride**2)) ** 0.5
         self.scale = scale[:, None, None].to(device)
         side = options.crop // self.stride
         self.batches = LatentCrops(self.cache, side, options.batch, options.seed, recipe.network.patch)
@@ -74,6 +71,7 @@ def latent_cache(run: Run) -> LatentCache:
     assert pretrained is not None and pretrained.config.ldm is not None
     ldm = pretrained.config.ldm
     crops = replace(run.data.crops("latents", "mask"), size=recipe.side)
-    vae = next(part for part in ldm.parts if part.name == "vae")
+    vae = ldm.part("vae")
+    assert vae is not None
     channels = run.recipe.compressor.network.latent_channels
     return LatentCache(run.folder / "latents", crops, channels, ldm.stride, recipe.count, vae.sha256)
