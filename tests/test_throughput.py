@@ -27,7 +27,7 @@ def test_rates_and_memory_of_every_way_are_measured(tmp_path: Path) -> None:
     # the same files
     assert ways["ray"]["bytes_per_picture"] == ways["processes"]["bytes_per_picture"]
     for name, row in ways.items():
-        # WebP is done before its memory was looked at in every tenth
-        assert row["pictures_per_second"] > 0 and (name == "webp" or max(row["megabytes_by_tenth"]) > 10)
-        # figures are rounded
-        assert row["starting"] + row["ending"] <= row["seconds"] + 0.1
+        # WebP is done so soon that its memory may be looked at once alone, while Python starts: 7 MB were seen
+        least = 0 if name == "webp" else 10
+        assert row["pictures_per_second"] > 0 and max(row["megabytes_by_tenth"]) > least
+        assert row["starting"] + row["ending"] <= row["seconds"]
