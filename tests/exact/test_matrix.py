@@ -131,7 +131,7 @@ def test_the_page_says_what_was_measured(benchmark: Any) -> None:
     report = published()
     assert (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8") == benchmark.markdown(report)
     assert report["mismatches"] == benchmark.mismatches(report) == 0
-    assert report["photos"] >= 60 and len(report["qualities"]) == 5
+    assert report["photos"] >= 200 and len(report["qualities"]) == 5
     assert {row["configuration"] for row in report["rows"]} == {one.name for one in CONFIGURATIONS}
 
 
