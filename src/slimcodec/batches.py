@@ -16,7 +16,7 @@ from PIL import Image
 from slimcodec.codec import Codec
 from slimcodec.container import Source
 from slimcodec.decoder import Decompressed
-from slimcodec.encoder import Request, Roi
+from slimcodec.encoder import EFFORT, Request, Roi
 from slimcodec.errors import SlimError
 from slimcodec.images import ImageLike, Pixels, padded_size
 
@@ -34,6 +34,7 @@ def encode_many(
     *,
     batch_size: int = 8,
     roi: Roi = "auto",
+    effort: int = EFFORT,
     target_bytes: int | None = None,
     target_bpp: float | None = None,
     max_pixels: int | None = None,
@@ -43,7 +44,7 @@ def encode_many(
     Arguments are those of ``Codec.encode``. Pictures of a batch whose sizes are equal once padded to whole coded positions
     share a pass; those of more than a million pixels go alone. Raises ``SlimError`` for an argument out of range.
     """
-    request = Request(quality, caption, target_bytes, target_bpp, roi)
+    request = Request(quality, caption, target_bytes, target_bpp, roi, effort)
     encoder = codec.encoder
 
     def encoded(chunk: list[ImageLike]) -> Iterator[bytes | Exception]:

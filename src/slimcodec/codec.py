@@ -15,7 +15,7 @@ from PIL import Image
 
 from slimcodec.container import Container, Source
 from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Decompressed, Sampling, crop
-from slimcodec.encoder import Encoder, Request, Roi, whole_number
+from slimcodec.encoder import EFFORT, Encoder, Request, Roi, whole_number
 from slimcodec.errors import SlimError, needs
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
 from slimcodec.models.bundle import Bundle
@@ -51,8 +51,8 @@ class Codec:
         self.runtime = runtime or torch_runtime(bundle)
         #: the exact entropy stage
         self.coder = latent_codec(bundle, self.runtime)
-        self.encoder = Encoder(bundle, self.runtime, self.coder, tile)
         self.decoder = Decoder(bundle, self.runtime, self.coder, tile)
+        self.encoder = Encoder(bundle, self.runtime, self.coder, tile, self.decoder.synthesise)
 
     @property
     def cell(self) -> int:
@@ -68,6 +68,7 @@ class Codec:
         caption: str | None = "auto",
         *,
         roi: Roi = "auto",
+        effort: int = EFFORT,
         target_bytes: int | None = None,
         target_bpp: float | None = None,
         max_pixels: int | None = None,
@@ -77,14 +78,15 @@ class Codec:
         ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file (see
         ``slimcodec.images.load_image``). ``quality``: 1 (smallest) to 100. ``caption``: "auto" (the bundle's captioner),
         None, or a text of at most 1024 bytes. ``roi``: the region of interest: "auto" (as the bundle's captioner sees it),
-        None (everywhere alike), or a mask in [0, 1] of any resolution over the whole picture. ``target_bytes`` or
+        None (everywhere alike), or a mask in [0, 1] of any resolution over the whole picture. ``effort``: gradient steps by which
+        rounding keeps what a classifier knows the picture by, 0 to 32; 0 is fastest, more keep more. ``target_bytes`` or
         ``target_bpp`` (bits per pixel of the original size) take the largest quality whose whole file fits, in place of
         ``quality``. It is found by bisection, since sizes grow with quality but for a few bytes.
 
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.
         """
-        request = Request(quality, caption, target_bytes, target_bpp, roi)
+        request = Request(quality, caption, target_bytes, target_bpp, roi, effort)
         pictures = [self.open(image, max_pixels)]
         (latent,) = self.encoder.latents(pictures)
         (text,) = self.encoder.captions(pictures, caption)
@@ -96,27 +98,31 @@ class Codec:
         check_size(pixels.shape[0], pixels.shape[1], self.cell, max_pixels)
         return pixels
 
-    def quantise(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> CodedLatent:
+    def quantise(
+        self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto", effort: int = EFFORT
+    ) -> CodedLatent:
         """The symbols of a picture, their table indices and decoded values, as ``encode`` codes them."""
-        return next(self.quantise_each(image, (quality,), roi=roi))
+        return next(self.quantise_each(image, (quality,), roi=roi, effort=effort))
 
     def quantise_each(
-        self, image: ImageLike, qualities: Iterable[int], *, roi: Roi = "auto"
+        self, image: ImageLike, qualities: Iterable[int], *, roi: Roi = "auto", effort: int = EFFORT
     ) -> Iterator[CodedLatent]:
         """``quantise`` at several qualities; the picture's latent is computed once."""
         pixels = load_image(image)
         (latent,) = self.encoder.latents([pixels])
-        interest = self.encoder.interest(pixels, roi)
+        interest, evidence = self.encoder.interest(pixels, roi), self.encoder.evidence(pixels, effort)
         for quality in qualities:
-            yield self.encoder.quantise(latent, quality, interest)
+            yield self.encoder.quantise(latent, quality, interest, evidence)
 
     def latents(self, image: ImageLike) -> Any:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
         return self.runtime.own(self.encoder.latents([load_image(image)])[0][0])
 
-    def bit_map(self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto") -> NDArray[np.float32]:
+    def bit_map(
+        self, image: ImageLike, quality: int = 50, *, roi: Roi = "auto", effort: int = EFFORT
+    ) -> NDArray[np.float32]:
         """Ideal bits at every coded position, [ceil(H/16), ceil(W/16)] for slim-tiny; their sum is about the payload."""
-        return self.coder.bit_map(self.quantise(image, quality, roi=roi))
+        return self.coder.bit_map(self.quantise(image, quality, roi=roi, effort=effort))
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.guidance import CaptionGuide
+from slimcodec.models.guidance import CaptionGuide, tagger_gradients
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import blended, tiled
@@ -167,14 +166,9 @@ class Decoder:
         if file.caption_index is None:
             return pixels
         bundle, container = self.bundle, file.container
-
-        def gradient(number: int, view: Floats, target: Floats) -> Floats:
-            return self.runtime.run(f"gradient-{number}", view, target)[0]
-
-        numbers, tables = range(len(bundle.config.captioners)), bundle.guide
-        guide = CaptionGuide(
-            [partial(gradient, number) for number in numbers], len(bundle.vocabulary), tables.synthesis
-        )
+        gradients = tagger_gradients(self.runtime.run, len(bundle.config.captioners))
+        tables = bundle.guide
+        guide = CaptionGuide(gradients, len(bundle.vocabulary), tables.synthesis)
         change = guide.change(
             pixels,
             file.caption_index,

@@ -16,7 +16,8 @@ from slimcodec.entropy.caption import encode_caption
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels, padded_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.guidance import resized
+from slimcodec.models.evidence import Evidence, Synthesis
+from slimcodec.models.guidance import resized, tagger_gradients
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import tiled
@@ -25,6 +26,10 @@ from slimcodec.models.trials import Trials
 #: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None
 Floats = NDArray[np.float32]
+#: gradient steps by which the encoder looks for evidence, by default and at most
+EFFORT, MAX_EFFORT = 3, 32
+#: by how many qualities a target in bytes may sink to pay for evidence
+EVIDENCE_QUALITIES = 8
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,13 @@ class Request:
     target_bytes: int | None = None
     target_bpp: float | None = None
     roi: Roi = "auto"
+    effort: int = EFFORT
 
     def __post_init__(self) -> None:
         if self.target_bytes is not None and self.target_bpp is not None:
             raise SlimError("give target_bytes or target_bpp, not both")
         object.__setattr__(self, "quality", whole_number("quality", self.quality, 1, 100))
+        object.__setattr__(self, "effort", whole_number("effort", self.effort, 0, MAX_EFFORT))
         if not (self.caption is None or isinstance(self.caption, str)):
             raise SlimError(f"caption is {self.caption!r}; give 'auto', None or a text")
         for name in ("target_bytes", "target_bpp"):
@@ -60,9 +67,15 @@ class Request:
 class Encoder:
     """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, coder: LatentCodec, tile: int) -> None:
-        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
+    def __init__(
+        self, bundle: Bundle, runtime: Runtime, coder: LatentCodec, tile: int, synthesise: Synthesis
+    ) -> None:
+        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on.
+
+        ``synthesise``: what the decoder makes of symbols at a quality.
+        """
         self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
+        self.synthesise = synthesise
 
     def latents(self, pictures: Sequence[Pixels]) -> list[Floats]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
@@ -92,20 +105,28 @@ class Encoder:
     def file(self, pixels: Pixels, latent: Floats, caption: str | None, request: Request) -> bytes:
         """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
         bundle = self.bundle
-        tagged, taggers = None, bundle.config.captioners
+        taggers = bundle.config.captioners
+        tagged = self.tag(pixels) if taggers and (caption == "auto" or request.effort) else None
         if caption == "auto":
-            tagged = self.tag(pixels) if taggers else None
             caption = taggers[0].caption(tagged[0][0], bundle.vocabulary) if tagged else None
         interest = self.interest(pixels, request.roi, tagged)
+        evidence = self.evidence(pixels, request.effort, tagged)
         section = b"" if caption is None else encode_caption(caption, bundle.vocabulary)
         height, width = pixels.shape[:2]
 
-        def file(quality: int) -> bytes:
-            payload = self.coder.write(self.quantise(latent, quality, interest))
+        def file(quality: int, evidence: Evidence | None = None) -> bytes:
+            payload = self.coder.write(self.quantise(latent, quality, interest, evidence))
             return pack(Container(width, height, quality, bytes.fromhex(bundle.bundle_id), section, payload))
 
         limit = request.byte_limit(width, height)
-        return file(request.quality) if limit is None else largest_that_fits(file, limit)[1]
+        if limit is None:
+            return file(request.quality, evidence)
+        quality, data = largest_that_fits(file, limit)
+        # evidence takes some per cent of the bytes, that of a quality or two
+        for lower in range(quality, max(0, quality - EVIDENCE_QUALITIES), -1) if evidence else ():
+            if len(kept := file(lower, evidence)) <= limit:
+                return kept
+        return data
 
     def interest(
         self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Floats, ...] | None = None
@@ -126,8 +147,23 @@ class Encoder:
         wide = resized(logits, (rows, columns), smooth=False)
         return ((np.tanh(wide / 2) + 1) / 2).astype(np.float32)
 
-    def quantise(self, latent: Floats, quality: int, interest: Floats | None = None) -> CodedLatent:
-        """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions."""
+    def evidence(
+        self, pixels: Pixels, effort: int = EFFORT, tagged: tuple[Floats, ...] | None = None
+    ) -> Evidence | None:
+        """What rounding is to keep of a picture, None for nothing; ``tagged`` as in ``interest``."""
+        if not (effort and Evidence.possible(self.bundle)):
+            return None
+        logits, *_ = tagged or self.tag(pixels)
+        gradients = tagger_gradients(self.runtime.run, len(self.bundle.config.captioners))
+        return Evidence(self.bundle, gradients, int(logits[0].argmax()), effort)
+
+    def quantise(
+        self, latent: Floats, quality: int, interest: Floats | None = None, evidence: Evidence | None = None
+    ) -> CodedLatent:
+        """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions.
+
+        ``evidence``: what rounding keeps of the picture for a classifier.
+        """
         config, level = self.bundle.config.compressor, np.array([quality])
         interest = np.ones_like(latent[:, :1]) if interest is None else interest
         values = tiled(
@@ -140,7 +176,11 @@ class Encoder:
         )
         values = Trials(self.runtime.run, self.coder, config, quality).bounded(latent, values, interest)
         (hyper,) = self.runtime.run("hyper_analyse", values, level)
-        return self.coder.quantise(values, hyper, quality)
+
+        def code(values: Floats) -> CodedLatent:
+            return self.coder.quantise(values, hyper, quality)
+
+        return code(values) if evidence is None else evidence.kept(values, quality, code, self.synthesise)
 
     def _margins(self, pixels: Pixels) -> tuple[tuple[int, int], tuple[int, int]]:
         """Pixels before and after each side of a picture, up to whole coded positions.

@@ -50,6 +50,7 @@ def bench(
     guidance: Annotated[
         str | None, typer.Option(metavar="G,G", help="SLIM's caption guidance (default: the bundle's).")
     ] = None,
+    effort: options.Effort = None,
     protocol: Annotated[
         str, typer.Option(metavar="P", help="Preparation of photos: icm-256 or full (docs/protocol.md).")
     ] = "icm-256",
@@ -108,7 +109,16 @@ def bench(
         stop(f"the benchmark needs {error.name}: install it with pip install 'slimcodec[eval]'", USAGE)
     with failing():
         names = [name.strip() for name in codecs.split(",") if name.strip()]
-        curves = chosen_curves(names, codec or [], qualities or [], steps, guidance, model, device)
+        curves = chosen_curves(
+            names,
+            codec or [],
+            qualities or [],
+            steps,
+            guidance,
+            model,
+            device,
+            **options.given(effort=effort),
+        )
         worker = Worker(Setup(curves, tuple(classifier), protocol, detector, lpips, model, device))
         worker.try_out()
         samples = open_labelled(

@@ -103,6 +103,7 @@ def encode(
         ),
     ] = "auto",
     roi: options.Roi = "auto",
+    effort: options.Effort = None,
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = None,
@@ -157,6 +158,7 @@ def encode(
       slim encode photos/ -o slims/ --quality 30 --jobs 4
       slim encode 'photos/**/*.png' -o slims/ --caption none
       slim encode photo.jpg -o photo.slim --roi mask.png
+      slim encode photos/ -o slims/ --effort 0
       slim encode photos/ -o slims/ --delete-source --lose exif,gps
       slim encode photos/ -o slims/ --device cuda --batch-size 16
       slim encode s3://bucket/photos -o s3://bucket/slims --jobs 4
@@ -165,7 +167,7 @@ def encode(
       slim encode - -o - < photo.jpg > photo.slim
     """
     rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
-    given = {name: value for name, value in rates.items() if value is not None}
+    given = options.given(**rates)
     if len(given) > 1:
         stop(f"give one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
@@ -179,7 +181,7 @@ def encode(
         stop(f"--lose {','.join(sorted(unknown))}: give {', '.join(KINDS)}", USAGE)
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     text = None if caption == "none" else _as_text(caption)
-    settings = {"caption": text, "batch_size": batch_size, **given}
+    settings = {"caption": text, "batch_size": batch_size, **given, **options.given(effort=effort)}
     shards = STREAM not in (*inputs, out) and only_shards(inputs)
     if delete_source and (shards or any(map(is_url, (*inputs, out)))):
         stop("--delete-source is for local pictures; leave it out for shards and URLs", USAGE)

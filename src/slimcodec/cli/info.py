@@ -124,6 +124,7 @@ def map_(
         int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100.")
     ] = 50,
     roi: options.Roi = "auto",
+    effort: options.Effort = None,
     model: options.Model = None,
     device: options.Device = "cpu",
     max_pixels: options.MaxPixels = None,
@@ -157,7 +158,7 @@ def map_(
         for warning in caught:
             complain(f"warning: {warning.message}", image)
         coder = codec.coder
-        coded = codec.quantise(pixels, quality, roi=options.region_of(roi))
+        coded = codec.quantise(pixels, quality, roi=options.region_of(roi), **options.given(effort=effort))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
         picture = draw_bits(pixels, bits, cell)

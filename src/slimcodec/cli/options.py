@@ -56,6 +56,15 @@ Roi = Annotated[
         help="Region of interest: auto (bundle's captioner), none, or a mask picture, white inside.",
     ),
 ]
+Effort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=32,
+        metavar="N",
+        help="Gradient steps by which rounding keeps what a classifier sees; 0 is fastest (default: 3).",
+    ),
+]
 Jobs = Annotated[
     int,
     typer.Option(
@@ -89,6 +98,11 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Most pixels of a picture (default: Pillow's 89 million)."),
 ]
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Return the settings that the user gave: those that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def region_of(option: str) -> Region:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import slimcodec
 from slimcodec.codec import Codec
 from slimcodec.container import unpack
 from slimcodec.data.photos import Photo
+from slimcodec.encoder import EFFORT
 from slimcodec.entropy.caption import decode_caption, tag_phrase
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
@@ -28,11 +29,15 @@ QUALITIES = (1, 15, 30, 45, 60, 75, 90)
 
 @dataclass(frozen=True)
 class SlimSettings:
-    """One way to run SLIM: denoising ``steps``, ``caption`` "none", "auto" or "wrong", strength of ``guidance``."""
+    """One way to run SLIM: denoising ``steps``, ``caption`` "none", "auto" or "wrong", strength of ``guidance``.
+
+    ``effort`` is the encoder's, 0 in results of the releases that had none.
+    """
 
     steps: int
     caption: str
     guidance: float = 0.0
+    effort: int = 0
 
     @property
     def enhanced(self) -> bool:
@@ -44,20 +49,24 @@ class SlimSettings:
         """The curve's name."""
         caption = {"none": "", "auto": " + caption", "wrong": " + wrong caption"}[self.caption]
         guidance = f" + guidance {self.guidance:g}" if self.guidance else ""
-        return f"slim steps {self.steps}{caption}{guidance}"
+        effort = "" if self.effort == EFFORT else f" + effort {self.effort}"
+        return f"slim steps {self.steps}{caption}{guidance}{effort}"
 
     def controls(self) -> tuple[SlimSettings, SlimSettings]:
         """The curves that an enhanced one is shown with: no caption, which guidance needs, and a wrong one."""
-        return SlimSettings(self.steps, "none"), SlimSettings(self.steps, "wrong", self.guidance)
+        without = replace(self, caption="none", guidance=0.0)
+        return without, replace(self, caption="wrong")
 
 
-def slim_settings(steps: Sequence[int], guidances: Sequence[float]) -> list[SlimSettings]:
+def slim_settings(
+    steps: Sequence[int], guidances: Sequence[float], effort: int = EFFORT
+) -> list[SlimSettings]:
     """All curves for these steps and strengths of guidance, each enhanced one followed by its controls, none twice."""
     settings: list[SlimSettings] = []
     for count in steps:
-        settings.append(SlimSettings(count, "none"))
+        settings.append(SlimSettings(count, "none", effort=effort))
         for guidance in guidances:
-            captioned = SlimSettings(count, "auto", guidance)
+            captioned = SlimSettings(count, "auto", guidance, effort)
             settings += [captioned, *(captioned.controls() if captioned.enhanced else ())]
     return list(dict.fromkeys(settings))
 
@@ -94,7 +103,7 @@ class SlimCodec:
         caption = "auto" if self.settings.caption == "auto" else None
         if (drawn := self.drawn(photo)) is not None:
             caption = tag_phrase(self._names[drawn])
-        return self._codec.encode(photo.pixels, quality, caption)
+        return self._codec.encode(photo.pixels, quality, caption, effort=self.settings.effort)
 
     def decode(self, data: bytes) -> Pixels:
         settings = self.settings
@@ -177,17 +186,18 @@ def chosen_curves(
     guidance: str | None = None,
     model: str | None = None,
     device: str = "cpu",
+    effort: int = EFFORT,
 ) -> tuple[Curve, ...]:
     """The curves of codec ``names`` ("slim" stands for all of SLIM's) and command ``templates``.
 
     ``qualities``: "NAME=Q,Q", needed for commands; ``steps`` and ``guidance``: lists of numbers for SLIM, by default 0 steps
-    and the bundle's. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
+    and the bundle's; ``effort``: of its encoder. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
     """
     ladders = dict(_ladder(text) for text in qualities)
     curves: list[Curve] = []
     for name in dict.fromkeys(names):
         if name == "slim":
-            settings = _chosen_settings(shared_codec(model, device), steps, guidance)
+            settings = _chosen_settings(shared_codec(model, device), steps, guidance, effort)
             ladder = ladders.pop(name, QUALITIES)
             if not all(1 <= quality <= 100 for quality in ladder):
                 raise SlimError("qualities of slim are whole numbers from 1 to 100")
@@ -208,7 +218,9 @@ def chosen_curves(
     return tuple(curves)
 
 
-def _chosen_settings(codec: Codec, steps: str | None, guidance: str | None) -> list[SlimSettings]:
+def _chosen_settings(
+    codec: Codec, steps: str | None, guidance: str | None, effort: int
+) -> list[SlimSettings]:
     config = codec.bundle.config
     counts = sorted({0, config.steps if config.enhancer else 0})
     chosen_steps = counts if steps is None else _numbers(steps, int, "--steps")
@@ -217,6 +229,7 @@ def _chosen_settings(codec: Codec, steps: str | None, guidance: str | None) -> l
     settings = slim_settings(
         chosen_steps,
         strengths if guidance is None else _numbers(guidance, float, "--guidance"),
+        effort,
     )
     if any(chosen.caption == "wrong" for chosen in settings) and not class_names(codec):
         raise SlimError(

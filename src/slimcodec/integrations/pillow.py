@@ -31,7 +31,7 @@ from slimcodec.images import ImageWarning
 
 FORMAT = "SLIM"
 SUFFIX = ".slim"
-SAVE_OPTIONS = ("quality", "caption", "roi", "target_bytes", "target_bpp", "max_pixels")
+SAVE_OPTIONS = ("quality", "caption", "roi", "effort", "target_bytes", "target_bpp", "max_pixels")
 ORIENTATION = 0x0112
 
 

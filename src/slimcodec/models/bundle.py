@@ -230,9 +230,16 @@ class Bundle:
 
     @property
     def guide(self) -> GuideTables:
-        """What guidance knows of the latent space: our autoencoder's linear path, or the part ``guide`` of a pretrained one."""
-        linear, lost = ("guide", "guide") if self.config.ldm else ("autoencoder", "enhancer")
-        return GuideTables(self.stored[linear]["synthesis"], self.stored[lost]["error_scale"])
+        """What guidance knows of the latent space; there where ``can_guide`` says so."""
+        assert self.linear_path is not None
+        lost = self.stored["guide" if self.config.ldm else "enhancer"]["error_scale"]
+        return GuideTables(self.linear_path, lost)
+
+    @property
+    def linear_path(self) -> NDArray[Any] | None:
+        """From a latent position, or a patch of them, to pixels: our autoencoder's own, or that of a pretrained one's ``guide``."""
+        part = self.stored.get("guide" if self.config.ldm else "autoencoder")
+        return None if part is None else part["synthesis"]
 
     @property
     def can_guide(self) -> bool:

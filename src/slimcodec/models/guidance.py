@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from slimcodec.models.runtime import Run
 
 #: pixels of the short side of a view, and at most of the long one
 VIEW_SIDE, LONGEST_VIEW = 192, 768
@@ -43,19 +46,32 @@ class GuideTables:
 
     def lost(self, quality: int) -> Floats:
         """Standard deviation [C] of what compression loses at a quality."""
-        table = self.error_scales
-        low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
-        rows = table[int(low)], table[min(int(low) + 1, len(table) - 1)]
-        return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
+        return at_quality(self.error_scales, quality)
+
+
+def at_quality(table: Floats, quality: int) -> Floats:
+    """The row [C] of a table [levels, C], from quality 1 to 100, at a quality."""
+    low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
+    rows = table[int(low)], table[min(int(low) + 1, len(table) - 1)]
+    return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
+
+
+def tagger_gradients(run: Run, taggers: int) -> list[Gradient]:
+    """The gradients of a bundle's taggers; ``run`` runs a network by its name."""
+
+    def gradient(number: int, view: Floats, target: Floats) -> Floats:
+        return run(f"gradient-{number}", view, target)[0]
+
+    return [partial(gradient, number) for number in range(taggers)]
 
 
 class CaptionGuide:
     """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
 
     def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
-        """``synthesis``: see ``GuideTables``."""
+        """``synthesis``: see ``GuideTables``; another linear path to pixels serves ``evidence``."""
         self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
-        self.patch = math.isqrt(len(synthesis) // 3)
+        self.patch = _side(synthesis)
 
     def change(
         self, pixels: NDArray[np.uint8], tag: int, lost: Floats, *, strength: float, steps: int, seed: int
@@ -73,19 +89,39 @@ class CaptionGuide:
             (columns * cell, rows * cell), Image.Resampling.BILINEAR
         )
         picture = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
-        target = np.zeros((1, self.tags), np.float32)
-        target[0, tag] = 1
-        lost = lost[:, None, None]
+        target, lost = self._target(tag), lost[:, None, None]
         shares = DECAY ** np.arange(steps, dtype=np.float32)
         change = np.zeros((1, len(lost), rows, columns), np.float32)
         for step, share in enumerate(shares / shares.sum()):
-            view = picture + _shuffled(_mixed(basis, change), cell)
-            gradient = _seen(self.gradients[step % len(self.gradients)], view, target, rng)
-            direction = _mixed(basis.T, _unshuffled(gradient, cell)) * lost**LOST_POWER
+            view = picture + _shuffled(mixed(basis, change), cell)
+            direction = self._pull(step, view, basis, target, rng) * lost**LOST_POWER
             # few large values would take most of a step: they are clipped at one standard deviation
-            direction = _unit(_unit(direction).clip(-1, 1))
+            direction = unit(unit(direction).clip(-1, 1))
             change = change + strength * share * lost * direction
         return change.astype(np.float32)
+
+    def evidence(self, values: Floats, tag: int, step: int, rng: np.random.Generator) -> Floats:
+        """The direction [1, C, h, w] in which a tagger sees more of a tag in the picture of values [1, C, h, w].
+
+        The picture is that of the linear path alone: no decoder runs. ``step`` chooses the tagger, ``rng`` draws the view.
+        """
+        rows, columns = values.shape[2:]
+        cell = _cell(rows, columns, self.patch)
+        basis = self._basis(cell)
+        return self._pull(step, _shuffled(mixed(basis, values), cell), basis, self._target(tag), rng)
+
+    def _target(self, tag: int) -> Floats:
+        """One-hot [1, tags]."""
+        target = np.zeros((1, self.tags), np.float32)
+        target[0, tag] = 1
+        return target
+
+    def _pull(
+        self, step: int, view: Floats, basis: Floats, target: Floats, rng: np.random.Generator
+    ) -> Floats:
+        """The gradient [1, C, h, w] of a tagger's log p(target) at a view, along a basis of patches."""
+        gradient = _seen(self.gradients[step % len(self.gradients)], view, target, rng)
+        return mixed(basis.T, unshuffled(gradient, _side(basis)))
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
         """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
@@ -93,7 +129,7 @@ class CaptionGuide:
         moved = np.empty_like(pixels)
         for top in range(0, change.shape[2], rows):
             band = slice(top * self.patch, (top + rows) * self.patch)
-            difference = _shuffled(_mixed(basis, change[:, :, top : top + rows]), self.patch)
+            difference = _shuffled(mixed(basis, change[:, :, top : top + rows]), self.patch)
             moved[:, :, band] = (pixels[:, :, band] + difference).round().clip(0, 255)
         return moved
 
@@ -119,6 +155,11 @@ def _resizing(before: int, after: int, smooth: bool) -> Floats:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
+def _side(basis: Floats) -> int:
+    """Pixels a side of the patches of a basis [3 * P * P, C]."""
+    return math.isqrt(len(basis) // 3)
+
+
 def _cell(rows: int, columns: int, patch: int) -> int:
     """Pixels a side of a latent position in a view, ``patch`` in the picture."""
     cell = min(VIEW_SIDE / min(rows, columns), LONGEST_VIEW / max(rows, columns))
@@ -140,7 +181,7 @@ def _seen(gradient: Gradient, picture: Floats, target: Floats, rng: np.random.Ge
     return np.roll(found[..., mirror], [-shift for shift in shifts], (2, 3))
 
 
-def _mixed(matrix: Floats, x: Floats) -> Floats:
+def mixed(matrix: Floats, x: Floats) -> Floats:
     """The product of a matrix [O, I] with every position of x [1, I, h, w]."""
     rows, columns = x.shape[2:]
     return (matrix @ x.reshape(x.shape[1], -1)).reshape(1, -1, rows, columns)
@@ -152,13 +193,13 @@ def _shuffled(x: Floats, cell: int) -> Floats:
     return x.reshape(3, cell, cell, rows, columns).transpose(0, 3, 1, 4, 2).reshape(1, 3, rows * cell, -1)
 
 
-def _unshuffled(x: Floats, cell: int) -> Floats:
-    """The inverse of ``_shuffled``."""
+def unshuffled(x: Floats, cell: int) -> Floats:
+    """[1, C, cell * h, cell * w] to [1, C * cell * cell, h, w], as ``pixel_unshuffle`` does."""
     rows, columns = (side // cell for side in x.shape[2:])
-    parts = x.reshape(3, rows, cell, columns, cell).transpose(0, 2, 4, 1, 3)
+    parts = x.reshape(x.shape[1], rows, cell, columns, cell).transpose(0, 2, 4, 1, 3)
     return parts.reshape(1, -1, rows, columns)
 
 
-def _unit(x: Floats) -> Floats:
+def unit(x: Floats) -> Floats:
     """x over its root mean square."""
     return x / np.maximum(np.sqrt(np.square(x).mean()), np.float32(1e-20))

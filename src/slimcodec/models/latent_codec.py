@@ -13,6 +13,7 @@ from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.config import HYPER_STRIDE, MEAN_BITS, SCALES, PriorConfig
+from slimcodec.models.runtime import Run
 from slimcodec.models.storage import check_shapes
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
@@ -22,8 +23,6 @@ PIECE = 4096
 #: no input of an exact layer is larger: 15-bit symbols on the 1/16 grid plus their means
 INPUT_LIMIT = 2**20
 Integers = NDArray[np.int32]
-#: runs a network of the prior by its name (see ``models.networks``)
-Run = Callable[..., tuple[NDArray[Any], ...]]
 #: gives the symbols of a pass by their table indices, and in the two passes over the grid also by positions [N] and means
 SymbolSource = Callable[[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None], NDArray[Any]]
 

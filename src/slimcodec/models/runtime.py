@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+#: runs a network of a bundle by its name (see ``networks``)
+Run = Callable[..., tuple[NDArray[Any], ...]]
 
 
 class Runtime(Protocol):

@@ -15,7 +15,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from slimcodec.models.config import OPEN, CompressorConfig
-from slimcodec.models.latent_codec import LatentCodec, Run
+from slimcodec.models.latent_codec import LatentCodec
+from slimcodec.models.runtime import Run
 
 Floats = NDArray[np.float32]
 #: side in positions, odd, of the windows over which values are compared
