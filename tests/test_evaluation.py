@@ -75,7 +75,7 @@ def smoke(desk: Path) -> Body:
     """The result of the whole benchmark in small: SLIM with its controls, and two peers."""
     status = slim(
         "bench", desk / "photos.parquet", "-c", desk / "judge.onnx", "--codecs", "slim,jpeg,webp",
-        *QUALITIES, "--steps", "0,1", "--guidance", "0", "--protocol", "full", "--detector", desk / "detector.onnx", "-o", desk / "smoke.json",
+        *QUALITIES, "--steps", "0,1", "--guidance", "0", "--effort", "0", "--protocol", "full", "--detector", desk / "detector.onnx", "-o", desk / "smoke.json",
     )  # fmt: skip
     assert status == 0
     body: Body = json.loads((desk / "smoke.json").read_text())
@@ -117,8 +117,10 @@ def same_but_for_time(a: Body, b: Body) -> bool:
 def test_the_smoke_result(smoke: Body, desk: Path) -> None:
     names = [curve["name"] for curve in smoke["curves"]]
     assert names == [
-        "slim steps 0", "slim steps 0 + caption", "slim steps 1", "slim steps 1 + caption",
-        "slim steps 1 + wrong caption", "jpeg", "webp",
+        *(f"slim steps {steps} + effort 0" for steps in (
+            "0", "0 + caption", "1", "1 + caption", "1 + wrong caption"
+        )),
+        "jpeg", "webp",
     ]  # fmt: skip
     assert smoke["uncompressed"]["top1 judge.onnx"][0] == 100.0
     assert smoke["dataset"]["photos"] == len(smoke["photos"]["id"]) == COUNT
@@ -141,7 +143,7 @@ def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) ->
     for sample in list(samples)[:3]:
         place = smoke["photos"]["id"].index(sample.id)
         made = prepare(sample, "full")
-        for curve in chosen_curves(["slim", "jpeg", "webp"], guidance="0"):
+        for curve in chosen_curves(["slim", "jpeg", "webp"], guidance="0", effort=0):
             measured = next(c for c in result.curves if c.name == curve.name)
             codec = curve.codec()
             for point in measured.points:
@@ -170,7 +172,9 @@ def test_every_bpp_is_that_of_a_file(smoke: Body, desk: Path, tmp_path: Path) ->
 
 def small_setup(desk: Path) -> Setup:
     return Setup(
-        chosen_curves(["slim", "jpeg"], [], ["slim=20", "jpeg=10"], "0"), (str(desk / "judge.onnx"),), "full"
+        chosen_curves(["slim", "jpeg"], [], ["slim=20", "jpeg=10"], "0", effort=0),
+        (str(desk / "judge.onnx"),),
+        "full",
     )
 
 
@@ -192,7 +196,7 @@ def test_order_and_deletion_change_nothing_but_n(smoke: Body, desk: Path, tmp_pa
     # and the photos are the same as in the larger run
     whole = columns(smoke)
     assert all(
-        whole["slim steps 0", 10, "bytes"].keys() == column.keys()
+        whole["slim steps 0 + effort 0", 10, "bytes"].keys() == column.keys()
         for column in columns(results["all"]).values()
     )
 
@@ -357,7 +361,7 @@ def test_a_report_without_controls_is_refused(
         assert not (tmp_path / "report").exists()
         return capsys.readouterr().err
 
-    for missing in ("slim steps 1", "slim steps 1 + wrong caption"):
+    for missing in ("slim steps 1 + effort 0", "slim steps 1 + wrong caption + effort 0"):
         body = copy.deepcopy(smoke)
         body["curves"] = [curve for curve in body["curves"] if curve["name"] != missing]
         assert f"these are missing: {missing}; run slim bench" in refused(body)

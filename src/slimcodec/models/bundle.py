@@ -229,25 +229,21 @@ class Bundle:
             return build_graph(self.config, self.stored, name)
 
     @property
-    def guide(self) -> GuideTables:
-        """What guidance knows of the latent space; there where ``can_guide`` says so."""
-        assert self.linear_path is not None
-        lost = self.stored["guide" if self.config.ldm else "enhancer"]["error_scale"]
-        return GuideTables(self.linear_path, lost)
-
-    @property
     def linear_path(self) -> NDArray[Any] | None:
-        """From a latent position, or a patch of them, to pixels: our autoencoder's own, or that of a pretrained one's ``guide``."""
-        part = self.stored.get("guide" if self.config.ldm else "autoencoder")
-        return None if part is None else part["synthesis"]
+        """From a latent position, or a patch of them, to its pixels; None in a pretrained bundle to which none was fitted."""
+        return self.stored.get("guide" if self.config.ldm else "autoencoder", {}).get("synthesis")
 
     @property
     def can_guide(self) -> bool:
-        """Whether captions can guide pictures: the gradients of a tagger reach the latent."""
-        config = self.config
-        return bool(config.captioners) and (
-            "guide" in self.stored if config.ldm else config.enhancer is not None
-        )
+        """Whether captions can guide pictures: the gradients of a tagger reach the latent, and what is lost is known."""
+        return bool(self.config.captioners) and ("guide" if self.config.ldm else "enhancer") in self.stored
+
+    @property
+    def guide(self) -> GuideTables:
+        """What guidance knows of the latent space, where ``can_guide``."""
+        lost = self.stored["guide" if self.config.ldm else "enhancer"]["error_scale"]
+        assert self.linear_path is not None
+        return GuideTables(self.linear_path, lost)
 
     @cached_property
     def sha256(self) -> str:
