@@ -106,6 +106,66 @@ def judged() -> dict[str, Any]:
     }
 
 
+def effort() -> dict[str, Any]:
+    """What the encoder's effort keeps: the worse judge at each effort, bits against effort 0, and the control."""
+    report = stored("evidence.json")
+    judges, qualities = list(report["classifiers"]), sorted({point["quality"] for point in report["points"]})
+    whole = {judge: report["uncompressed"][judge][0] for judge in judges}
+
+    def curve(level: int, *, wrong: bool = False) -> list[dict[str, Any]]:
+        chosen = (p for p in report["points"] if p["effort"] == level and p["wrong_class"] == wrong)
+        return sorted(chosen, key=lambda point: point["quality"])
+
+    def kept(point: dict[str, Any], judge: str) -> float:
+        return 100 * point[f"{judge} right"][0] / whole[judge]
+
+    plain = [
+        {"bpp": point["bpp"], **{f"top1 {judge}": point[f"{judge} right"] for judge in judges}}
+        for point in curve(0)
+    ]
+    rows = []
+    for level in dict.fromkeys(point["effort"] for point in report["points"]):
+        points = curve(level)
+        shares = []
+        for judge in judges:
+            pairs = [(point["bpp"][0], bits_at(plain, judge, point[f"{judge} right"][0])) for point in points]
+            # points beyond the plain curve say nothing
+            logs = [np.log(bpp / wanted) for bpp, wanted in pairs if wanted is not None]
+            shares.append(f"{100 * (1 - np.exp(np.mean(logs))):.0f} %")
+        worst = [f"{min(kept(point, judge) for judge in judges):.0f} %" for point in points]
+        milliseconds = np.mean([point["encode_ms"][0] for point in points])
+        rows.append((level, f"{milliseconds:.0f}", worst, shares if level else ["–"] * len(judges)))
+    default = max(point["effort"] for point in report["points"] if point["wrong_class"])
+    control = [
+        (
+            f"{right['bpp'][0]:.3f}",
+            f"{untouched['psnr'][0]:.2f}, {right['psnr'][0]:.2f}",
+            *(
+                f"{value:.0f} %"
+                for judge in judges
+                for value in (
+                    untouched[f"{judge} right"][0],
+                    right[f"{judge} right"][0],
+                    false[f"{judge} right"][0],
+                    false[f"{judge} drawn in"][0],
+                )
+            ),
+        )
+        for untouched, right, false in zip(curve(0), curve(default), curve(default, wrong=True), strict=True)
+    ]
+    return {
+        "judges": judges,
+        "count": report["photos"],
+        "rates": [
+            f"{np.mean([c[n]['bpp'][0] for c in (curve(0), curve(default))]):.2f}"
+            for n in range(len(qualities))
+        ],
+        "rows": rows,
+        "default": default,
+        "control": control,
+    }
+
+
 def flux2() -> dict[str, Any]:
     """The compressor on FLUX.2's latent space beside slim-tiny, peers, and uniform quantisation of its latents."""
     result = load_all([str(RESULTS / "dev-imagenet1k-flux2.json")])[0]
@@ -202,6 +262,7 @@ def measured() -> dict[str, Any]:
         "machine": machine(load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]),
         "judged": judged(),
         "flux2": flux2(),
+        "effort": effort(),
         "speed": speed,
         "cost": stored("entropy_cost.json"),
         "latents": stored("latent-training.json"),

@@ -86,9 +86,7 @@ class Bundle:
         self._placed = device, dtype
         for number, captioner in enumerate(config.captioners):
             if captioner.tags != len(vocabulary):
-                raise SlimError(
-                    f"captioner {number} knows {captioner.tags} tags, the vocabulary {len(vocabulary)}"
-                )
+                raise SlimError(f"captioner {number} knows {captioner.tags} of {len(vocabulary)} tags")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # networks are built anew
@@ -241,9 +239,8 @@ class Bundle:
     @property
     def guide(self) -> GuideTables:
         """What guidance knows of the latent space, where ``can_guide``."""
-        lost = self.stored["guide" if self.config.ldm else "enhancer"]["error_scale"]
-        assert self.linear_path is not None
-        return GuideTables(self.linear_path, lost)
+        linear, lost = ("guide", "guide") if self.config.ldm else ("autoencoder", "enhancer")
+        return GuideTables(self.stored[linear]["synthesis"], self.stored[lost]["error_scale"])
 
     @cached_property
     def sha256(self) -> str:
