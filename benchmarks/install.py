@@ -77,10 +77,12 @@ def start_up(binaries: Path, folder: Path, rounds: int) -> dict[str, dict[str, f
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["OMP_NUM_THREADS"] = "1"
     image, file = folder / "photo.png", folder / "photo.slim"
+    encode = [binaries / "slim", "encode", image, "-o", file, "--overwrite"]
     commands: dict[str, list[Any]] = {
         "import numpy": [binaries / "python", "-c", "import numpy"],
         "import slimcodec": [binaries / "python", "-c", "import slimcodec"],
-        "slim encode": [binaries / "slim", "encode", image, "-o", file, "--overwrite"],
+        "slim encode": encode,
+        "slim encode --effort 0": [*encode, "--effort", "0"],
         "slim decode": [binaries / "slim", "decode", file, "-o", folder / "out.png", "--overwrite"],
     }
     taken: dict[str, list[float]] = {name: [] for name in commands}

@@ -336,6 +336,11 @@ def test_enhanced_curves_bring_their_controls() -> None:
     assert not SlimSettings(0, "auto").enhanced
 
 
+def test_no_caption_where_none_is_asked_for() -> None:
+    curves = chosen_curves(["slim"], steps="0,2", guidance="none", effort=0)
+    assert [curve.name for curve in curves] == ["slim steps 0 + effort 0", "slim steps 2 + effort 0"]
+
+
 def test_chosen_curves_and_their_errors(webp_command: str) -> None:
     curves = chosen_curves(["jpeg"], [webp_command], ["webp=20,40", "jpeg=5"])
     assert [(curve.name, curve.qualities) for curve in curves] == [("jpeg", (5,)), ("webp", (20, 40))]

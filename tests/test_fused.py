@@ -15,7 +15,7 @@ from torch import nn
 
 import slimcodec
 from slimcodec.models import blocks
-from slimcodec.models.blocks import Fusable, FusableConv, FusableSequential, Fused, works
+from slimcodec.models.blocks import Fusable, FusableConv, FusableSequential, Fused, FusedConv, works
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.config import CaptionerConfig
 
@@ -44,7 +44,7 @@ def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> N
     arrays = [np.asarray(photo(name, 256, 200)).transpose(2, 0, 1) for name in NAMES]
     pictures = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
     with torch.inference_mode():
-        # weights are laid out for the first size: others work with them
+        # weights are laid out for one size: others work with them
         fused = [tagger.predict(pictures[:1]), tagger.predict(pictures), tagger.predict(pictures[2:3])]
         tagger.body._forget()
         plain = [tagger.predict(pictures[:1]), tagger.predict(pictures), tagger.predict(pictures[2:3])]
@@ -53,6 +53,19 @@ def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> N
             assert a is not None and b is not None
             assert float((a - b).norm() / b.norm()) < tolerance
     assert fused[0][0].argmax() == plain[0][0].argmax()
+
+
+@pytest.mark.usefixtures("available")
+def test_a_small_picture_first_leaves_weights_of_large_ones() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(16, 16, 3, 1, 1).to(memory_format=torch.channels_last)
+    fused = FusedConv(convolution)
+    # laid out for a tiny input, weights take four times as long for a larger one
+    for side, laid_out_for in ((4, 16), (5, 16), (32, 1024), (4, 1024), (200, 4096), (300, 4096)):
+        x = torch.rand(1, 16, side, side).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            torch.testing.assert_close(fused(x), convolution(x), rtol=1e-4, atol=1e-5)
+        assert fused.weights[False][0] == laid_out_for
 
 
 @pytest.mark.usefixtures("available")

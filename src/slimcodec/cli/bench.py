@@ -48,7 +48,10 @@ def bench(
         str | None, typer.Option(metavar="N,N", help="SLIM's denoising steps (default: 0 and the bundle's).")
     ] = None,
     guidance: Annotated[
-        str | None, typer.Option(metavar="G,G", help="SLIM's caption guidance (default: the bundle's).")
+        str | None,
+        typer.Option(
+            metavar="G,G|none", help="SLIM's caption guidance; none: no caption (default: the bundle's)."
+        ),
     ] = None,
     effort: options.Effort = None,
     protocol: Annotated[

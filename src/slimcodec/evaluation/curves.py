@@ -191,7 +191,7 @@ def chosen_curves(
     """The curves of codec ``names`` ("slim" stands for all of SLIM's) and command ``templates``.
 
     ``qualities``: "NAME=Q,Q", needed for commands; ``steps`` and ``guidance``: lists of numbers for SLIM, by default 0 steps
-    and the bundle's; ``effort``: of its encoder. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
+    and the bundle's, guidance "none" for no curve with a caption; ``effort``: of its encoder. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
     """
     ladders = dict(_ladder(text) for text in qualities)
     curves: list[Curve] = []
@@ -226,11 +226,9 @@ def _chosen_settings(
     chosen_steps = counts if steps is None else _numbers(steps, int, "--steps")
     # steps 0 asked for alone is SLIM without help from a caption
     strengths = [config.guidance, config.machine_guidance] if steps is None or any(chosen_steps) else [0.0]
-    settings = slim_settings(
-        chosen_steps,
-        strengths if guidance is None else _numbers(guidance, float, "--guidance"),
-        effort,
-    )
+    if guidance is not None:
+        strengths = [] if guidance == "none" else _numbers(guidance, float, "--guidance")
+    settings = slim_settings(chosen_steps, strengths, effort)
     if any(chosen.caption == "wrong" for chosen in settings) and not class_names(codec):
         raise SlimError(
             f"bundle {config.name} has {len(codec.bundle.vocabulary)} tags: the control with wrong captions needs the "

@@ -21,6 +21,8 @@ from slimcodec.models.surroundings import building
 
 #: largest relative difference that the operators may make in a trial
 TOLERANCE = 0.02
+#: positions beyond which oneDNN lays weights out as for any larger input
+LARGE = 64 * 64
 #: activations that a convolution may end with: the operator's name for each, and its numbers
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
@@ -210,8 +212,8 @@ class FusedConv:
     def __init__(self, conv: nn.Conv2d, activation: tuple[str, list[float]] = NONE) -> None:
         self.conv, self.activation = conv, activation
         self.padding = int(conv.padding[0]), int(conv.padding[1])
-        #: the weight as it is, and widened
-        self.weights: dict[bool, Tensor] = {}
+        #: the weight as it is, and widened, laid out for an input of so many positions
+        self.weights: dict[bool, tuple[int, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # weights as oneDNN lays them out cannot be copied; they are laid out anew
@@ -223,12 +225,15 @@ class FusedConv:
         if isinstance(conv, SameConv):
             widened = conv.widened(x)
             x, padding = (x, (1, 1)) if widened else conv.padded(x)
-        if widened not in self.weights:
+        positions = min(x.shape[2] * x.shape[3], LARGE)
+        area, weight = self.weights.get(widened, (0, conv.weight))
+        # weights laid out for a tiny input take four times as long for a larger one, not the other way round
+        if positions > 2 * area:
             weight = (F.pad(conv.weight, (1, 0, 1, 0)) if widened else conv.weight).detach().to_mkldnn()
             lay_out: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-            place = (list(padding), list(conv.stride), [1, 1], conv.groups, list(x.shape))
-            self.weights[widened] = lay_out(weight, *place)
-        return _convolve(x, self.weights[widened], conv, padding, self.activation, added)
+            weight = lay_out(weight, list(padding), list(conv.stride), [1, 1], conv.groups, list(x.shape))
+            self.weights[widened] = positions, weight
+        return _convolve(x, weight, conv, padding, self.activation, added)
 
 
 class Fused:
