@@ -407,7 +407,7 @@ def test_presets_choose_guidance() -> None:
     bundle = bundle_with_steps()
     config = replace(bundle.config, guidance=0.1, machine_guidance=0.4)
     codec = Codec(Bundle(config, bundle.stored, bundle.vocabulary, bundle.text))
-    assert codec.sampling() == (1, 0.1, 3) and codec.sampling(preset="machine") == (1, 0.4, 3)
+    assert codec.sampling() == (1, 0.1, 4) and codec.sampling(preset="machine") == (1, 0.4, 4)
     assert codec.sampling(2, 0.3, "machine", 8) == (2, 0.3, 8)
     data = codec.encode(photo("chelsea", 64, 48), 30, "a photo of an egyptian cat")
     pictures = [np.asarray(codec.decode(data, preset=preset)) for preset in ("natural", "machine")]

@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 NO_CAPTION = Caption(None, None)
 #: gradient steps of caption guidance by default
-GUIDANCE_STEPS = 3
+GUIDANCE_STEPS = 4
 
 
 @dataclass(frozen=True)

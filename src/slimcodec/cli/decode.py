@@ -86,7 +86,7 @@ def decode(
     guidance_steps: Annotated[
         int | None,
         typer.Option(
-            "--guidance-steps", min=1, metavar="N", help="Gradient steps of caption guidance (default: 3)."
+            "--guidance-steps", min=1, metavar="N", help="Gradient steps of caption guidance (default: 4)."
         ),
     ] = None,
     model: options.Model = None,
