@@ -101,6 +101,8 @@ def judged() -> dict[str, Any]:
     return {
         "rows": rows,
         "fewer": fewer,
+        # of the worst pair of AVIF's settings and judge
+        "fewest": min((row[2] for row in fewer), key=lambda text: float(text.split()[0])),
         "count": len(result),
         "worst": {label: [spread(ends) for ends in found] for label, found in worst.items()},
     }
@@ -268,6 +270,7 @@ def measured() -> dict[str, Any]:
         "count": f"{len(result):,}",
         "judge": judge,
         "bundle": slim.bundle["id"] if slim.bundle else "",
+        "slim_effort": slim.slim.effort if slim.slim else 0,
         "embedded": json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))["bundle_id"],
         "top1": f"{result.uncompressed[top1].mean():.1f}",
         "fewer": fewer,
@@ -289,7 +292,6 @@ def measured() -> dict[str, Any]:
             "configurations": sum(row["read"] is not None for row in exact["rows"]),
             "wrong": sum(row[way] or 0 for row in exact["rows"] for way in ("read", "written", "own")),
         },
-        "fewer_avif": fewer[0][1].split()[0],
         "smallest": f"{min(size[0] for size in sizes if size):,.0f}",
         "largest": f"{max(size[0] for size in sizes if size):,.0f}",
         "encode": f"{speed['milliseconds']['encode']:.0f}",

@@ -58,7 +58,8 @@ def test_fused_layers_say_what_plain_ones_say(dtype: str, tolerance: float) -> N
 @pytest.mark.usefixtures("available")
 def test_a_small_picture_first_leaves_weights_of_large_ones() -> None:
     torch.manual_seed(0)
-    convolution = nn.Conv2d(16, 16, 3, 1, 1).to(memory_format=torch.channels_last)
+    layout: Any = {"memory_format": torch.channels_last}
+    convolution = nn.Conv2d(16, 16, 3, 1, 1).to(**layout)
     fused = FusedConv(convolution)
     # laid out for a tiny input, weights take four times as long for a larger one
     for side, laid_out_for in ((4, 16), (5, 16), (32, 1024), (4, 1024), (200, 4096), (300, 4096)):
