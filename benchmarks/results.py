@@ -86,7 +86,7 @@ def judged() -> dict[str, Any]:
             for label, curve in (("steps 0", plain), ("machine", guided)):
                 found = [relative_at(result, curve, judge, rate) for rate in RATES]
                 shares[label].append(found)  # type: ignore[arg-type]
-                rows.append((f"{name}, {judge}, {label}", [percent(ends) for ends in found]))
+                rows.append((f"{len(result)} {name}, {judge}, {label}", [percent(ends) for ends in found]))
             for peer in ("avif", "avif-444"):
                 if peer in curves:
                     compared = [fewer_bits(curves[peer], c, f"top1 {judge}") for c in (plain, guided)]
@@ -103,7 +103,7 @@ def judged() -> dict[str, Any]:
         "fewer": fewer,
         # of the worst pair of AVIF's settings and judge
         "fewest": min((row[2] for row in fewer), key=lambda text: float(text.split()[0])),
-        "count": len(result),
+        "set_aside": len(result),
         "worst": {label: [spread(ends) for ends in found] for label, found in worst.items()},
     }
 

@@ -125,7 +125,7 @@ def main() -> None:
         5,
     )
     limits = {
-        "encode": 2.5,
+        "encode": 4.0,
         "encode_effort_0": 0.5,
         "decode_steps_0": 0.6,
         "decode_steps_1": 2.0,
