@@ -134,6 +134,7 @@ def main() -> None:
         "--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure (default: all)"
     )
     parser.add_argument("--quality", type=int, default=50, help="slim's quality (default: 50)")
+    parser.add_argument("--effort", type=int, default=0, help="slim's effort (default: 0, the fastest)")
     parser.add_argument("--price", type=float, default=0.04, help="US dollars a core-hour (default: 0.04)")
     parser.add_argument("--pillow", nargs=3, metavar=("FORMAT", "FOLDER", "OUT"), help="one way, with Pillow")
     given = parser.parse_args()
@@ -149,7 +150,8 @@ def main() -> None:
         found = photos(given.photos, given.count, given.side)
         for number in range(given.count):
             found[number % len(found)].save(folder / f"{number:06}.jpg", quality=92)
-        slim = [*SLIM, str(folder), "--quality", str(given.quality), "--jobs", str(given.jobs), "-o"]
+        slim = [*SLIM, str(folder), "--quality", str(given.quality), "--effort", str(given.effort)]
+        slim += ["--jobs", str(given.jobs), "-o"]
         own = [sys.executable, __file__, "--jobs", str(given.jobs), "--pillow"]
         for turn in range(given.rounds):
             for name in given.ways:
@@ -186,6 +188,7 @@ def main() -> None:
         "photos": given.count,
         "side": given.side,
         "quality": given.quality,
+        "effort": given.effort,
         "dollars_per_core_hour": given.price,
         "ways": best,
         "rates_of_the_rounds": {

@@ -171,6 +171,7 @@ def test_a_fresh_process_decodes_with_a_folder_of_any_name(
         slimcodec.load(there, base=tmp_path).decode(data)
 
 
+@pytest.mark.slow
 def test_steps_are_refused_and_captions_guide(bundle: Path, slim: Slim, tmp_path: Path) -> None:
     codec = slimcodec.load(bundle, dtype="float32")
     data = codec.encode(photo("chelsea", 96, 64), 30, caption="a photo of a siamese cat")
