@@ -210,6 +210,7 @@ def test_processes_change_nothing(desk: Path, tmp_path: Path) -> None:
     assert load_all([tmp_path / "2.json"])[0].judges == ["judge.onnx"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(desk: Path, tmp_path: Path) -> None:
     worker = Worker(small_setup(desk))
     samples = open_labelled(str(desk / "photos.parquet"), limit=8)

@@ -107,6 +107,7 @@ def benchmark() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_a_row_in_a_process_of_its_own(benchmark: Any, folder: Path) -> None:
     number = next(n for n, one in enumerate(CONFIGURATIONS) if one.environment and one.threads > 1)
     row = benchmark.measure_row(number, folder.parent, SMALL)
