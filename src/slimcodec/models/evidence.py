@@ -22,6 +22,8 @@ from slimcodec.models.storage import unpacked
 
 #: root mean square of what values move by, in steps of quantisation
 PULL = 0.05
+#: no value moves further: a zero stays one, and flat areas stay flat
+FURTHEST = 0.25
 Floats = NDArray[np.float32]
 #: the decompressed latent [1, C, h, w] of symbols at a quality
 Synthesis = Callable[[CodedLatent, int], Floats]
@@ -55,7 +57,7 @@ class Evidence:
         for step in range(self.steps):
             latent = unshuffled(synthesise(coded, quality), config.patch)
             pulls += unit(scale * mixed(transform, guide.evidence(latent, self.tag, step, rng)))
-            coded = quantise(values + PULL * unit(pulls))
+            coded = quantise(values + (PULL * unit(pulls)).clip(-FURTHEST, FURTHEST))
         return coded
 
     def transform(self, quality: int) -> Floats:
