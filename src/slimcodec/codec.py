@@ -110,7 +110,9 @@ class Codec:
         """``quantise`` at several qualities; the picture's latent is computed once."""
         pixels = load_image(image)
         (latent,) = self.encoder.latents([pixels])
-        interest, evidence = self.encoder.interest(pixels, roi), self.encoder.evidence(pixels, effort)
+        tagged = self.encoder.tagged(pixels, effort)
+        interest = self.encoder.interest(pixels, roi, tagged)
+        evidence = self.encoder.evidence(pixels, effort, tagged)
         for quality in qualities:
             yield self.encoder.quantise(latent, quality, interest, evidence)
 

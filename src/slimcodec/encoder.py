@@ -106,7 +106,7 @@ class Encoder:
         """The file of a picture by its latent [1, C, h, w] and its caption ("auto": the tagger's)."""
         bundle = self.bundle
         taggers = bundle.config.captioners
-        tagged = self.tag(pixels) if taggers and (caption == "auto" or request.effort) else None
+        tagged = self.tag(pixels) if taggers and caption == "auto" else self.tagged(pixels, request.effort)
         if caption == "auto":
             caption = taggers[0].caption(tagged[0][0], bundle.vocabulary) if tagged else None
         interest = self.interest(pixels, request.roi, tagged)
@@ -146,6 +146,10 @@ class Encoder:
         # a sigmoid that no large number makes overflow
         wide = resized(logits, (rows, columns), smooth=False)
         return ((np.tanh(wide / 2) + 1) / 2).astype(np.float32)
+
+    def tagged(self, pixels: Pixels, effort: int) -> tuple[Floats, ...] | None:
+        """What the tagger predicts for a picture, where an effort makes use of it."""
+        return self.tag(pixels) if effort and Evidence.possible(self.bundle) else None
 
     def evidence(
         self, pixels: Pixels, effort: int = EFFORT, tagged: tuple[Floats, ...] | None = None

@@ -140,7 +140,7 @@ def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
 
     A name that stands for two classes is right for both: the control is not made weaker than it is.
     """
-    section = unpack(codec.encode(photo.pixels, 1, "auto")).caption
+    section = unpack(codec.encode(photo.pixels, 1, "auto", effort=0)).caption
     names = class_names(codec)
     tag = decode_caption(section, codec.bundle.vocabulary).index if section else None
     named = tag if tag is not None and tag < len(names) else None

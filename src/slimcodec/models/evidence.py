@@ -50,13 +50,14 @@ class Evidence:
         config = self.bundle.config.compressor
         assert self.bundle.linear_path is not None
         guide = CaptionGuide(self.gradients, len(self.bundle.vocabulary), self.bundle.linear_path)
-        transform, rng = self.transform(quality), np.random.Generator(np.random.Philox(key=0))
+        rows, columns = values.shape[2:]
+        views, transform = guide.views(rows, columns, self.tag, seed=0), self.transform(quality)
         # outside the region of interest a step is larger
         scale = 2.0 ** (config.step_octaves * values[:, -1:]) if config.step_octaves else np.float32(1)
         coded, pulls = quantise(values), np.zeros_like(values)
         for step in range(self.steps):
             latent = unshuffled(synthesise(coded, quality), config.patch)
-            pulls += unit(scale * mixed(transform, guide.evidence(latent, self.tag, step, rng)))
+            pulls += unit(scale * mixed(transform, views.pull(step, views.picture(latent))))
             coded = quantise(values + (PULL * unit(pulls)).clip(-FURTHEST, FURTHEST))
         return coded
 

@@ -65,13 +65,33 @@ def tagger_gradients(run: Run, taggers: int) -> list[Gradient]:
     return [partial(gradient, number) for number in range(taggers)]
 
 
+@dataclass(frozen=True)
+class Views:
+    """What the gradients of one picture share: ``cell`` pixels a latent position, the basis of their patches, and the target."""
+
+    gradients: Sequence[Gradient]
+    cell: int
+    basis: Floats
+    target: Floats
+    rng: np.random.Generator
+
+    def picture(self, latent: Floats) -> Floats:
+        """The picture [1, 3, cell * h, cell * w] of a latent [1, C, h, w] by the linear path alone."""
+        return _shuffled(mixed(self.basis, latent), self.cell)
+
+    def pull(self, step: int, picture: Floats) -> Floats:
+        """The gradient [1, C, h, w] of log p(target) at a picture, of the tagger whose turn it is, along the basis."""
+        gradient = _seen(self.gradients[step % len(self.gradients)], picture, self.target, self.rng)
+        return mixed(self.basis.T, unshuffled(gradient, self.cell))
+
+
 class CaptionGuide:
     """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
 
     def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
-        """``synthesis``: see ``GuideTables``; another linear path to pixels serves ``evidence``."""
+        """``synthesis``: see ``GuideTables``."""
         self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
-        self.patch = _side(synthesis)
+        self.patch = math.isqrt(len(synthesis) // 3)
 
     def change(
         self, pixels: NDArray[np.uint8], tag: int, lost: Floats, *, strength: float, steps: int, seed: int
@@ -81,47 +101,28 @@ class CaptionGuide:
         ``lost`` [C] is the standard deviation of what the compressor lost. The change has a root mean square of at most
         ``strength`` in those units. ``seed`` draws the views.
         """
-        rng = np.random.Generator(np.random.Philox(key=seed))
         rows, columns = (side // self.patch for side in pixels.shape[2:])
-        cell = _cell(rows, columns, self.patch)
-        basis = self._basis(cell)
+        views, lost = self.views(rows, columns, tag, seed), lost[:, None, None]
         small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
-            (columns * cell, rows * cell), Image.Resampling.BILINEAR
+            (columns * views.cell, rows * views.cell), Image.Resampling.BILINEAR
         )
         picture = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
-        target, lost = self._target(tag), lost[:, None, None]
         shares = DECAY ** np.arange(steps, dtype=np.float32)
         change = np.zeros((1, len(lost), rows, columns), np.float32)
         for step, share in enumerate(shares / shares.sum()):
-            view = picture + _shuffled(mixed(basis, change), cell)
-            direction = self._pull(step, view, basis, target, rng) * lost**LOST_POWER
+            direction = views.pull(step, picture + views.picture(change)) * lost**LOST_POWER
             # few large values would take most of a step: they are clipped at one standard deviation
             direction = unit(unit(direction).clip(-1, 1))
             change = change + strength * share * lost * direction
         return change.astype(np.float32)
 
-    def evidence(self, values: Floats, tag: int, step: int, rng: np.random.Generator) -> Floats:
-        """The direction [1, C, h, w] in which a tagger sees more of a tag in the picture of values [1, C, h, w].
-
-        The picture is that of the linear path alone: no decoder runs. ``step`` chooses the tagger, ``rng`` draws the view.
-        """
-        rows, columns = values.shape[2:]
+    def views(self, rows: int, columns: int, tag: int, seed: int) -> Views:
+        """Views of pictures of ``rows`` x ``columns`` latent positions, drawn by ``seed``, in which taggers look for a tag."""
         cell = _cell(rows, columns, self.patch)
-        basis = self._basis(cell)
-        return self._pull(step, _shuffled(mixed(basis, values), cell), basis, self._target(tag), rng)
-
-    def _target(self, tag: int) -> Floats:
-        """One-hot [1, tags]."""
         target = np.zeros((1, self.tags), np.float32)
         target[0, tag] = 1
-        return target
-
-    def _pull(
-        self, step: int, view: Floats, basis: Floats, target: Floats, rng: np.random.Generator
-    ) -> Floats:
-        """The gradient [1, C, h, w] of a tagger's log p(target) at a view, along a basis of patches."""
-        gradient = _seen(self.gradients[step % len(self.gradients)], view, target, rng)
-        return mixed(basis.T, unshuffled(gradient, _side(basis)))
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        return Views(self.gradients, cell, self._basis(cell), target, rng)
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
         """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
@@ -153,11 +154,6 @@ def _resizing(before: int, after: int, smooth: bool) -> Floats:
     centres = (np.arange(after) + 0.5) * scale - 0.5
     weights = (1 - np.abs(np.arange(before) - centres[:, None]) / reach).clip(0)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-def _side(basis: Floats) -> int:
-    """Pixels a side of the patches of a basis [3 * P * P, C]."""
-    return math.isqrt(len(basis) // 3)
 
 
 def _cell(rows: int, columns: int, patch: int) -> int:
