@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from round_trip import right
 
 import slimcodec
 from slimcodec.codec import Codec
@@ -75,7 +76,7 @@ def main() -> None:
     original = []
     for sample in track(samples, "photos"):
         photo = prepare(sample, given.protocol)
-        original.append([100.0 * (judge.judge(photo.pixels, photo.class_index)[1] == 0) for judge in judges])
+        original.append(right(judges, photo.pixels, photo.class_index))
         drawn = wrong_class(photo.id, photo.class_index, names)
         for (effort, wrong, quality), found in rows.items():
             start = time.process_time()

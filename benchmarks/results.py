@@ -143,13 +143,13 @@ def effort() -> dict[str, Any]:
             f"{right['bpp'][0]:.3f}",
             f"{untouched['psnr'][0]:.2f}, {right['psnr'][0]:.2f}",
             *(
-                f"{value:.0f} %"
+                percent(value)
                 for judge in judges
                 for value in (
-                    untouched[f"{judge} right"][0],
-                    right[f"{judge} right"][0],
-                    false[f"{judge} right"][0],
-                    false[f"{judge} drawn in"][0],
+                    untouched[f"{judge} right"],
+                    right[f"{judge} right"],
+                    false[f"{judge} right"],
+                    false[f"{judge} drawn in"],
                 )
             ),
         )
@@ -175,10 +175,9 @@ def other_tasks() -> list[tuple[str, ...]]:
         top1 = found["top1_percent"]
         for quality in dict.fromkeys(key.split()[0] for key in found["bpp"]):
             ways = [way for way in found["bpp"] if way.split()[0] == quality]
-            spread_of = [f"{top1[way][0]:.0f} % ({top1[way][1]:.0f} to {top1[way][2]:.0f})" for way in ways]
             sizes = ", ".join(f"{found['bpp'][way]:.3f}" for way in ways[:2])
             head = f"{name}: {found['classes']} classes, {found['photos']} photos"
-            rows.append((head, sizes, f"{top1['uncompressed'][0]:.0f} %", *spread_of))
+            rows.append((head, sizes, percent(top1["uncompressed"]), *(spread(top1[way]) for way in ways)))
     return rows
 
 
