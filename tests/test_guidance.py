@@ -126,6 +126,19 @@ def test_a_change_has_the_strength_that_was_asked_for_at_any_size(size: tuple[in
     assert np.array_equal(change, again)
 
 
+def test_a_change_shows_no_edges_of_patches() -> None:
+    guide = linear_guide()
+    pixels = np.full((1, 3, 96, 64), 128, np.uint8)
+    change = np.random.default_rng(3).standard_normal((1, 12, 6, 4), dtype=np.float32)
+    moved = guide.apply(pixels, change, rows=2).astype(float)
+    patches = 127.5 * (guide.synthesis @ change[0].reshape(12, -1)).reshape(3, 16, 16, 6, 4)
+    apart = np.abs(patches[:, -1, :, :-1] - patches[:, 0, :, 1:]).mean()
+    for axis in (2, 3):
+        steps = np.abs(np.diff(moved, axis=axis)).mean(tuple({0, 1, 2, 3} - {axis}))
+        edges = steps[15::16].mean()
+        assert edges < 1.1 * np.delete(steps, np.s_[15::16]).mean() < apart / 5
+
+
 def test_what_was_not_lost_does_not_move() -> None:
     guide, pixels = linear_guide(), noise(64, 64)
     lost = np.ones(12, np.float32)
