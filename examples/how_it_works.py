@@ -53,7 +53,7 @@ def figures(codec: Codec, quality: int) -> dict[str, Image.Image]:
     interest = codec.encoder.interest(pixels)
     if interest is None:
         raise SystemExit("the bundle finds no region of interest")
-    seen = overlay(pixels, interest[0, 0].numpy())
+    seen = overlay(pixels, interest.weights[0, 0])
     latent, decompressed = (x.float().numpy() for x in (codec.latents(picture), codec.decode_latent(file)))
     channels = [int(n) for n in np.argsort(-decompressed.var((1, 2)))[:CHANNELS]]
     coded = codec.quantise(picture, quality)

@@ -23,6 +23,7 @@ import slimcodec
 from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
 from slimcodec.codec import Codec
 from slimcodec.container import pack, unpack
+from slimcodec.encoder import MAP_FROM, Interest
 from slimcodec.models.bundle import Bundle
 
 
@@ -382,12 +383,13 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     picture = photo("chelsea", 150, 110)
     pixels = np.asarray(picture)
     roi = codec.encoder.interest(pixels)
-    assert roi is not None and roi.shape == (1, 1, 7, 10) and 0 <= float(roi.min()) < float(roi.max()) <= 1
+    assert roi is not None and roi.weights.shape == (1, 1, 7, 10)
+    assert 0 <= float(roi.weights.min()) < float(roi.weights.max()) <= 1
     # what is outside gets fewer bits, and the file says where that is
     left = np.zeros((1, 1, 7, 10), np.float32)
     left[..., :5] = 1
     (latent,) = codec.encoder.latents([pixels])
-    everywhere, told = (codec.encoder.quantise(latent, 90, roi) for roi in (None, left))
+    everywhere, told = (codec.encoder.quantise(latent, 90, roi) for roi in (None, Interest(left)))
     assert np.array_equal(everywhere.values[:, -1:], np.zeros_like(left))
     assert np.array_equal(told.values[:, -1:], 1 - left)
     maps = [codec.coder.bit_map(coded) for coded in (everywhere, told)]
@@ -401,6 +403,19 @@ def test_the_captioner_tells_the_compressor_where_to_look() -> None:
     coded = codec.quantise(picture, 90)
     assert np.array_equal(codec.read(codec.encode(picture, 90))[1].values, coded.values)
     assert np.array_equal(coded.symbols(), Codec(codec.bundle, tile=3).quantise(picture, 90).symbols())
+
+
+def test_below_a_quality_only_a_mask_of_yours_is_worth_its_map() -> None:
+    codec = Codec(bundle_with_steps())
+    picture, mask = photo("chelsea", 150, 110), np.zeros((110, 150), np.float32)
+    mask[:, :80] = 1
+    low, high = MAP_FROM - 1, MAP_FROM
+    for roi, held in (("auto", (False, True)), (mask, (True, True)), (None, (False, False))):
+        coded = [codec.quantise(picture, quality, roi=roi) for quality in (low, high)]
+        assert tuple(bool(one.values[0, -1].any()) for one in coded) == held
+        files = [codec.encode(picture, quality, None, roi=roi) for quality in (low, high)]
+        for file, one in zip(files, coded, strict=True):
+            assert np.array_equal(codec.read(file)[1].values, one.values)
 
 
 def test_presets_choose_guidance() -> None:

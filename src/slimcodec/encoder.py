@@ -28,8 +28,18 @@ Roi = str | NDArray[Any] | None
 Floats = NDArray[np.float32]
 #: gradient steps by which the encoder looks for evidence, by default and at most
 EFFORT, MAX_EFFORT = 3, 32
+#: below this quality the map of a region that the bundle sees costs more than it gives
+MAP_FROM = 20
 #: by how many qualities a target in bytes may sink to pay for evidence
 EVIDENCE_QUALITIES = 8
+
+
+@dataclass(frozen=True)
+class Interest:
+    """The interest [1, 1, h, w] in [0, 1] of every latent position, and the quality from which on files hold a map of it."""
+
+    weights: Floats
+    lowest: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,14 +140,14 @@ class Encoder:
 
     def interest(
         self, pixels: Pixels, roi: Roi = "auto", tagged: tuple[Floats, ...] | None = None
-    ) -> Floats | None:
-        """The interest [1, 1, h, w] in [0, 1] of every latent position; None: all alike.
+    ) -> Interest | None:
+        """The region of interest; None: every position alike.
 
         ``tagged``: what the tagger predicts for the picture, where it has run already.
         """
         config = self.bundle.config
         if not isinstance(roi, str | None):
-            return self._masked(pixels, roi)
+            return Interest(self._masked(pixels, roi))
         if not (roi and config.compressor.step_octaves and config.captioners and config.captioners[0].roi):
             return None
         _, logits = tagged or self.tag(pixels)
@@ -145,7 +155,7 @@ class Encoder:
         rows, columns = (side // config.stride for side in padded_size(height, width, config.cell))
         # a sigmoid that no large number makes overflow
         wide = resized(logits, (rows, columns), smooth=False)
-        return ((np.tanh(wide / 2) + 1) / 2).astype(np.float32)
+        return Interest(((np.tanh(wide / 2) + 1) / 2).astype(np.float32), MAP_FROM)
 
     def tagged(self, pixels: Pixels, effort: int) -> tuple[Floats, ...] | None:
         """What the tagger predicts for a picture, where an effort makes use of it."""
@@ -162,23 +172,25 @@ class Encoder:
         return Evidence(self.bundle, gradients, int(logits[0].argmax()), effort)
 
     def quantise(
-        self, latent: Floats, quality: int, interest: Floats | None = None, evidence: Evidence | None = None
+        self, latent: Floats, quality: int, interest: Interest | None = None, evidence: Evidence | None = None
     ) -> CodedLatent:
-        """The symbols of a latent [1, C, h, w], under the interest [1, 1, h, w] in its positions.
+        """The symbols of a latent [1, C, h, w], finer in its region of interest.
 
         ``evidence``: what rounding keeps of the picture for a classifier.
         """
         config, level = self.bundle.config.compressor, np.array([quality])
-        interest = np.ones_like(latent[:, :1]) if interest is None else interest
+        weights = np.ones_like(latent[:, :1])
+        if interest is not None and quality >= interest.lowest:
+            weights = interest.weights
         values = tiled(
-            lambda x, interest: self.runtime.run("analyse", x, level, interest)[0],
+            lambda x, weights: self.runtime.run("analyse", x, level, weights)[0],
             latent,
-            interest,
+            weights,
             tile=self.tile,
             margin=config.analysis_radius,
             cell_in=config.patch,
         )
-        values = Trials(self.runtime.run, self.coder, config, quality).bounded(latent, values, interest)
+        values = Trials(self.runtime.run, self.coder, config, quality).bounded(latent, values, weights)
         (hyper,) = self.runtime.run("hyper_analyse", values, level)
 
         def code(values: Floats) -> CodedLatent:
