@@ -87,6 +87,7 @@ figures: $(STAMP)
 	$(BIN)/python benchmarks/results.py
 	$(BIN)/python examples/how_it_works.py --out docs/images/how
 	$(BIN)/python examples/equal_bytes.py --out docs/images/equal-bytes.webp
+	$(BIN)/python examples/equal_bytes.py --more --bytes 500 --out docs/images/500-bytes.webp
 	$(if $(wildcard $(BENCH_DATA)),$(BIN)/python examples/equal_bytes.py --photos $(BENCH_DATA) --out report/equal-bytes.webp)
 
 clean:

@@ -1,6 +1,6 @@
 """Draw photos of different kinds at equal bytes: original, AVIF, WebP and SLIM's presets, with a classifier's verdict.
 
-    python examples/equal_bytes.py [--out FILE] [--bytes N] [--photos DATASET] [--classifier FILE|ID]
+    python examples/equal_bytes.py [--out FILE] [--bytes N] [--more | --photos DATASET] [--classifier FILE|ID]
 
 Each photo has as many bytes as its smallest AVIF file, or N. Without a data set the photos are scikit-image's, and the verdict
 is whether the classifier answers as on the original, since few of them show one of its classes. With a data set of ``slim bench``
@@ -45,6 +45,28 @@ FREE_PHOTOS = {
     "night": "hubble_deep_field",
     "text": "text",
     "drawing": "horse",
+}
+#: further ones
+MORE_PHOTOS = {
+    "street": "camera",
+    "blur": "clock",
+    "many objects": "coins",
+    "microscope": "cell",
+    "tissue": "immunohistochemistry",
+    "eye ground": "retina",
+    "lawn": "grass",
+    "stones": "gravel",
+}
+#: squares of them: function, left, top and side in pixels
+DETAILS = {
+    "face": ("astronaut", 140, 20, 180),
+    "model": ("astronaut", 330, 130, 180),
+    "flag": ("astronaut", 0, 220, 200),
+    "fur": ("cat", 60, 20, 256),
+    "cup": ("coffee", 130, 40, 300),
+    "sky": ("rocket", 20, 20, 200),
+    "launch pad": ("rocket", 230, 170, 200),
+    "galaxies": ("hubble_deep_field", 400, 300, 256),
 }
 #: ImageNet classes of each kind
 KINDS: dict[str, Iterable[int]] = {
@@ -94,16 +116,24 @@ def columns(codec: Codec) -> dict[str, PictureCodec]:
     return {"AVIF": load_peer("avif"), "WebP": load_peer("webp"), **presets}
 
 
-def free_photos(classifier: Classifier) -> dict[str, Photo]:
-    """scikit-image's photos, their class the classifier's answer on the original."""
+def free_photos(classifier: Classifier, more: bool) -> dict[str, Photo]:
+    """scikit-image's photos, with ``more`` all of them and details; their class is the classifier's answer on the original."""
+    pictures = {
+        kind: free_photo(name) for kind, name in (FREE_PHOTOS | (MORE_PHOTOS if more else {})).items()
+    }
+    for kind, (name, left, top, side) in DETAILS.items() if more else ():
+        pictures[kind] = free_photo(name).crop((left, top, left + side, top + side))
     photos = {}
-    for kind, name in FREE_PHOTOS.items():
-        picture = np.asarray(getattr(data, name)())
-        if picture.dtype == bool:
-            picture = picture.astype(np.uint8) * 255
-        pixels = np.asarray(centre_square(Image.fromarray(picture).convert("RGB"), SIDE))
-        photos[kind] = Photo(pixels, id=name, class_index=classifier.judge(pixels, 0)[0])
+    for kind, picture in pictures.items():
+        pixels = np.asarray(centre_square(picture, SIDE))
+        photos[kind] = Photo(pixels, id=kind, class_index=classifier.judge(pixels, 0)[0])
     return photos
+
+
+def free_photo(name: str) -> Image.Image:
+    """A photo of ``skimage.data``."""
+    pixels = np.asarray(getattr(data, name)())
+    return Image.fromarray(pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels).convert("RGB")
 
 
 def held_out(source: str) -> dict[str, Photo]:
@@ -149,7 +179,7 @@ def rows(
 
 
 def main() -> None:
-    """Draw all photos into FILE, and the first four into FILE-first."""
+    """Draw all photos into FILE, and without --more the first four into FILE-first."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--out",
@@ -160,16 +190,20 @@ def main() -> None:
     parser.add_argument(
         "--bytes", type=int, help="largest file (default: the smallest AVIF file of each photo)"
     )
+    parser.add_argument("--more", action="store_true", help="24 of scikit-image's photos and details of them")
     parser.add_argument("--photos", help="labelled data set (default: scikit-image's photos)")
     parser.add_argument("--classifier", default="efficientnet-lite1", help="judge, as of slim bench")
     arguments = parser.parse_args()
     codec, classifier = slimcodec.load(), load_classifier(arguments.classifier)
-    photos = held_out(arguments.photos) if arguments.photos else free_photos(classifier)
+    photos = held_out(arguments.photos) if arguments.photos else free_photos(classifier, arguments.more)
     verdicts = ("right", "wrong") if arguments.photos else ("same", "other")
     drawn = rows(photos, codec, classifier, arguments.bytes, verdicts)
     out: Path = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path, shown in ((out, drawn), (out.with_stem(f"{out.stem}-first"), drawn[:FIRST])):
+    sheets = {out: drawn}
+    if not arguments.more:
+        sheets[out.with_stem(f"{out.stem}-first")] = drawn[:FIRST]
+    for path, shown in sheets.items():
         file = io.BytesIO()
         contact_sheet(shown).save(file, out.suffix.removeprefix(".").upper(), quality=85)
         atomic_write(path, file.getvalue())
