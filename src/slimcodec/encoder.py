@@ -28,8 +28,8 @@ Roi = str | NDArray[Any] | None
 Floats = NDArray[np.float32]
 #: gradient steps by which the encoder looks for evidence, by default and at most
 EFFORT, MAX_EFFORT = 3, 32
-#: below this quality the map of a region that the bundle sees costs more than it gives
-MAP_FROM = 20
+#: below this quality the map of a region that the bundle sees costs more than it gives a classifier
+MAP_FROM = 32
 #: by how many qualities a target in bytes may sink to pay for evidence
 EVIDENCE_QUALITIES = 8
 
