@@ -23,8 +23,8 @@ from slimcodec.models.captioner import NETWORKS, Tagger
 from slimcodec.models.config import BundleConfig, CaptionerConfig
 from slimcodec.models.guidance import CaptionGuide, Floats, resized
 from slimcodec.models.networks import build_graph
-from slimcodec.models.onnx_runtime import OnnxRuntime
 from slimcodec.models.parts import tensors_of
+from slimcodec.models.runtime import OnnxRuntime
 
 TAGS = 7
 

@@ -221,7 +221,7 @@ class Codec:
 def torch_runtime(bundle: Bundle) -> Runtime:
     """The networks of a bundle in torch."""
     with needs("torch", "the runtime torch"):
-        from slimcodec.models.torch_runtime import TorchRuntime
+        from slimcodec.models.networks import TorchRuntime
 
     return TorchRuntime(bundle)
 

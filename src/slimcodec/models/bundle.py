@@ -24,7 +24,6 @@ from slimcodec.models.config import EMBEDDED, BundleConfig
 from slimcodec.models.graphs import copy_graphs, read_graph, read_index
 from slimcodec.models.guidance import GuideTables
 from slimcodec.models.identity import decoding_sha256
-from slimcodec.models.onnx_runtime import Graph, OnnxRuntime
 from slimcodec.models.pretrained.references import (
     FoundPart,
     PartReference,
@@ -32,6 +31,7 @@ from slimcodec.models.pretrained.references import (
     hub_folder,
     local_folder,
 )
+from slimcodec.models.runtime import Graph, OnnxRuntime
 from slimcodec.models.storage import hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from slimcodec.errors import ModelMismatchError, SlimError
 from slimcodec.files import atomic_write, inside, load_json, read_bounded
-from slimcodec.models.onnx_runtime import Graph
+from slimcodec.models.runtime import Graph
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle

@@ -11,20 +11,26 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
-from slimcodec.models.onnx_runtime import Graph
 from slimcodec.models.parts import tensors_of
 from slimcodec.models.prior import ExactPrior
+from slimcodec.models.runtime import Graph
 from slimcodec.models.storage import Stored
+from slimcodec.models.surroundings import undisturbed
 from slimcodec.models.tag_gradient import tag_gradient
+
+if TYPE_CHECKING:
+    from slimcodec.models.bundle import Bundle
 
 OPSET = 17
 #: the type of an array, and its axes by name or number
@@ -146,6 +152,41 @@ def networks(config: BundleConfig) -> dict[str, Network]:
     }
     found = ENCODER | DECODER | gradients
     return {name: network for name, network in found.items() if name != "tag" or config.captioners}
+
+
+class TorchRuntime:
+    """A ``Runtime`` in torch, on any device and in any type."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.networks = bundle, networks(bundle.config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TorchRuntime, (self.bundle,)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.bundle.dtype).removeprefix("torch.")
+
+    @undisturbed
+    def run(self, name: str, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        network = self.networks[name]
+        if name.startswith("gradient"):
+            # in half the time, and in float32 whatever the codec's type
+            return self.bundle.onnx.run(name, *arrays)
+        found = network.function(self.bundle.module(network.part), *map(self._tensor, arrays))
+        results = found if isinstance(found, tuple) else (found,)
+        # a caller's autocast leaves some in half precision
+        return tuple((x.float() if x.is_floating_point() else x).cpu().numpy() for x in results)
+
+    def own(self, array: NDArray[Any]) -> Tensor:
+        """A tensor on the codec's device."""
+        return torch.from_numpy(array).to(self.bundle.device)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        # torch takes an array's strides as they are; it warns of memory that it may not write
+        return self.own(array if array.flags.writeable else np.copy(array, order="K"))
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------
