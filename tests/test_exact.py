@@ -15,8 +15,8 @@ import slimcodec
 from slimcodec.codec import Codec
 from slimcodec.container import unpack
 from slimcodec.models.config import ACTIVATION_BITS, LayerConfig
-from slimcodec.models.exact import ExactLayer, FloatLayer, interpolate_levels
 from slimcodec.models.latent_codec import anchor_mask
+from slimcodec.models.prior import ExactLayer, FloatLayer, interpolate_levels
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import OPEN, SCALES
-from slimcodec.models.exact import FloatLayer
 from slimcodec.models.latent_codec import anchor_mask
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.models.prior import (
+    FloatLayer,
     PriorNetwork,
     float_prior,
     index_of_scale,
