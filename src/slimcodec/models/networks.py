@@ -78,20 +78,13 @@ def _tag(tagger: Tagger, pixels: Tensor) -> Any:
     return logits if interest is None else (logits, interest)
 
 
-def _analyse(compressor: Compressor, latents: Tensor, quality: Tensor, interest: Tensor) -> Tensor:
-    return compressor.analyse(latents, compressor.level(quality), interest)
+def _at_quality(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method of the compressor that takes a level, as a function that takes a quality."""
 
+    def function(compressor: Compressor, x: Tensor, quality: Tensor, *interest: Tensor) -> Tensor:
+        return method(compressor, x, compressor.level(quality), *interest)
 
-def _analyse_linearly(compressor: Compressor, latents: Tensor, quality: Tensor, interest: Tensor) -> Tensor:
-    return compressor.analyse_linearly(latents, compressor.level(quality), interest)
-
-
-def _hyper_analyse(compressor: Compressor, values: Tensor, quality: Tensor) -> Tensor:
-    return compressor.hyper_analyse(values, compressor.level(quality))
-
-
-def _synthesise(compressor: Compressor, values: Tensor, quality: Tensor) -> Tensor:
-    return compressor.synthesise(values, compressor.level(quality))
+    return function
 
 
 #: what the encoder alone runs
@@ -100,10 +93,15 @@ ENCODER = {
     "tag": Network(
         "captioner-0", _tag, {"pixels": ("uint8", "batch", "3", "side", "side")}, ("logits", "interest")
     ),
-    "analyse": Network("compressor", _analyse, ANALYSED, ("values",)),
-    "analyse_linearly": Network("compressor", _analyse_linearly, ANALYSED, ("values",)),
+    "analyse": Network("compressor", _at_quality(Compressor.analyse), ANALYSED, ("values",)),
+    "analyse_linearly": Network(
+        "compressor", _at_quality(Compressor.analyse_linearly), ANALYSED, ("values",)
+    ),
     "hyper_analyse": Network(
-        "compressor", _hyper_analyse, {"values": VALUES, "quality": QUALITY}, ("hyper",)
+        "compressor",
+        _at_quality(Compressor.hyper_analyse),
+        {"values": VALUES, "quality": QUALITY},
+        ("hyper",),
     ),
 }
 #: what the decoder runs; the networks of the exact prior are the encoder's too
@@ -132,7 +130,9 @@ DECODER = {
         },
         ("mean", "index"),
     ),
-    "synthesise": Network("compressor", _synthesise, {"values": VALUES, "quality": QUALITY}, ("latents",)),
+    "synthesise": Network(
+        "compressor", _at_quality(Compressor.synthesise), {"values": VALUES, "quality": QUALITY}, ("latents",)
+    ),
     "decode": Network("autoencoder", _decode, {"latents": LATENTS}, ("pixels",)),
 }
 #: what guides a picture by its caption, one for every captioner
