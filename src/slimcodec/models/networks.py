@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.captioner import Tagger
+from slimcodec.models.captioner import Tagger, tag_gradient
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.parts import tensors_of
@@ -27,7 +27,6 @@ from slimcodec.models.prior import ExactPrior
 from slimcodec.models.runtime import Graph
 from slimcodec.models.storage import Stored
 from slimcodec.models.surroundings import undisturbed
-from slimcodec.models.tag_gradient import tag_gradient
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
