@@ -17,7 +17,7 @@ from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.guidance import CaptionGuide, tagger_gradients
+from slimcodec.models.guidance import CaptionGuide, at_quality, tagger_gradients
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import blended, tiled
@@ -163,16 +163,16 @@ class Decoder:
 
     def guide(self, file: Decompressed, pixels: Bytes, sampling: Sampling) -> Bytes:
         """A decoded picture [1, 3, H, W] moved towards its caption; as it is without one of the vocabulary."""
-        if file.caption_index is None:
-            return pixels
         bundle, container = self.bundle, file.container
+        linear_path, error_scales = bundle.linear_path, bundle.error_scales
+        if file.caption_index is None or linear_path is None or error_scales is None:
+            return pixels
         gradients = tagger_gradients(self.runtime.run, len(bundle.config.captioners))
-        tables = bundle.guide
-        guide = CaptionGuide(gradients, len(bundle.vocabulary), tables.synthesis)
+        guide = CaptionGuide(gradients, len(bundle.vocabulary), linear_path)
         change = guide.change(
             pixels,
             file.caption_index,
-            tables.lost(container.quality),
+            at_quality(error_scales, container.quality),
             strength=sampling.guidance,
             steps=sampling.guidance_steps,
             seed=zlib.crc32(container.payload),

@@ -22,7 +22,6 @@ from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
 from slimcodec.models.config import EMBEDDED, BundleConfig
 from slimcodec.models.graphs import copy_graphs, read_graph, read_index
-from slimcodec.models.guidance import GuideTables
 from slimcodec.models.identity import decoding_sha256
 from slimcodec.models.pretrained.references import (
     FoundPart,
@@ -232,15 +231,15 @@ class Bundle:
         return self.stored.get("guide" if self.config.ldm else "autoencoder", {}).get("synthesis")
 
     @property
-    def can_guide(self) -> bool:
-        """Whether captions can guide pictures: the gradients of a tagger reach the latent, and what is lost is known."""
-        return bool(self.config.captioners) and ("guide" if self.config.ldm else "enhancer") in self.stored
+    def error_scales(self) -> NDArray[Any] | None:
+        """The deviation of what compression loses [levels, C], from quality 1 to 100, as ``linear_path``; None where it is not known."""
+        return self.stored.get("guide" if self.config.ldm else "enhancer", {}).get("error_scale")
 
     @property
-    def guide(self) -> GuideTables:
-        """What guidance knows of the latent space, where ``can_guide``."""
-        linear, lost = ("guide", "guide") if self.config.ldm else ("autoencoder", "enhancer")
-        return GuideTables(self.stored[linear]["synthesis"], self.stored[lost]["error_scale"])
+    def can_guide(self) -> bool:
+        """Whether captions can guide pictures: the gradients of a tagger reach the latent, and what is lost is known."""
+        known = self.linear_path is not None and self.error_scales is not None
+        return bool(self.config.captioners) and known
 
     @cached_property
     def sha256(self) -> str:

@@ -36,21 +36,6 @@ Floats = NDArray[np.float32]
 Gradient = Callable[[Floats, Floats], Floats]
 
 
-@dataclass(frozen=True)
-class GuideTables:
-    """The linear path from a latent position, or a patch of them, to its P x P pixels; the deviation of what compression loses.
-
-    ``synthesis`` [3 * P * P, C], rows in the order of ``pixel_unshuffle``; ``error_scales`` [levels, C], from quality 1 to 100.
-    """
-
-    synthesis: Floats
-    error_scales: Floats
-
-    def lost(self, quality: int) -> Floats:
-        """Standard deviation [C] of what compression loses at a quality."""
-        return at_quality(self.error_scales, quality)
-
-
 def at_quality(table: Floats, quality: int) -> Floats:
     """The row [C] of a table [levels, C], from quality 1 to 100, at a quality."""
     low, weight = divmod((quality - 1) * (len(table) - 1) / 99, 1)
@@ -91,7 +76,10 @@ class CaptionGuide:
     """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
 
     def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
-        """``synthesis``: see ``GuideTables``."""
+        """``synthesis`` [3 * P * P, C]: from a latent position, or a patch of them, to its P x P pixels.
+
+        Its rows are in the order of ``pixel_unshuffle``.
+        """
         self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
         self.patch = math.isqrt(len(synthesis) // 3)
 
