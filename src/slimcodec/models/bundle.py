@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from slimcodec.config import check_sizes, from_plain
+from slimcodec.config import check_sizes, from_plain, remove_setting
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import ModelMismatchError, SlimError, needs
 from slimcodec.files import atomic_write, inside, load_json
-from slimcodec.models.config import EMBEDDED, BundleConfig
+from slimcodec.models.config import EMBEDDED, ENCODER_ONLY, NOT_IN_ID, BundleConfig
 from slimcodec.models.graphs import copy_graphs, read_graph, read_index
-from slimcodec.models.identity import decoding_sha256
 from slimcodec.models.pretrained.references import (
     FoundPart,
     PartReference,
@@ -244,7 +243,12 @@ class Bundle:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that decoding depends on: weights, tables, vocabulary and the parts' configuration."""
-        return decoding_sha256([FORMAT, self.described, self.text, self.vocabulary], self.stored)
+        # as written: a setting that a later release adds must not change the id of an older bundle
+        facts = json.loads(json.dumps([FORMAT, self.described, self.text, self.vocabulary]))
+        for path in NOT_IN_ID:
+            remove_setting(facts[1], path.split("."))
+        described = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        return hash_tensors(described, self.stored, ENCODER_ONLY)
 
     @cached_property
     def weights_sha256(self) -> str:

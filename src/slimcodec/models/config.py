@@ -1,10 +1,13 @@
-"""What a bundle's config.json says: the sizes of its networks, and what is done where the user says nothing. No torch."""
+"""What a bundle's config.json says: the sizes of its networks, and what is done where the user says nothing. No torch.
+
+And which of it a bundle's id depends on: everything that decoding needs, and nothing else.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,31 @@ from slimcodec.models.pretrained.references import PartReference
 EMBEDDED = "slim-tiny"
 #: settings that are written only where they are set: bundles of older releases are without them
 OPTIONAL = ("ldm", "caption_model")
+#: parts of the networks that only the encoder runs: files do not depend on them
+ENCODER_ONLY = {
+    "autoencoder": ("encoder.", "analysis"),
+    "compressor": ("analysis", "enter.", "log_gain", "hyper_analysis.", "log_hyper_gain"),
+    "captioner-0": ("roi_",),
+}
+#: settings that do not change what a file means: those of the encoder, and defaults that a user may override
+NOT_IN_ID = (
+    "name",
+    "training",
+    "steps",
+    "guidance",
+    "machine_guidance",
+    "text_scale",
+    "autoencoder.encoder_width",
+    "autoencoder.encoder_blocks",
+    "compressor.analysis_blocks",
+    "compressor.hyper_width",
+    "captioners.threshold",
+    "captioners.roi",
+    "captioners.dropout",
+    # where a pretrained part comes from: what it is, its hash says
+    "caption_model",
+    *(f"ldm.parts.{entry.name}" for entry in fields(PartReference) if entry.name not in ("name", "sha256")),
+)
 #: pixels a side of a latent position of our autoencoder
 PATCH = 16
 #: positions that a residual block looks to each side
