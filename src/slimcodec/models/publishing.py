@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id
 from slimcodec.models.pretrained.part_files import OTHER_FILES, weight_files
-from slimcodec.models.pretrained.references import PACKED, FoundPart, PartReference, find_part
+from slimcodec.models.pretrained.references import PACKED, FoundPart, PartReference
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
@@ -47,7 +47,7 @@ def part_states(bundle: Bundle) -> list[PartState]:
 
     def state(reference: PartReference) -> PartState:
         try:
-            return PartState(reference, find_part(reference, bundle.folder, bundle.base))
+            return PartState(reference, bundle.pretrained_part(reference.name))
         except SlimError as error:
             return PartState(reference, None, str(error))
 
@@ -63,7 +63,7 @@ def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SlimError(f"{target} exists; choose another folder or remove it")
     references = bundle.references() if packed else ()
-    parts = {part.name: find_part(part, bundle.folder, bundle.base) for part in references}
+    parts = {part.name: bundle.pretrained_part(part.name) for part in references}
     target.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, so that the last step is a rename
     temporary = Path(tempfile.mkdtemp(prefix=".slim-", dir=target.parent))
