@@ -51,7 +51,8 @@ def test_reference_reads_a_map_of_steps(quality: int) -> None:
 
 
 def test_batch_threads_and_layout_change_no_integer(codec: Codec) -> None:
-    prior, quality = codec.bundle.prior, torch.tensor([60])
+    prior = codec.bundle.module("prior")
+    quality = torch.tensor([60])
     generator = torch.Generator().manual_seed(0)
     hyper = torch.randint(-20, 21, (8, 4, 4, 48), generator=generator)
     anchors = torch.randint(-(2**19), 2**19, (8, 16, 16, 128), generator=generator)

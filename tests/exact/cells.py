@@ -105,7 +105,7 @@ def load(configuration: Configuration, bundle: str | None = None) -> Codec:
         for network in networks:
             network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     elif configuration.layout == "strided":
-        for network in (*networks, codec.bundle.prior):
+        for network in (*networks, codec.bundle.module("prior")):
             for tensor in (*network.parameters(), *network.buffers()):
                 tensor.data = strided(tensor.data)
     return codec

@@ -70,7 +70,7 @@ def test_each_cell_would_notice_a_difference(folder: Path, tmp_path: Path) -> No
     assert cells.read_differently(codec, tmp_path / "files") == 1
     assert cells.numpy_reference(codec, tmp_path / "files") == 1
     # a prior that is off by half a unit in one layer reads and writes other symbols, alone and in batches
-    layer: Any = codec.bundle.prior.network.layers["anchor_scale"]
+    layer: Any = codec.bundle.module("prior").network.layers["anchor_scale"]
     layer.bias += 1 << (layer.shift + 2)
     assert cells.read_differently(codec, folder) == len(facts)
     assert cells.written_differently(codec, folder) == len(facts)

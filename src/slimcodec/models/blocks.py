@@ -135,8 +135,9 @@ class Fusable(nn.Module):
         return self._may_fuse and bool(torch.backends.mkldnn.enabled)
 
     def _takes(self, x: Tensor) -> bool:
-        # the operators take no part in autocast
-        return self.fused and not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
+        # the operators take no part in autocast, and none in graphs
+        plain = torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()
+        return self.fused and not (plain or torch.is_autocast_enabled(x.device.type))
 
     def _apply(self, *arguments: Any, **named: Any) -> Fusable:
         # on another device or in another type

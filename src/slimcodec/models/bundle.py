@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
@@ -34,7 +34,7 @@ from slimcodec.models.storage import hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from slimcodec.models.captioner import Tagger
     from slimcodec.models.compressor import Compressor
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from slimcodec.models.parts import Parts
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
     from slimcodec.models.pretrained.pipeline import PretrainedModel
-    from slimcodec.models.prior import ExactPrior
 
 FORMAT = 1
 #: what config.json says of the bundle's identity
@@ -128,7 +127,7 @@ class Bundle:
             return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
         from slimcodec.models.native import NativeModel
 
-        return NativeModel(config.name, self.parts, config.autoencoder, config.enhancer, self.text)
+        return NativeModel(config, self.parts, self.text)
 
     @property
     def autoencoder_tile(self) -> int | None:
@@ -138,39 +137,21 @@ class Bundle:
     @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
-        from slimcodec.models.compressor import CONVOLUTIONS, Compressor
-
-        return self.parts.network("compressor", lambda: Compressor(self.config.compressor), CONVOLUTIONS)
-
-    @property
-    def prior(self) -> ExactPrior:
-        """The exact prior, always in integers (held in float64)."""
-
-        def build() -> ExactPrior:
-            from slimcodec.models.parts import tensors_of
-            from slimcodec.models.prior import ExactPrior
-
-            tensors = tensors_of(self.stored["prior"])
-            return ExactPrior.from_tensors(self.config.compressor.prior.channels, tensors).to(self.device)
-
-        return self.parts.get("prior", build)
+        return cast("Compressor", self.module("compressor"))
 
     @property
     def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions."""
-        from slimcodec.models.captioner import Tagger
+        numbers = range(len(self.config.captioners))
+        return [cast("Tagger", self.module(f"captioner-{number}")) for number in numbers]
 
-        return [
-            self.parts.network(f"captioner-{number}", partial(Tagger, config), ("body",))
-            for number, config in enumerate(self.config.captioners)
-        ]
-
-    def module(self, part: str) -> nn.Module:
+    def module(self, part: str) -> Any:
         """The module of a part that runtimes run."""
-        if part.startswith("captioner"):
-            return self.captioners[int(part.partition("-")[2])]
-        modules = {"autoencoder": lambda: self.latent_model.autoencoder, "prior": lambda: self.prior}
-        return modules.get(part, lambda: self.compressor)()
+        if part == "autoencoder":
+            return self.latent_model.autoencoder
+        from slimcodec.models.networks import own_module
+
+        return own_module(part, self.config, self.parts)
 
     @property
     def caption_model(self) -> ImageToText | ZeroShotTagger | None:

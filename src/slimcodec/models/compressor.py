@@ -25,8 +25,6 @@ from slimcodec.models.config import GATE, HYPER_STRIDE, OPEN, CompressorConfig
 
 #: interest below which a position belongs to the background
 BACKGROUND_BELOW = 0.25
-#: children of a ``Compressor`` that may run in half precision: transforms of patches are linear paths, which stay in float32
-CONVOLUTIONS = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")
 
 
 class LevelBranch(nn.Module):

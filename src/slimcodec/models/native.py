@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.config import AutoencoderConfig, EnhancerConfig
+from slimcodec.models.config import BundleConfig
 from slimcodec.models.enhancer import Enhancer
 from slimcodec.models.latent_model import CaptionEmbedding, LatentModel
+from slimcodec.models.networks import own_module
 from slimcodec.models.parts import Parts
 
 #: special tokens of our text encoders, in the order of their numbers
@@ -89,36 +90,27 @@ def small_text_encoder(
 class NativeModel(LatentModel):
     """Our networks; the branches of the autoencoder run in the parts' type, all else in float32."""
 
-    def __init__(
-        self,
-        name: str,
-        parts: Parts,
-        autoencoder: AutoencoderConfig,
-        enhancer: EnhancerConfig | None = None,
-        text: tuple[Any, dict[str, Any]] | None = None,
-    ) -> None:
-        """``name``: the bundle's, for errors. ``text``: a tokenizer's JSON and the configuration of a CLIP text model."""
-        self.name, self.parts, self.text = name, parts, text
-        self.autoencoder_config, self.enhancer_config = autoencoder, enhancer
+    def __init__(self, config: BundleConfig, parts: Parts, text: tuple[Any, dict[str, Any]] | None) -> None:
+        """``text``: a tokenizer's JSON and the configuration of a CLIP text model."""
+        self.config, self.parts, self.text = config, parts, text
 
     @property
     def autoencoder(self) -> PatchAutoencoder:
-        config = self.autoencoder_config
-        return self.parts.network("autoencoder", lambda: PatchAutoencoder(config), ("encoder", "decoder"))
+        return cast("PatchAutoencoder", own_module("autoencoder", self.config, self.parts))
 
     @property
     def enhancer(self) -> Enhancer:
         """The diffusion UNet with its scheduler; imports diffusers."""
-        config = self.enhancer_config
+        config = self.config.enhancer
         if config is None:
-            raise SlimError(f"the bundle {self.name} has no enhancer")
+            raise SlimError(f"the bundle {self.config.name} has no enhancer")
         return self.parts.network("enhancer", lambda: Enhancer.build(config), meta=False)
 
     @property
     def text_encoder(self) -> CaptionEncoder:
         """Tokenizer and text model; imports transformers."""
         if self.text is None:
-            raise SlimError(f"the bundle {self.name} has no text encoder")
+            raise SlimError(f"the bundle {self.config.name} has no text encoder")
         tokenizer, config = self.text
 
         def build() -> CaptionEncoder:
@@ -131,4 +123,4 @@ class NativeModel(LatentModel):
         return self.parts.network("text", build, meta=False)
 
     def offload(self) -> None:
-        raise SlimError(f"offload moves pretrained parts, and {self.name} has none; leave it out")
+        raise SlimError(f"offload moves pretrained parts, and {self.config.name} has none; leave it out")

@@ -22,7 +22,7 @@ from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.captioner import Tagger, tag_gradient
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
-from slimcodec.models.parts import tensors_of
+from slimcodec.models.parts import Parts, tensors_of
 from slimcodec.models.prior import ExactPrior
 from slimcodec.models.runtime import Graph
 from slimcodec.models.storage import Stored
@@ -153,6 +153,23 @@ def networks(config: BundleConfig) -> dict[str, Network]:
     return {name: network for name, network in found.items() if name != "tag" or config.captioners}
 
 
+def own_module(part: str, config: BundleConfig, parts: Parts) -> nn.Module:
+    """The module of a part of our own networks; its convolutions run in the type of ``parts``, all else in float32."""
+    if part == "prior":
+        channels = config.compressor.prior.channels
+        return parts.get(
+            part, lambda: ExactPrior.from_tensors(channels, tensors_of(parts.stored[part])).to(parts.device)
+        )
+    if part == "compressor":
+        # transforms of patches are linear paths
+        fast = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")
+        return parts.network(part, lambda: Compressor(config.compressor), fast)
+    if part == "autoencoder":
+        return parts.network(part, lambda: PatchAutoencoder(config.autoencoder), ("encoder", "decoder"))
+    tagger = config.captioners[int(part.partition("-")[2])]
+    return parts.network(part, lambda: Tagger(tagger), ("body",))
+
+
 class TorchRuntime:
     """A ``Runtime`` in torch, on any device and in any type."""
 
@@ -214,12 +231,14 @@ def build_graph(config: BundleConfig, stored: dict[str, Stored], name: str) -> G
         given: {number: axis for number, axis in enumerate(axes) if axis in FREE}
         for given, (_, *axes) in network.inputs.items()
     }
+    # whatever type and device the bundle has
+    parts = Parts(stored, "cpu", torch.float32)
     file: Any = io.BytesIO()  # a file is taken too, whatever the annotation says
     with warnings.catch_warnings(), torch.no_grad():
         # sizes that look constant to the exporter are; it needs no further package where it traces
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Traced(network, _plain_module(config, stored, network.part)).eval(),
+            _Traced(network, own_module(network.part, config, parts)).eval(),
             examples,
             file,
             dynamo=False,
@@ -245,23 +264,6 @@ def sizes(config: BundleConfig, part: str) -> dict[str, int]:
         "side": tagger.side if tagger else 0,
         "tags": tagger.tags if tagger else 0,
     }
-
-
-def _plain_module(config: BundleConfig, stored: dict[str, Stored], part: str) -> nn.Module:
-    """The module of a part in float32, whatever type and device the bundle has, and without fused layers."""
-    tensors = tensors_of(stored[part])
-    if part == "prior":
-        return ExactPrior.from_tensors(config.compressor.prior.channels, tensors)
-    with torch.device("meta"):
-        module: nn.Module = (
-            PatchAutoencoder(config.autoencoder)
-            if part == "autoencoder"
-            else Compressor(config.compressor)
-            if part == "compressor"
-            else Tagger(config.captioners[int(part.partition("-")[2])])
-        )
-    module.load_state_dict(tensors, assign=True)
-    return module
 
 
 def _with_stored_weights(model: bytes, stored: Stored) -> tuple[bytes, dict[str, str]]:
