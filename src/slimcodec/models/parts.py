@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimcodec.errors import SlimError, failed_import
 from slimcodec.models.blocks import fuse
-from slimcodec.models.storage import Stored, check_shapes, from_storage
+from slimcodec.models.storage import Stored, check_shapes, unpacked
 from slimcodec.models.surroundings import building
 
 T = TypeVar("T")
@@ -21,8 +21,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def tensors_of(stored: Stored) -> dict[str, Tensor]:
-    """Stored tensors in floating point, as torch's."""
-    return {name: torch.from_numpy(np.array(value)) for name, value in from_storage(stored).items()}
+    """Stored tensors by the names that they had before ``to_storage``, in floating point, as torch's."""
+    names = [name.removesuffix(":int8") for name in stored if not name.endswith(":scale")]
+    unpacked_tensors = unpacked(stored, dict.fromkeys(names, ""))
+    return {name: torch.from_numpy(np.array(value)) for name, value in unpacked_tensors.items()}
 
 
 class Parts:

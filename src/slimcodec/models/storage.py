@@ -58,29 +58,17 @@ def to_storage(tensors: Mapping[str, NDArray[Any] | Tensor]) -> Stored:
     return stored
 
 
-def from_storage(stored: Stored) -> Stored:
-    """The inverse of ``to_storage``: all tensors in floating point."""
-    tensors: Stored = {}
-    for name, value in stored.items():
-        base, quantised, _ = name.rpartition(":int8")
-        if quantised:
-            scale = stored[f"{base}:scale"].reshape(-1, *[1] * (value.ndim - 1))
-            tensors[base] = value.astype(np.float32) * scale
-        elif not name.endswith(":scale"):
-            tensors[name] = value
-    return tensors
-
-
 def unpacked(stored: Stored, types: Mapping[str, str]) -> Stored:
-    """Tensors of a part by the names that they had before ``to_storage``, in the types asked for, "" for the stored one.
+    """Tensors of a part by the names that they had before ``to_storage``, in the types asked for, "" for the one that they had.
 
     What is not stored so lies in one block of memory. ``KeyError`` for a tensor that is not there.
     """
     tensors, made, size = {}, {}, 0
     for name, kind in types.items():
-        value = stored[f"{name}:int8"] if f"{name}:int8" in stored else stored[name]
-        wanted = np.dtype(kind or value.dtype)
-        if f"{name}:int8" in stored or wanted != value.dtype:
+        quantised = stored.get(f"{name}:int8")
+        value = stored[name] if quantised is None else quantised
+        wanted = np.dtype(kind or (value if quantised is None else stored[f"{name}:scale"]).dtype)
+        if quantised is not None or wanted != value.dtype:
             made[name] = (value, wanted, size)
             size += value.size * wanted.itemsize + -(value.size * wanted.itemsize) % ALIGNMENT
         else:
