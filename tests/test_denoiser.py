@@ -16,7 +16,7 @@ from torch import Tensor
 from slimcodec import SlimError
 from slimcodec.models.config import EnhancerConfig
 from slimcodec.models.enhancer import seeded_noise
-from slimcodec.models.latent_model import CaptionEmbedding
+from slimcodec.models.parts import CaptionEmbedding
 from slimcodec.models.pretrained.networks import (
     Denoiser,
     PromptEncoder,

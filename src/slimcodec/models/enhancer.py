@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
 from slimcodec.models.config import EnhancerConfig
-from slimcodec.models.latent_model import CaptionEmbedding
+from slimcodec.models.parts import CaptionEmbedding
 
 
 def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:

@@ -12,9 +12,8 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.enhancer import Enhancer
-from slimcodec.models.latent_model import CaptionEmbedding, LatentModel
 from slimcodec.models.networks import own_module
-from slimcodec.models.parts import Parts
+from slimcodec.models.parts import CaptionEmbedding, LatentModel, Parts
 
 #: special tokens of our text encoders, in the order of their numbers
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}

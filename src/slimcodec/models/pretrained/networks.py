@@ -28,7 +28,7 @@ from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import dtype_of
 from slimcodec.models.config import EnhancerConfig
-from slimcodec.models.latent_model import CaptionEmbedding
+from slimcodec.models.parts import CaptionEmbedding
 
 #: how a pretrained UNet is used (see above)
 MODES = ("noise", "trained")
@@ -41,11 +41,8 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderKLFlux2", "Autoe
 class PretrainedAutoencoder(nn.Module):
     """Pictures in [-1, 1] to the scaled latents that a diffusion model was trained on, and back.
 
-    Normalisation and attention look at the whole picture, so there are no radii: larger ones than ``tile`` are worked on in
-    cross-faded tiles.
+    Normalisation and attention look at the whole picture, so larger ones than ``tile`` are worked on in cross-faded tiles.
     """
-
-    encoder_radius = decoder_radius = None
 
     def __init__(self, vae: Any) -> None:
         super().__init__()

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from slimcodec.errors import SlimError
 from slimcodec.models.config import EnhancerConfig, LdmConfig
 from slimcodec.models.enhancer import scheduler_class
-from slimcodec.models.latent_model import LatentModel
-from slimcodec.models.parts import Parts, tensors_of
+from slimcodec.models.parts import LatentModel, Parts, tensors_of
 from slimcodec.models.pretrained.hub import load_pretrained, load_processor
 from slimcodec.models.pretrained.networks import (
     AUTOENCODERS,
@@ -202,7 +201,6 @@ class PretrainedModel(LatentModel):
     ) -> None:
         """``find`` gives a part on this machine by its name; ``parts`` may hold low-rank matrices for the UNet ("lora")."""
         self.config, self.parts, self.find, self.enhancer_config = config, parts, find, enhancer
-        self.stride, self.references = config.stride, config.parts
         self.offloaded: Offload | None = None
 
     @property
@@ -234,7 +232,9 @@ class PretrainedModel(LatentModel):
             if "lora" in self.parts.stored:
                 merge_lora(unet, tensors_of(self.parts.stored["lora"]))
             self._place(unet)
-            return Denoiser(self.enhancer_config, unet, load_scheduler(self.find("scheduler")), self.stride)
+            return Denoiser(
+                self.enhancer_config, unet, load_scheduler(self.find("scheduler")), self.config.stride
+            )
 
         return self.parts.get("enhancer", build)
 
