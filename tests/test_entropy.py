@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
-from slimcodec.entropy.tables import TOTAL, SymbolTables, default_scales
+from slimcodec.entropy.tables import TOTAL, SymbolTables
 from slimcodec.errors import FormatError
 
 Call = tuple[list[int], list[int]]
 
-SCALES = default_scales()
+SCALES = np.geomspace(0.04, 256.0, 64)
 GAUSSIAN = SymbolTables.gaussian(SCALES)
 SMALL_SCALES = [0.04, 0.3, 0.9, 4.0]
 SMALL = SymbolTables.gaussian(SMALL_SCALES)

@@ -19,14 +19,6 @@ ESCAPE_BITS = 16
 ESCAPE_PROBABILITY = 2.0**-19
 
 
-def default_scales(count: int = 64, smallest: float = 0.04, largest: float = 256.0) -> NDArray[np.float64]:
-    """Return the standard deviations of the tables, geometrically spaced from ``smallest`` to ``largest``.
-
-    Shape ``[count]``, in symbol units.
-    """
-    return np.asarray(np.geomspace(smallest, largest, count), dtype=np.float64)
-
-
 class SymbolTables:
     """Frequency tables of integer symbols, each over ``-R..R`` and an escape, and the coder's models made of them.
 
