@@ -70,9 +70,9 @@ def is_taef2(folder: Path) -> bool:
     return all((folder / name).is_file() for name in TAEF2_FILES.values())
 
 
-def model_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of a model: its config.json, or what is known of one that is published without."""
-    return TAEF2_CONFIG if is_taef2(folder) else read_json(folder / "config.json")
+def model_settings(folder: Path, name: str = CONFIGS[0]) -> dict[str, Any]:
+    """The configuration of a model or of a scheduler: a file, or what is known of a model that is published without."""
+    return TAEF2_CONFIG if is_taef2(folder) else read_json(folder / name)
 
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:
@@ -92,9 +92,8 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
 
     Memory stays at a few megabytes. Raises ``SlimError`` where a file is damaged, or weights are there in pickled form only.
     """
-    settings = {name: _clean(read_json(folder / name)) for name in CONFIGS if (folder / name).exists()}
-    if is_taef2(folder):
-        settings = {"config.json": TAEF2_CONFIG}
+    names = CONFIGS[:1] if is_taef2(folder) else [name for name in CONFIGS if (folder / name).exists()]
+    settings = {name: _clean(model_settings(folder, name)) for name in names}
     kind = str(settings.get("config.json", {}).get("_class_name", ""))
     encoder_only = ENCODER_TENSORS if kind.startswith("Autoencoder") else ()
     decoding, encoder = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()), hashlib.sha256()
