@@ -18,7 +18,6 @@ from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.sources import generated_rows
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
-from slimcodec.files import is_hub_id
 from slimcodec.images import load_image
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
@@ -33,7 +32,7 @@ from slimcodec.models.config import (
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
-from slimcodec.models.pretrained.references import refer, revision_of
+from slimcodec.models.pretrained.references import refer
 from slimcodec.training.compression_model import (
     CompressionModel,
     fitted_tables,
@@ -125,9 +124,7 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
     """
     place = Path(source).expanduser()
     if source != EMBEDDED and not (place / "vocabulary.txt").is_file():
-        folder = pretrained_folder(source)
-        name = source if is_hub_id(source) and not Path(source).is_dir() else str(place.resolve())
-        part = refer("captioner", folder, name, "", revision_of(folder))
+        part = refer("captioner", pretrained_folder(source), source)
         vocabulary = read_vocabulary(tags) if tags else ()
         return changed(bundle, None, vocabulary, caption_model=CaptionModelConfig(part, prompt))
     if tags:

@@ -32,7 +32,6 @@ from slimcodec.models.pretrained.references import (
     local_folder,
     part_from_hub,
     refer,
-    revision_of,
 )
 
 #: parts of a pipeline that decoding needs; the second text encoder is SDXL's
@@ -70,7 +69,7 @@ def refer_ldm(
     parts, folders = [], {}
     replaced = {"vae": autoencoder, "text_encoder": text_encoder}
     for name in (*REQUIRED, *OPTIONAL):
-        home, subfolder, others = source, name, tuple(alternatives)
+        home, subfolder, others = source, name, alternatives
         if replaced.get(name):
             home, subfolder, others = replaced[name], "", ()
         elif not (index.get(name) or [None])[0]:
@@ -79,12 +78,9 @@ def refer_ldm(
                     f"{source}: its model_index.json names no {name}; give a Stable Diffusion pipeline (1.x, 2.x, Turbo, LCM, SDXL)"
                 )
             continue
-        local = local_folder(home, PIPELINE)
-        top = local or part_from_hub(home, "", subfolder)
+        top = local_folder(home, PIPELINE) or part_from_hub(home, "", subfolder)
         folders[name] = top / subfolder
-        # a path is written down so that it means the same from any working folder
-        origin = str(local.resolve()) if local else home
-        parts.append(refer(name, folders[name], origin, subfolder, revision_of(top), others))
+        parts.append(refer(name, top, home, subfolder, others))
     vae, unet = (model_settings(folders[name]) for name in ("vae", "unet"))
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
@@ -93,16 +89,14 @@ def refer_ldm(
 
 def _refer_autoencoder(source: str, alternatives: Sequence[str]) -> LdmFacts:
     """The facts of an autoencoder without a denoiser, a folder or hub id of its own."""
-    local = local_folder(source, PIPELINE)
-    folder = local or part_from_hub(source, "", "")
+    folder = local_folder(source, PIPELINE) or part_from_hub(source, "", "")
     if not has_part(folder):
         raise SlimError(
             f"{source}: no pipeline of diffusers and no autoencoder (its model_index.json or config.json is missing)"
         )
     settings = model_settings(folder)
     _check_autoencoder(source, settings)
-    origin = str(local.resolve()) if local else source
-    part = refer("vae", folder, origin, "", revision_of(folder), alternatives)
+    part = refer("vae", folder, source, "", alternatives)
     return LdmFacts(LdmConfig((part,), stride_of(settings)), int(settings["latent_channels"]))
 
 

@@ -199,9 +199,12 @@ def _missing(reference: PartReference, reasons: Sequence[str]) -> ModelMismatchE
 
 
 def refer(
-    name: str, folder: Path, source: str, subfolder: str, revision: str, alternatives: Sequence[str] = ()
+    name: str, top: Path, source: str, subfolder: str = "", alternatives: Sequence[str] = ()
 ) -> PartReference:
-    """The reference to a part that lies in ``folder``; of several variants of its weights the plain one."""
+    """The reference to a part of a source that lies in the folder ``top``; of several variants of its weights the plain one."""
+    folder, place = top / subfolder, Path(source).expanduser()
+    # a path is written down so that it means the same from any working folder
+    source = str(place.resolve()) if place.is_dir() else source
     if not has_part(folder):
         raise SlimError(
             f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
@@ -212,14 +215,10 @@ def refer(
         actual.sha256,
         source,
         subfolder,
-        revision,
+        # snapshots in the hub's cache are named by their commits
+        top.name if top.parent.name == "snapshots" else "",
         actual.encoder_sha256,
         round(actual.size / 1e6, 3),
-        licence_of(folder.parent if subfolder else folder),
+        licence_of(top),
         tuple(alternatives),
     )
-
-
-def revision_of(folder: Path) -> str:
-    """The commit of a snapshot in the hub's cache, "" for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else ""
