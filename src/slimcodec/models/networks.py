@@ -9,7 +9,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,19 +134,16 @@ DECODER = {
     ),
     "decode": Network("autoencoder", _decode, {"latents": LATENTS}, ("pixels",)),
 }
-#: what guides a picture by its caption, one for every captioner
-GRADIENT = Network(
-    "captioner-",
-    tag_gradient,
-    {"view": ("float32", "1", "3", "height", "width"), "target": ("float32", "1", "tags")},
-    ("gradient",),
-)
 
 
 def networks(config: BundleConfig) -> dict[str, Network]:
-    """The networks of a bundle by name."""
+    """The networks of a bundle by name; of every captioner also the gradient, which guides a picture by its caption."""
+    view: dict[str, Shape] = {
+        "view": ("float32", "1", "3", "height", "width"),
+        "target": ("float32", "1", "tags"),
+    }
     gradients = {
-        f"gradient-{number}": replace(GRADIENT, part=f"captioner-{number}")
+        f"gradient-{number}": Network(f"captioner-{number}", tag_gradient, view, ("gradient",))
         for number in range(len(config.captioners))
     }
     found = ENCODER | DECODER | gradients

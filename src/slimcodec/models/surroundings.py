@@ -31,7 +31,10 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> R:
         _check_fork()
-        with torch.no_grad(), on_processor(), _own_precision():
+        with torch.no_grad(), on_processor(), ExitStack() as stack:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             return function(*arguments, **named)
 
     return run
@@ -40,14 +43,6 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
 def on_processor() -> Any:
     """Context in which tensors without a device of their own are made on the processor; free where they are anyway."""
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-
-
-def _own_precision() -> Any:
-    active = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    stack = ExitStack()
-    for kind in active:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
 
 
 @contextmanager
