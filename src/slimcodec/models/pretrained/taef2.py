@@ -14,6 +14,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,30 +28,22 @@ BRANCH, GROUPS = 256, 4
 LIMIT = 3.0
 
 
-class Block(nn.Module):
+class Block(AutoencoderTinyBlock):
     """ReLU(x + three convolutions of x); ``branch``: what the normalising branch gives is added to x before."""
 
     def __init__(self, branch: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH)
-        )
-        self.pool = (
-            nn.Sequential(
-                nn.Conv2d(WIDTH, BRANCH, 1, bias=False),
-                nn.GroupNorm(GROUPS, BRANCH),
-                nn.ReLU(),
-                nn.Conv2d(BRANCH, WIDTH, 1, bias=False),
-            )
-            if branch
-            else None
-        )
+        super().__init__(WIDTH, WIDTH, "relu")
+        layers = [
+            nn.Conv2d(WIDTH, BRANCH, 1, bias=False),
+            nn.GroupNorm(GROUPS, BRANCH),
+            nn.ReLU(),
+            nn.Conv2d(BRANCH, WIDTH, 1, bias=False),
+        ]
+        self.pool = nn.Sequential(*layers) if branch else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 64, h, w] to the same size."""
-        if self.pool is not None:
-            x = x + self.pool(x)
-        return torch.relu(x + self.conv(x))
+        return super().forward(x if self.pool is None else x + self.pool(x))
 
 
 class _Squeezed(nn.Module):
