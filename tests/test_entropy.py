@@ -132,12 +132,13 @@ def test_gaussian_rejects_bad_scales(scales: list[float]) -> None:
 
 def test_tables_survive_arrays_pickle_and_copy() -> None:
     payload = encode(SMALL, [([0, 1, -300], [0, 1, 2])])
-    arrays = SMALL.to_arrays()
-    assert arrays["frequencies"].dtype == np.uint32 and arrays["radii"].dtype == np.int32
-    for other in (SymbolTables.from_arrays(arrays), pickle.loads(pickle.dumps(SMALL)), copy.deepcopy(SMALL)):
+    frequencies, radii = SMALL.frequencies.copy(), SMALL.radii.copy()
+    assert frequencies.dtype == np.uint32 and radii.dtype == np.int32
+    made = SymbolTables(frequencies, radii)
+    for other in (made, pickle.loads(pickle.dumps(SMALL)), copy.deepcopy(SMALL)):
         assert encode(other, [([0, 1, -300], [0, 1, 2])]) == payload
-    arrays["frequencies"][0] += 1
-    assert SMALL.frequencies[0] != arrays["frequencies"][0]
+    frequencies[0] += 1
+    assert made.frequencies[0] != frequencies[0]
     with pytest.raises(ValueError):
         SMALL.frequencies[0] = 5
 
@@ -157,13 +158,8 @@ def test_tables_survive_arrays_pickle_and_copy() -> None:
 )
 def test_tables_reject_bad_arrays(frequencies: list[int], radii: list[int]) -> None:
     with pytest.raises(ValueError):
-        SymbolTables.from_arrays({"frequencies": np.array(frequencies), "radii": np.array(radii)})
-    SymbolTables.from_arrays({"frequencies": np.array([1, TOTAL - 3, 1, 1]), "radii": np.array([1])})
-
-
-def test_tables_reject_missing_arrays() -> None:
-    with pytest.raises(ValueError, match="radii"):
-        SymbolTables.from_arrays({"frequencies": np.array([1, TOTAL - 3, 1, 1])})
+        SymbolTables(np.array(frequencies), np.array(radii))
+    SymbolTables(np.array([1, TOTAL - 3, 1, 1]), np.array([1]))
 
 
 def test_counts_fit_the_tables_to_the_symbols() -> None:

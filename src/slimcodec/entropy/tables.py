@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from math import ceil, erf, erfc, sqrt
 from typing import Any
@@ -94,18 +94,6 @@ class SymbolTables:
     def _from_halves(cls, halves: Sequence[NDArray[np.float64]], escapes: Sequence[float]) -> SymbolTables:
         tables = [_quantise(half, escape) for half, escape in zip(halves, escapes, strict=True)]
         return cls(np.concatenate(tables), np.array([half.size - 1 for half in halves], dtype=np.int32))
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.integer[Any]]]) -> SymbolTables:
-        """Return the tables stored by ``to_arrays``; raises ``ValueError`` when the arrays are missing or invalid."""
-        missing = {"frequencies", "radii"} - set(arrays)
-        if missing:
-            raise ValueError(f"symbol tables lack {', '.join(sorted(missing))}")
-        return cls(arrays["frequencies"], arrays["radii"])
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return ``{"frequencies": uint32 [sum of 2R + 2], "radii": int32 [tables]}``, from which the tables can be rebuilt."""
-        return {"frequencies": self.frequencies.copy(), "radii": self.radii.copy()}
 
     def __len__(self) -> int:
         return int(self.radii.size)

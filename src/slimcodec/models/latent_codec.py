@@ -72,9 +72,8 @@ class LatentCodec:
     def from_tensors(
         cls, run: Run, tensors: Mapping[str, NDArray[Any]], config: PriorConfig, *, steps: bool
     ) -> LatentCodec:
-        """The exact stage of a bundle's part ``prior``; ``ValueError`` where its tensors do not fit, or are not exact."""
-        arrays = {name.removeprefix("tables."): value for name, value in tensors.items() if "tables." in name}
-        tables = SymbolTables.from_arrays(arrays)
+        """The exact stage of a bundle's part ``prior``; ``ValueError`` or ``KeyError`` where its tensors do not fit, or are not exact."""
+        tables = SymbolTables(tensors["tables.frequencies"], tensors["tables.radii"])
         if len(tables) != SCALES:
             raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
         check_prior({name: value for name, value in tensors.items() if "tables." not in name}, config)

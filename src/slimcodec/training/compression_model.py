@@ -241,9 +241,13 @@ def latent_codec_parts(
     model: CompressionModel, tables: SymbolTables | None = None
 ) -> dict[str, dict[str, Tensor]]:
     """The bundle parts ``compressor`` and ``prior`` of a trained model: the prior as integers, with its tables."""
-    arrays: dict[str, Any] = (tables or gaussian_tables()).to_arrays()
+    tables = tables or gaussian_tables()
     prior = quantise_prior(model.prior, model.hyper_index)
-    prior |= {f"tables.{name}": torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    # copies: the tables' arrays are read-only
+    prior |= {
+        "tables.frequencies": torch.from_numpy(tables.frequencies.copy()),
+        "tables.radii": torch.from_numpy(tables.radii.copy()),
+    }
     return {"compressor": dict(model.compressor.state_dict()), "prior": prior}
 
 
