@@ -104,7 +104,7 @@ def test_the_float_twin_of_the_embedded_prior_costs_the_same() -> None:
             latents = codec.latents(photo(name))[None]
             for quality in (5, 50, 95):
                 # the tables that the float prior means: fitted ones would hide a loss
-                for part in codec.quantise(photo(name), quality, roi=None).passes:
+                for part in codec.quantise(photo(name), quality, roi=None).passes[-3:]:
                     exact += float(tables.bits(part.symbols, part.indices).sum())
                 floating += float(code(twin, latents, torch.tensor([quality])).bits)
     assert abs(exact / floating - 1) < 0.01

@@ -37,21 +37,17 @@ class Pass:
 
 @dataclass(frozen=True)
 class CodedLatent:
-    """What a payload holds: the passes (hyper-latents, anchors, the rest) and the decoded values [1, C, h, w], float32."""
+    """What a payload holds: the passes in order, and the decoded values [1, C, h, w], float32.
+
+    The last three passes are hyper-latents, anchors and the rest; before them come those of the map of steps, if any.
+    """
 
     passes: tuple[Pass, ...]
     values: NDArray[np.float32]
-    #: those of the map of steps, in a bundle with one; they come first
-    map_passes: tuple[Pass, ...] = ()
-
-    @property
-    def all_passes(self) -> tuple[Pass, ...]:
-        """All that is coded, in order."""
-        return self.map_passes + self.passes
 
     def symbols(self) -> Integers:
         """All symbols in coding order."""
-        return np.concatenate([part.symbols for part in self.all_passes])
+        return np.concatenate([part.symbols for part in self.passes])
 
 
 def anchor_mask(height: int, width: int) -> NDArray[np.bool_]:
@@ -85,7 +81,7 @@ class LatentCodec:
         height, width = y.shape[1:3]
         flat = y[0, ..., : self.coded].reshape(height * width, -1).astype(np.float64)
         steps = y[0, ..., -1].round().astype(np.int32) if self.steps else None
-        map_passes = () if steps is None else tuple(Pass(*call) for call in write_map(steps))
+        map_passes = [] if steps is None else [Pass(*call) for call in write_map(steps)]
 
         def symbols_of(
             index: NDArray[Any], at: NDArray[Any] | None, mean: NDArray[Any] | None
@@ -95,12 +91,12 @@ class LatentCodec:
             return exact.round().clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int64)
 
         passes, decoded = self._code(symbols_of, steps, height, width, quality)
-        return CodedLatent(passes, decoded, map_passes)
+        return CodedLatent((*map_passes, *passes), decoded)
 
     def write(self, coded: CodedLatent) -> bytes:
         """The payload of a quantised latent."""
         encoder = SymbolEncoder(self.tables)
-        for part in coded.all_passes:
+        for part in coded.passes:
             encoder.encode(part.symbols, part.indices)
         return encoder.finish()
 
@@ -119,12 +115,12 @@ class LatentCodec:
         steps = read_map(map_symbols, height, width) if self.steps else None
         passes, decoded = self._code(symbols_of, steps, height, width, quality)
         decoder.finish()
-        return CodedLatent(passes, decoded, tuple(map_passes))
+        return CodedLatent((*map_passes, *passes), decoded)
 
     def bit_map(self, coded: CodedLatent) -> NDArray[np.float32]:
         """Ideal bits of every latent position [h, w]; those of a hyper-latent are shared by its 4x4 positions."""
         height, width = coded.values.shape[2:]
-        hyper, first, rest = (self.tables.bits(part.symbols, part.indices) for part in coded.passes)
+        *steps, hyper, first, rest = (self.tables.bits(part.symbols, part.indices) for part in coded.passes)
         rows, columns = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
         spread = hyper.reshape(rows, columns, -1).sum(2).repeat(HYPER_STRIDE, 0).repeat(HYPER_STRIDE, 1)
         spread = spread[:height, :width]
@@ -133,8 +129,8 @@ class LatentCodec:
         for chosen, bits in ((at, first), (~at, rest)):
             if chosen.any():
                 result[chosen] += bits.reshape(int(chosen.sum()), -1).sum(1)
-        for call, part in zip(map_calls(height, width), coded.map_passes[1:], strict=False):
-            result.reshape(-1)[call.positions] += self.tables.bits(part.symbols, part.indices)
+        for call, bits in zip(map_calls(height, width), steps[1:], strict=False):
+            result.reshape(-1)[call.positions] += bits
         return result.astype(np.float32)
 
     def region(self, coded: CodedLatent) -> NDArray[np.bool_] | None:

@@ -232,7 +232,7 @@ def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> Symbol
     counts = np.zeros(len(tables.frequencies), np.int64)
     for picture in pictures:
         for coded in codec.quantise_each(picture, FITTED_QUALITIES, effort=0):
-            for part in coded.all_passes:
+            for part in coded.passes:
                 counts += tables.count(part.symbols, part.indices)
     return SymbolTables.from_counts(TABLE_SCALES, counts)
 
