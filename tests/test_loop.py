@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slimcodec import SlimError
-from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
+from slimcodec.training.batches import Draws
 from slimcodec.training.checkpoints import load_tensors, save_tensors
 from slimcodec.training.loop import OutOfTime, Stage, schedule, train
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
 
-class Counting:
-    batch, seed = 16, 5
-
-    def __call__(self, step: int, share: Share = WHOLE) -> StageBatch:
-        return StageBatch(share.numbers(self.batch))
+def counting(step: int, numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers)
 
 
-class Line(Stage[StageBatch]):
+class Line(Stage[Tensor]):
     """The smallest stage: fit a line to drawn points."""
 
     name = "line"
@@ -38,12 +36,12 @@ class Line(Stage[StageBatch]):
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model: nn.Linear = nn.Linear(3, 1)
-        self.batches = Counting()
+        self.batches = counting
         self.fail_at: int | None = None
         self.excuse: str | None = None
         self.steps_seen: list[float] = []
 
-    def loss(self, batch: StageBatch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensor, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         self.steps_seen.append(progress)
         if self.fail_at is not None and len(self.steps_seen) > self.fail_at:
             raise KeyboardInterrupt

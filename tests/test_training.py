@@ -24,7 +24,7 @@ from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.config import SCALES, CaptionerConfig
 from slimcodec.models.prior import index_of_scale, scale_of_index
-from slimcodec.training.batches import Draws, Share, Views, crop, part_mean, random_caption
+from slimcodec.training.batches import Draws, Views, crop, part_mean, random_caption
 from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
 from slimcodec.training.export import training_record
 from slimcodec.training.losses import (
@@ -175,7 +175,8 @@ def test_errors_are_told_apart_by_region() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
     whole = Draws(3, 11, range(8), 8)
-    parts = [Draws(3, 11, Share(index, count).numbers(8), 8) for index in range(count)]
+    size = 8 // count
+    parts = [Draws(3, 11, range(size * n, size * (n + 1)), 8) for n in range(count)]
     assert torch.equal(whole.uniform(2, 3), torch.cat([part.uniform(2, 3) for part in parts]))
     assert torch.equal(whole.normal(5), torch.cat([part.normal(5) for part in parts]))
     assert torch.equal(whole.integers(1, 101), torch.cat([part.integers(1, 101) for part in parts]))
@@ -185,7 +186,7 @@ def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
         assert torch.equal(whole.every(share), torch.cat(chosen))
         values = torch.arange(8.0)
         means = [
-            part_mean(values[8 // count * n : 8 // count * (n + 1)][mask], mask, share, 8)
+            part_mean(values[size * n : size * (n + 1)][mask], mask, share, 8)
             for n, mask in enumerate(chosen)
         ]
         assert float(torch.stack(means).mean()) == pytest.approx(float(values[whole.every(share)].mean()))
@@ -314,7 +315,7 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
     masks = torch.zeros(2, 1, 1, 1)
-    views = Views(range(2), pictures, targets, torch.tensor([True, False]), masks, torch.zeros(2))
+    views = Views(pictures, targets, torch.tensor([True, False]), masks, torch.zeros(2))
     with torch.no_grad():
         tagger.head.weight.zero_()
         tagger.head.bias.copy_(torch.tensor([0.0, -1, -2]))

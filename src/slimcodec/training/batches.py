@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from slimcodec.data.photos import Photo
 from slimcodec.errors import SlimError
 from slimcodec.training.pseudo_labels import Photos, label_captions
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 #: tries before a set of photos counts as broken
 MANY = 1000
 #: weight of a known label beside a classifier's soft label
@@ -32,24 +29,11 @@ LABEL_SHARE = 0.5
 NETWORK_TRUST = 0.1
 
 
-@dataclass(frozen=True)
-class Share:
-    """One of ``count`` equal parts of a step's batch: a process works on one or, accumulating, on several."""
-
-    index: int = 0
-    count: int = 1
-
-    def numbers(self, batch: int) -> range:
-        """The numbers of this share's pictures in a batch of ``batch``."""
-        size = batch // self.count
-        return range(self.index * size, (self.index + 1) * size)
-
-
-WHOLE = Share()
-
-
 class Draws:
-    """The random numbers of a step: a generator for each picture of a share, and one that all shares have in common."""
+    """The random numbers of a step: a generator for each picture of a share, and one that all shares have in common.
+
+    ``numbers``: those of the share's pictures in the whole batch of ``batch`` pictures.
+    """
 
     def __init__(
         self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | None = None
@@ -127,22 +111,7 @@ def is_drawn(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator
     return share >= 1.0 or bool(rng.random() < share)
 
 
-@dataclass
-class StageBatch:
-    """A share of a step's batch, with the pictures' numbers in the step."""
-
-    numbers: Sequence[int]
-
-    def to(self, device: torch.device) -> Self:
-        """The batch with its tensors on a device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
-
-
-@dataclass
-class Batch(StageBatch):
+class Batch(NamedTuple):
     """Crops: pictures [B, 3, S, S] in [-1, 1], masks [B, 1, S, S] in [0, 1] and captions."""
 
     pictures: Tensor
@@ -151,9 +120,8 @@ class Batch(StageBatch):
 
     def of(self, chosen: Tensor) -> Batch:
         """The pictures that are ``chosen`` (booleans [B])."""
-        places = chosen.nonzero()[:, 0].tolist()
-        captions, numbers = ([values[place] for place in places] for values in (self.captions, self.numbers))
-        return Batch(numbers, self.pictures[chosen], self.masks[chosen], captions)
+        captions = [self.captions[place] for place in chosen.nonzero()[:, 0].tolist()]
+        return Batch(self.pictures[chosen], self.masks[chosen], captions)
 
 
 def crop(
@@ -190,7 +158,7 @@ def random_caption(photo: Photo, rng: np.random.Generator, templates: Sequence[s
 
 @dataclass
 class Crops:
-    """Random crops (see ``crop``) by step and share, with masks and captions."""
+    """Random crops (see ``crop``) with masks and captions: those of some ``numbers`` of a step's batch, or all of it."""
 
     photos: Photos
     size: int
@@ -199,16 +167,16 @@ class Crops:
     templates: Sequence[str] = ()
     shares: Mapping[str, float] = field(default_factory=dict)  #: see ``draw_photo``
 
-    def __call__(self, step: int, share: Share = WHOLE) -> Batch:
-        numbers, pictures, masks, captions = share.numbers(self.batch), [], [], []
-        for number in numbers:
+    def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Batch:
+        pictures, masks, captions = [], [], []
+        for number in numbers or range(self.batch):
             rng = np.random.default_rng([self.seed, step, number])
             photo = draw_photo(self.photos, step, rng, self.shares)
             picture, mask = crop(photo, self.size, rng)
             pictures.append(picture)
             masks.append(mask)
             captions.append(random_caption(photo, rng, self.templates))
-        return Batch(numbers, scaled(pictures), torch.stack(masks)[:, None].float(), captions)
+        return Batch(scaled(pictures), torch.stack(masks)[:, None].float(), captions)
 
 
 def scaled(pictures: Sequence[Tensor]) -> Tensor:
@@ -216,8 +184,7 @@ def scaled(pictures: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(pictures)).float() / 127.5 - 1
 
 
-@dataclass
-class Views(StageBatch):
+class Views(NamedTuple):
     """Views for classification: pictures [B, 3, S, S] in [-1, 1]."""
 
     pictures: Tensor
@@ -257,9 +224,9 @@ def view(
 
 @dataclass
 class LabelledViews:
-    """Random views by step and share with what they show: the classifiers' soft label of the photo mixed with its label.
+    """Random views with what they show: the classifiers' soft label of the photo mixed with its label.
 
-    A photo with neither kind of label is passed over.
+    They are drawn by step and number, as ``Crops`` are. A photo with neither kind of label is passed over.
     """
 
     photos: Photos
@@ -279,12 +246,11 @@ class LabelledViews:
         # of equal tags the first one counts
         self.tags = {tag: number for number, tag in reversed(list(enumerate(self.vocabulary)))}
 
-    def __call__(self, step: int, share: Share = WHOLE) -> Views:
-        numbers = share.numbers(self.batch)
-        views = [self._view(step, np.random.default_rng([self.seed, step, number])) for number in numbers]
+    def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Views:
+        rngs = (np.random.default_rng([self.seed, step, number]) for number in numbers or range(self.batch))
+        views = [self._view(step, rng) for rng in rngs]
         pictures, targets, known, masks, trust = zip(*views, strict=True)
         return Views(
-            numbers,
             scaled(pictures),
             torch.stack(targets),
             torch.tensor(known),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from slimcodec.errors import SlimError
 from slimcodec.files import atomic_write
 from slimcodec.processes import progress
-from slimcodec.training.batches import WHOLE, Crops, Share, StageBatch
+from slimcodec.training.batches import Crops
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 NOTED = 8
 
 
-@dataclass
-class LatentBatch(StageBatch):
+class LatentBatch(NamedTuple):
     """Latents [B, C, h, w] of crops, and their masks [B, 1, h, w] in [0, 1]."""
 
     latents: Tensor
@@ -91,24 +90,22 @@ class LatentCache:
 
 @dataclass
 class LatentCrops:
-    """Square parts of cached crops by step and share, ``side`` positions a side, at multiples of ``grid``."""
+    """Square parts of cached crops by step and number, ``side`` positions a side, at multiples of ``grid``."""
 
     cache: LatentCache
     side: int
-    batch: int
     seed: int
     grid: int
 
     def __post_init__(self) -> None:
         self.arrays = self.cache.arrays("r")
 
-    def __call__(self, step: int, share: Share = WHOLE) -> LatentBatch:
-        numbers = share.numbers(self.batch)
+    def __call__(self, step: int, numbers: Sequence[int]) -> LatentBatch:
         parts = [self._part(np.random.default_rng([self.seed, step, number])) for number in numbers]
         latents, masks = (
             torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*parts, strict=True)
         )
-        return LatentBatch(numbers, latents, masks[:, None] / 255)
+        return LatentBatch(latents, masks[:, None] / 255)
 
     def _part(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
         row = int(rng.integers(self.cache.count))

@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
-from slimcodec.training.batches import WHOLE, Draws, Share, StageBatch
+from slimcodec.training.batches import Draws
 from slimcodec.training.checkpoints import load_tensors, save_tensors
 from slimcodec.training.log import TrainingLog
 from slimcodec.training.recipe import Optimisation, Reports
@@ -30,17 +31,8 @@ logger = logging.getLogger(__name__)
 #: steps in a row without a finite gradient after which a run stops
 PATIENCE = 10
 
-B = TypeVar("B", bound=StageBatch)
-B_co = TypeVar("B_co", bound=StageBatch, covariant=True)
-
-
-class Batches(Protocol[B_co]):
-    """Batches of ``batch`` pictures as a pure function of step and share."""
-
-    batch: int
-    seed: int
-
-    def __call__(self, step: int, share: Share = WHOLE) -> B_co: ...
+#: a tensor, or a tuple of tensors and of lists that are no tensors
+B = TypeVar("B")
 
 
 class Stage(Generic[B]):
@@ -54,7 +46,8 @@ class Stage(Generic[B]):
     #: parameters whose learning rate is ``rate_factor`` times that of the others: a linear path is a good transform already
     scaled: Sequence[nn.Parameter] = ()
     rate_factor = 0.02
-    batches: Batches[B]
+    #: by step and the numbers of pictures in its batch, as a pure function; without numbers the whole batch
+    batches: Callable[..., B]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Parameter groups for AdamW: what is trained at the learning rate, and what at a multiple of it."""
@@ -131,20 +124,21 @@ def train(
     if first >= options.steps:
         return weights
 
-    steps = Steps(stage.batches, shares_of(accelerator, options), options.steps)
-    remaining = range(first, options.steps)
+    shares, remaining = shares_of(accelerator, options), range(first, options.steps)
     batches = iter(
-        torch.utils.data.DataLoader(steps, batch_size=None, sampler=remaining, num_workers=workers)
+        torch.utils.data.DataLoader(
+            Steps(stage.batches, shares), batch_size=None, sampler=remaining, num_workers=workers
+        )
     )
     with TrainingLog(folder, stage.name, options, first, accelerator, totals) as log:
         for step in remaining:
             begun = time.monotonic()
-            pieces = next(batches)
+            pieces = list(zip(next(batches), shares, strict=True))
             waited = time.monotonic() - begun
             factor = schedule(step, options.steps, options.warmup)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            terms = gradient_step(stage, pieces, step, step / options.steps, accelerator)
+            terms = gradient_step(stage, pieces, step, options, accelerator)
             norm = torch.nn.utils.clip_grad_norm_(stage.model.parameters(), options.clip)
             # the norm is the same in all processes, so all of them skip the same steps
             if math.isfinite(float(norm)):
@@ -163,7 +157,7 @@ def train(
             if _due(step + 1, reports.log_every, options) and (reason := stage.failure(log.write(step + 1))):
                 raise SlimError(f"{stage.name} stopped at step {step + 1}: {reason}")
             if _due(step + 1, reports.sample_every, options) and accelerator.is_main_process:
-                log.write_sheet(step + 1, _samples(stage, accelerator))
+                log.write_sheet(step + 1, _samples(stage, options, accelerator))
             late = _due(step + 1, reports.log_every or 1, options) and out_of_time(deadline, accelerator)
             if late or _due(step + 1, reports.checkpoint_every, options):
                 state = {
@@ -198,26 +192,26 @@ def out_of_time(deadline: float, accelerator: Accelerator) -> bool:
 class Steps(torch.utils.data.Dataset[list[Any]]):
     """A process's pieces of the batch of every step."""
 
-    def __init__(self, batches: Batches[Any], shares: Sequence[Share], steps: int) -> None:
-        self.batches, self.shares, self.steps = batches, shares, steps
-
-    def __len__(self) -> int:
-        return self.steps
+    def __init__(self, batches: Callable[..., Any], shares: Sequence[range]) -> None:
+        self.batches, self.shares = batches, shares
 
     def __getitem__(self, step: int) -> list[Any]:
         return [self.batches(step, share) for share in self.shares]
 
 
-def shares_of(accelerator: Accelerator, options: Optimisation) -> list[Share]:
-    """The shares of a batch that this process works on, one a piece; ``SlimError`` where it cannot be divided evenly."""
+def shares_of(accelerator: Accelerator, options: Optimisation) -> list[range]:
+    """The numbers of the pictures of a batch in each piece that this process works on.
+
+    Raises ``SlimError`` where the batch cannot be divided evenly.
+    """
     count = accelerator.num_processes * options.accumulate
     if options.batch % count:
         raise SlimError(
             f"optimisation.batch is {options.batch}: it cannot be divided among {accelerator.num_processes} "
             f"processes and optimisation.accumulate={options.accumulate}; make it a multiple of {count}"
         )
-    first = accelerator.process_index * options.accumulate
-    return [Share(first + piece, count) for piece in range(options.accumulate)]
+    size, first = options.batch // count, accelerator.process_index * options.accumulate
+    return [range(piece * size, (piece + 1) * size) for piece in range(first, first + options.accumulate)]
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -229,16 +223,23 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def gradient_step(
-    stage: Stage[B], pieces: Sequence[B], step: int, progress: float, accelerator: Accelerator
+    stage: Stage[B],
+    pieces: Sequence[tuple[B, range]],
+    step: int,
+    options: Optimisation,
+    accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Leaves the mean gradient of a step's batch in the parameters; returns this process's mean terms, ``loss`` among them."""
+    """Leaves the mean gradient of a step's batch in the parameters; returns this process's mean terms, ``loss`` among them.
+
+    ``pieces``: parts of the batch, with their pictures' numbers in it.
+    """
     means: dict[str, Tensor] = {}
-    for piece in pieces:
-        draws = Draws(stage.batches.seed, step, piece.numbers, stage.batches.batch, accelerator.device)
+    for batch, numbers in pieces:
+        draws = Draws(options.seed, step, numbers, options.batch, accelerator.device)
         # what torch itself draws (dropout) is a function of the step as well
-        torch.manual_seed(stage.batches.seed * 1_000_003 + step)
+        torch.manual_seed(options.seed * 1_000_003 + step)
         with accelerator.autocast():
-            loss, terms = stage.loss(piece.to(accelerator.device), draws, progress)
+            loss, terms = stage.loss(send_to_device(batch, accelerator.device), draws, step / options.steps)
         accelerator.backward(loss / len(pieces))
         for name, value in (terms | {"loss": loss}).items():
             means[name] = means.get(name, 0.0) + value.detach().float() / len(pieces)
@@ -291,13 +292,13 @@ def _due(step: int, every: int, options: Optimisation) -> bool:
 
 
 @torch.no_grad()
-def _samples(stage: Stage[Any], accelerator: Accelerator) -> list[list[Tile]]:
+def _samples(stage: Stage[Any], options: Optimisation, accelerator: Accelerator) -> list[list[Tile]]:
     """Columns of what the stage does to pictures of the first step, so that sheets of a run can be compared."""
-    batches, training = stage.batches, stage.model.training
-    batch = batches(0, Share(0, max(1, batches.batch // 4)))
-    draws = Draws(batches.seed, 0, batch.numbers, batches.batch, accelerator.device)
+    # at least four, where there are as many
+    numbers, training = range(options.batch // max(1, options.batch // 4)), stage.model.training
+    draws = Draws(options.seed, 0, numbers, options.batch, accelerator.device)
     stage.model.eval()
     with accelerator.autocast():
-        columns = stage.samples(batch.to(accelerator.device), draws)
+        columns = stage.samples(send_to_device(stage.batches(0, numbers), accelerator.device), draws)
     stage.model.train(training)
     return columns

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -78,7 +76,7 @@ class CompressorStage(Stage[Batch]):
         quality = draws.integers(1, 101)
         with torch.set_grad_enabled(self.train_encoder):
             latents = self.autoencoder.encode(batch.pictures)
-        batch = replace(batch, masks=some_everywhere(batch.masks, draws))
+        batch = batch._replace(masks=some_everywhere(batch.masks, draws))
         mixed = progress >= self.objective.mixed_start
         coded = code(self.model, latents, quality, interest(batch.masks, latents), draws, mixed)
         decoded = self.autoencoder.decode(coded.latents)

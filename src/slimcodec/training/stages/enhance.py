@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from slimcodec.data.contact_sheet import Tile, picture_tiles
@@ -89,7 +90,7 @@ class EnhanceStage(Stage[Batch]):
         """Mean squared error of decompressed latents [B, C, h, w] at a quality over ``dims``, of the first batches."""
         errors, device = [], next(self.codec.parameters()).device
         for step in range(batches):
-            batch = self.batches(step).to(device)
+            batch = send_to_device(self.batches(step), device)
             latents = self.autoencoder.encode(batch.pictures)
             rough = code(
                 self.codec,

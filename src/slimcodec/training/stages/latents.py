@@ -46,7 +46,7 @@ class LatentStage(Stage[LatentBatch]):
         scale = scale * (len(scale) / (3 * self.stride**2)) ** 0.5
         self.scale = scale[:, None, None].to(device)
         side = options.crop // self.stride
-        self.batches = LatentCrops(self.cache, side, options.batch, options.seed, recipe.network.patch)
+        self.batches = LatentCrops(self.cache, side, options.seed, recipe.network.patch)
 
     def loss(self, batch: LatentBatch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda |z^ - z|^2) / sqrt(lambda)]."""
