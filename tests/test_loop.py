@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slimcodec import SlimError
 from slimcodec.training.batches import Draws
-from slimcodec.training.checkpoints import load_tensors, save_tensors
+from slimcodec.training.log import load_tensors, save_tensors
 from slimcodec.training.loop import OutOfTime, Stage, schedule, train
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports

@@ -22,8 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import Draws
-from slimcodec.training.checkpoints import load_tensors, save_tensors
-from slimcodec.training.log import TrainingLog
+from slimcodec.training.log import TrainingLog, load_tensors, save_tensors
 from slimcodec.training.recipe import Optimisation, Reports
 
 logger = logging.getLogger(__name__)

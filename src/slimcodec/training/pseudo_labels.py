@@ -18,12 +18,12 @@ from slimcodec.data.networks import Network
 from slimcodec.data.photos import Photo, PhotoSet, Pool
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.errors import SlimError
+from slimcodec.files import atomic_open
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
-from slimcodec.training.checkpoints import save_tensors
 
 #: a field of ``PseudoLabels``
 PseudoLabel = Literal["logits", "mask", "caption"]
@@ -120,7 +120,8 @@ class PseudoLabelled:
             "masks": _stacked(masks),
             "captions": [label.caption or "" for label in labels],
         }
-        save_tensors(self._state, path)
+        with atomic_open(path) as file:
+            torch.save(self._state, file)
 
     def __len__(self) -> int:
         return len(self.photos)
