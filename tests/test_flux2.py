@@ -32,7 +32,8 @@ from slimcodec.training.create import create
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
-from slimcodec.training.stages import train_stage
+from slimcodec.training.stages import latents, train_stage
+from slimcodec.training.stages.latents import LatentCache
 
 #: the published weights, with a picture, its latent and that decoded, for those who have them
 PUBLISHED = Path(os.environ.get("SLIMCODEC_TAEF2", Path(__file__).parents[2] / "shared" / "ldm"))
@@ -266,9 +267,6 @@ def test_a_compressor_is_trained_on_latents_that_are_computed_once(weights: Path
 
 
 def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Path) -> None:
-    from slimcodec.training import latent_cache
-    from slimcodec.training.latent_cache import LatentCache
-
     settings = (*TRAINING, f"ldm.source={weights}", f"out={tmp_path}", "latents.optimisation.batch=1")
     crops = Run(load_recipe("hub-latent", settings)).data.crops("latents")
     calls = 0
@@ -281,7 +279,7 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
         return F.avg_pool2d(pictures, 8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_cache, "NOTED", 2)
+        patch.setattr(latents, "NOTED", 2)
         cache = LatentCache(tmp_path / "cache", crops, 3, 8, 8, "test")
         with pytest.raises(KeyboardInterrupt):
             cache.fill(encode)

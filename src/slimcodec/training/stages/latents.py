@@ -1,22 +1,124 @@
-"""Stage ``latents``: the compressor's first steps, on latents that are computed once and without the autoencoder's decoder."""
+"""Stage ``latents``: the compressor's first steps, on latents of crops that are computed once, without the autoencoder."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
+from slimcodec.files import atomic_write
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder
-from slimcodec.training.batches import Draws
+from slimcodec.processes import progress
+from slimcodec.training.batches import Crops, Draws
 from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
-from slimcodec.training.latent_cache import LatentBatch, LatentCache, LatentCrops
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import RateDistortion, rate_failure, roi_weights, weighted_mse
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, some_everywhere
+
+logger = logging.getLogger(__name__)
+
+#: batches between two notes of what is done
+NOTED = 8
+
+
+class LatentBatch(NamedTuple):
+    """Latents [B, C, h, w] of crops, and their masks [B, 1, h, w] in [0, 1]."""
+
+    latents: Tensor
+    masks: Tensor
+
+
+class LatentCache:
+    """The latents and masks of ``count`` crops in a folder: float16 and bytes, with one mask value a latent position."""
+
+    def __init__(
+        self, folder: Path, crops: Crops, channels: int, stride: int, count: int, about: str
+    ) -> None:
+        """``about``: what the latents depend on; a folder of others is an error."""
+        self.folder, self.crops, self.stride, self.count = folder, crops, stride, count
+        self.channels, self.side = channels, crops.size // stride
+        self.about = {"of": about, "count": count, "size": crops.size, "seed": crops.seed}
+        self.done = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "done.json").exists():
+            noted = json.loads((folder / "done.json").read_text())
+            if noted["about"] != self.about:
+                raise SlimError(
+                    f"{folder}: holds latents of {noted['about']}, not of {self.about}; remove it"
+                )
+            self.done = noted["done"]
+
+    def fill(self, encode: Callable[[Tensor], Tensor]) -> None:
+        """Computes what is missing; goes on where an earlier call was stopped."""
+        if self.done == self.count:
+            return
+        arrays = self.arrays("r+" if self.done else "w+")
+        batch, steps = self.crops.batch, -(-self.count // self.crops.batch)
+        first = self.done // batch
+        with progress(steps, "batches of latents", first, logger.info) as bar, torch.no_grad():
+            for step in range(first, steps):
+                crops = self.crops(step)
+                encoded = encode(crops.pictures)
+                begin, end = step * batch, min((step + 1) * batch, self.count)
+                coarse = F.avg_pool2d(crops.masks, self.stride)[:, 0] * 255
+                for array, values in zip(arrays, (encoded.half(), coarse.round().byte()), strict=True):
+                    array[begin:end] = values[: end - begin].numpy()
+                if (step + 1) % NOTED == 0 or end == self.count:
+                    self._note(end, arrays)
+                bar.advance()
+
+    def arrays(self, mode: Any) -> tuple[Any, Any]:
+        """Latents [N, C, h, w] and masks [N, h, w] on disk."""
+        masks = (self.count, self.side, self.side)
+        latents = (self.count, self.channels, *masks[1:])
+        shapes = (("latents", np.float16, latents), ("masks", np.uint8, masks))
+        opened = [
+            np.lib.format.open_memmap(self.folder / f"{n}.npy", mode, kind, size) for n, kind, size in shapes
+        ]
+        return opened[0], opened[1]
+
+    def _note(self, done: int, arrays: tuple[Any, Any]) -> None:
+        for array in arrays:
+            array.flush()
+        atomic_write(self.folder / "done.json", json.dumps({"done": done, "about": self.about}).encode())
+        self.done = done
+
+
+@dataclass
+class LatentCrops:
+    """Square parts of cached crops by step and number, ``side`` positions a side, at multiples of ``grid``."""
+
+    cache: LatentCache
+    side: int
+    seed: int
+    grid: int
+
+    def __post_init__(self) -> None:
+        self.arrays = self.cache.arrays("r")
+
+    def __call__(self, step: int, numbers: Sequence[int]) -> LatentBatch:
+        parts = [self._part(np.random.default_rng([self.seed, step, number])) for number in numbers]
+        latents, masks = (
+            torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*parts, strict=True)
+        )
+        return LatentBatch(latents, masks[:, None] / 255)
+
+    def _part(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
+        row = int(rng.integers(self.cache.count))
+        places = (self.cache.side - self.side) // self.grid + 1
+        y, x = (int(rng.integers(places)) * self.grid for _ in range(2))
+        return [array[row, ..., y : y + self.side, x : x + self.side] for array in self.arrays]
 
 
 class LatentStage(Stage[LatentBatch]):
@@ -26,27 +128,30 @@ class LatentStage(Stage[LatentBatch]):
 
     def __init__(self, run: Run) -> None:
         """Computes the latents where they are not in the run folder."""
-        options, recipe = run.recipe.latents.optimisation, run.recipe.compressor
+        latents, recipe = run.recipe.latents, run.recipe.compressor
         autoencoder, device = latent_autoencoder(run), run.accelerator.device
-        if not isinstance(autoencoder, PretrainedAutoencoder) or not run.recipe.latents.count:
+        if not isinstance(autoencoder, PretrainedAutoencoder) or not latents.count:
             raise SlimError(
                 "stage latents needs a pretrained autoencoder and crops: set ldm.source and latents.count"
             )
-        self.objective = RateDistortion(
-            recipe.lambdas, run.fidelity(recipe.background), run.recipe.latents.mixed_start
-        )
+        self.objective = RateDistortion(recipe.lambdas, run.fidelity(recipe.background), latents.mixed_start)
         self.model: CompressionModel = CompressionModel(Compressor(recipe.network), autoencoder)
         lambdas = self.objective.weight(torch.linspace(1, 100, recipe.network.prior.levels))
-        self.cache = latent_cache(run)
-        scale = start_as_transform(self.model, autoencoder, self.cache.crops(0).pictures, lambdas)
+        crops = replace(run.data.crops(self.name, "mask"), size=latents.side)
         self.stride = autoencoder.stride
+        assert run.pretrained is not None and run.pretrained.config.ldm is not None
+        vae = run.pretrained.config.ldm.part("vae")
+        assert vae is not None
+        channels = recipe.network.latent_channels
+        cache = LatentCache(run.folder / self.name, crops, channels, self.stride, latents.count, vae.sha256)
+        scale = start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
         with run.accelerator.main_process_first(), run.accelerator.autocast():
-            self.cache.fill(lambda pictures: autoencoder.encode(pictures.to(device)).cpu())
+            cache.fill(lambda pictures: autoencoder.encode(pictures.to(device)).cpu())
         # the mean squared error of pixels, by the sum over channels
         scale = scale * (len(scale) / (3 * self.stride**2)) ** 0.5
         self.scale = scale[:, None, None].to(device)
-        side = options.crop // self.stride
-        self.batches = LatentCrops(self.cache, side, options.seed, recipe.network.patch)
+        options = latents.optimisation
+        self.batches = LatentCrops(cache, options.crop // self.stride, options.seed, recipe.network.patch)
 
     def loss(self, batch: LatentBatch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda |z^ - z|^2) / sqrt(lambda)]."""
@@ -63,15 +168,3 @@ class LatentStage(Stage[LatentBatch]):
     def failure(self, terms: dict[str, float]) -> str | None:
         """A rate that has collapsed or burst."""
         return rate_failure(terms["bpp"])
-
-
-def latent_cache(run: Run) -> LatentCache:
-    """The latents that a run has computed, or is about to."""
-    recipe, pretrained = run.recipe.latents, run.pretrained
-    assert pretrained is not None and pretrained.config.ldm is not None
-    ldm = pretrained.config.ldm
-    crops = replace(run.data.crops("latents", "mask"), size=recipe.side)
-    vae = ldm.part("vae")
-    assert vae is not None
-    channels = run.recipe.compressor.network.latent_channels
-    return LatentCache(run.folder / "latents", crops, channels, ldm.stride, recipe.count, vae.sha256)
