@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from slimcodec.codec import Codec, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.classifiers import load_teacher
-from slimcodec.data.networks import start_from_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
 from slimcodec.encoder import Roi
@@ -43,7 +42,7 @@ from slimcodec.training.compression_model import latent_codec_parts
 from slimcodec.training.loop import train
 from slimcodec.training.losses import Fidelity, RateDistortion
 from slimcodec.training.recipe import Reports, load_recipe
-from slimcodec.training.stages.captioner import CaptionerStage
+from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 from slimcodec.training.stages.compressor import CompressorStage
 
 QUALITIES = (4, 12, 20, 30, 42, 56, 72, 88)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import slimcodec
 from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_classifier, load_teacher
-from slimcodec.data.efficientnet import EfficientNetLite
-from slimcodec.data.networks import TransformersNetwork, last_of_each_stride, start_from_classifier
+from slimcodec.data.networks import EfficientNetLite, TransformersNetwork, last_of_each_stride
 from slimcodec.models.captioner import InvertedResidual, Tagger
 from slimcodec.models.config import CaptionerConfig
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
@@ -24,7 +23,7 @@ from slimcodec.training.batches import Draws
 from slimcodec.training.losses import FeatureLoss
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
-from slimcodec.training.stages.captioner import CaptionerStage
+from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 
 LABELS = {0: "tabby", 1: "goldfish", 2: "espresso", 3: "rocket", 4: "canoe"}
 PREPROCESSING = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}

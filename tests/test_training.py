@@ -19,7 +19,6 @@ from slimcodec import SlimError
 from slimcodec.data.classifiers import class_activation, load_teacher
 from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, picture_tiles
 from slimcodec.data.masks import mask_from_boxes
-from slimcodec.data.networks import start_from_classifier
 from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.config import SCALES, CaptionerConfig
@@ -38,7 +37,7 @@ from slimcodec.training.losses import (
     weighted_mse,
 )
 from slimcodec.training.recipe import RECIPES, load_recipe
-from slimcodec.training.stages.captioner import CaptionerStage
+from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 
 
 @settings(max_examples=40, deadline=None)

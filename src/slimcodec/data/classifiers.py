@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from slimcodec.data.efficientnet import SIDES, EfficientNetLite
 from slimcodec.data.networks import (
     ACCEPTED,
     MAPS,
+    SIDES,
+    EfficientNetLite,
     MobileNet,
     Network,
     OnnxNetwork,

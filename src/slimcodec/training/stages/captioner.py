@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.classifiers import load_teacher
+from slimcodec.data.classifiers import Classifier, load_teacher
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
-from slimcodec.data.efficientnet import SIDES
-from slimcodec.data.networks import start_from_classifier
+from slimcodec.data.networks import SIDES, EfficientNetLite, ScriptNetwork, read_weights
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
@@ -161,3 +160,35 @@ def start_from_weights(tagger: Tagger, run: Run) -> None:
         )
     # the head that tells the region of interest may still be to learn
     tagger.load_state_dict(embedded.captioners[0].state_dict(), strict=False)
+
+
+def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
+    """Copies a classifier's weights into a tagger of the same network whose first tags are the classifier's classes.
+
+    Tags beyond them start as very unlikely. Raises ``SlimError`` for another network, and where there are more classes than tags.
+    """
+    network, kind = teacher.network, tagger.config.network
+    example = "a TorchScript MobileNet-v2" if kind == "mobilenet-v2" else kind
+    way_out = f"give {example} first in teachers.models, or set captioner.start_from_weights=false"
+    classes: tuple[Tensor, Tensor] | None = None
+    try:
+        if isinstance(network, EfficientNetLite):
+            tagger.body.load_state_dict(network.tagger.body.state_dict())
+            classes = network.tagger.head.weight, network.tagger.head.bias
+        elif kind == "mobilenet-v2" and isinstance(network, ScriptNetwork):
+            classes = read_weights(network.script, tagger.body)
+    except (ValueError, RuntimeError):
+        classes = None
+    if classes is None:
+        raise SlimError(f"the captioner cannot start from {teacher.name}, no {kind} of width 1: {way_out}")
+    weight, bias = classes
+    if len(bias) > len(tagger.head.bias):
+        raise SlimError(
+            f"{teacher.name} has {len(bias)} classes, the vocabulary {len(tagger.head.bias)} tags: {way_out}, or a longer "
+            "data.vocabulary"
+        )
+    with torch.no_grad():
+        tagger.head.weight.zero_()
+        tagger.head.bias.fill_(-6)
+        tagger.head.weight[: len(bias)] = weight
+        tagger.head.bias[: len(bias)] = bias
