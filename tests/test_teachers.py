@@ -20,7 +20,7 @@ from slimcodec.models.captioner import InvertedResidual, Tagger
 from slimcodec.models.config import CaptionerConfig
 from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
 from slimcodec.training.batches import Draws
-from slimcodec.training.losses import FeatureLoss
+from slimcodec.training.losses import Features, Fidelity
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
@@ -127,7 +127,7 @@ def test_activation_maps_and_feature_loss_work_with_a_transformers_teacher(kind:
     assert float(heat.min()) >= 0 and float(heat.max()) == 1
     assert float(heat.flatten(1).std(1).max()) > 0.05
 
-    loss, draws = FeatureLoss([teacher], [1.0, 1.0, 0.3], logits=0.1), Draws(0, 0, range(4), 4)
+    loss, draws = Fidelity(1.0, Features(logits=0.1), [teacher]).distance, Draws(0, 0, range(4), 4)
     wanted = x * 2 - 1
     decoded = (wanted + 0.1 * torch.randn_like(wanted)).requires_grad_()
     assert float(loss(wanted, wanted, draws).abs().max()) < 1e-6
@@ -337,7 +337,7 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
     def loss(way: Any) -> Tensor:
-        return FeatureLoss([way], (1.0, 1.0, 0.3))(noisy, clean, Draws(0, 0, range(4), 4))
+        return Fidelity(1.0, teachers=[way]).distance(noisy, clean, Draws(0, 0, range(4), 4))
 
     class Script:
         """The teacher's own script in the place of the quick network."""
@@ -349,7 +349,7 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     exact, rough = noisy.clone().requires_grad_(), noisy.clone().requires_grad_()
 
     def gradient(x: Tensor) -> Tensor:
-        value = FeatureLoss([teacher], (1.0, 1.0, 0.3))(x, clean, Draws(0, 0, range(4), 4))
+        value = Fidelity(1.0, teachers=[teacher]).distance(x, clean, Draws(0, 0, range(4), 4))
         torch.autograd.backward(value.sum())
         assert x.grad is not None
         return x.grad.flatten()

@@ -28,7 +28,6 @@ from slimcodec.training.compression_model import code, gaussian_tables, restore_
 from slimcodec.training.export import training_record
 from slimcodec.training.losses import (
     FEATURE_UNIT,
-    FeatureLoss,
     Features,
     Fidelity,
     region_errors,
@@ -135,21 +134,20 @@ def a_teacher() -> Any:
 
 def test_feature_loss_is_zero_only_for_equal_pictures() -> None:
     torch.manual_seed(0)
-    loss = FeatureLoss([a_teacher()], [1.0, 0.5])
+    loss = Fidelity(1.0, Features((1.0, 0.5)), [a_teacher()]).distance
     a, b = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
     draws = Draws(0, 0, range(2), 2)
     assert float(loss(a, a, draws).abs().max()) == 0
     assert float(loss(a, b, draws).min()) > 0.01
-    answers = FeatureLoss([a_teacher()], [], logits=1.0)
+    answers = Fidelity(1.0, Features((), logits=1.0), [a_teacher()]).distance
     assert float(answers(a, a, draws).abs().max()) < 1e-6
     assert float(answers(a, b, draws).min()) > 0
 
 
 def test_fidelity_joins_features_for_a_share_of_the_batch_from_a_point_on() -> None:
     torch.manual_seed(0)
-    features = FeatureLoss([a_teacher()], [1.0, 0.5])
-    options = Features(start=0.5, share=0.5, weight=2.0, squared_error=0.25)
-    fidelity = Fidelity(0.5, features, options)
+    features = Features((1.0, 0.5), start=0.5, share=0.5, weight=2.0, squared_error=0.25)
+    fidelity = Fidelity(0.5, features, [a_teacher()])
     pictures = torch.rand(4, 3, 64, 64) * 2 - 1
     decoded, masks = pictures + 0.1, torch.zeros(4, 1, 64, 64)
     draws = Draws(0, 7, range(4), 4)

@@ -62,22 +62,35 @@ FEATURE_UNIT = 300.0
 
 
 @dataclass
-class FeatureLoss:
-    """Distance of features of a frozen classifier, drawn for each step, between decoded and original pictures.
+class Fidelity:
+    """RoI-weighted squared error, joined by features of frozen classifiers: F in docs/training.md.
 
-    They are scaled by one of ``scales`` and shifted by up to ``shift`` pixels, so that a pattern private to a network or a pixel
-    grid does not pay. Each depth's squared distance is divided by the features' energy.
+    One of the ``teachers`` is drawn for each step. It sees decoded and original pictures scaled by one of ``scales`` and shifted
+    by up to ``shift`` pixels, so that a pattern private to a network or a pixel grid does not pay.
     """
 
-    teachers: Sequence[Classifier]
-    #: of the feature maps by depth, and of the divergence of the answers
-    weights: Sequence[float]
-    logits: float = 0.0
+    background: float
+    features: Features = field(default_factory=Features)
+    teachers: Sequence[Classifier] = ()
     scales: Sequence[float] = (0.875, 1.0, 1.25)
     shift: int = 8
 
-    def __call__(self, decoded: Tensor, pictures: Tensor, draws: Draws) -> Tensor:
-        """Loss per picture [B] of pictures in [-1, 1]."""
+    def __call__(
+        self, decoded: Tensor, pictures: Tensor, masks: Tensor, draws: Draws, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W]."""
+        fidelity = weighted_mse(decoded, pictures, roi_weights(masks, self.background))
+        features = self.features
+        chosen = draws.every(features.share).nonzero()[:, 0]
+        if not self.teachers or progress < features.start or not len(chosen):
+            return fidelity, {}
+        distance = self.distance(decoded[chosen], pictures[chosen], draws)
+        mixed = features.squared_error * fidelity[chosen] + features.weight * FEATURE_UNIT * distance
+        return fidelity.index_put((chosen,), mixed), {"feature": distance.detach().mean()}
+
+    def distance(self, decoded: Tensor, pictures: Tensor, draws: Draws) -> Tensor:
+        """Distance of features [B] of pictures in [-1, 1]: each depth's squared distance is divided by the features' energy."""
+        features = self.features
         teacher = self.teachers[draws.common(0, len(self.teachers))]
         scale = self.scales[draws.common(0, len(self.scales))]
         side = max(32, int(decoded.shape[-1] * scale) // 32 * 32)
@@ -87,42 +100,20 @@ class FeatureLoss:
             x = torch.roll((x + 1) / 2, shift, (2, 3))
             if side != x.shape[-1]:
                 x = F.interpolate(x, side, mode="bilinear", antialias=True)
-            return teacher.features(x, len(self.weights), bool(self.logits))
+            return teacher.features(x, len(features.weights), bool(features.logits))
 
         with torch.no_grad():
             original_logits, original_maps = classify(pictures)
         logits, maps = classify(decoded)
         total = decoded.new_zeros(len(decoded))
-        for weight, ours, theirs in zip(self.weights, maps, original_maps, strict=False):
+        for weight, ours, theirs in zip(features.weights, maps, original_maps, strict=False):
             energy = theirs.square().mean((1, 2, 3)) + 1e-6
             total = total + weight * (ours - theirs).square().mean((1, 2, 3)) / energy
         if logits is not None and original_logits is not None:
             ours, theirs = logits.log_softmax(1), original_logits.log_softmax(1)
             divergence = F.kl_div(ours, theirs, reduction="none", log_target=True)
-            total = total + self.logits * divergence.sum(1)
+            total = total + features.logits * divergence.sum(1)
         return total
-
-
-@dataclass
-class Fidelity:
-    """RoI-weighted squared error, joined by features of frozen classifiers: F in docs/training.md."""
-
-    background: float
-    loss: FeatureLoss | None = None
-    options: Features = field(default_factory=Features)
-
-    def __call__(
-        self, decoded: Tensor, pictures: Tensor, masks: Tensor, draws: Draws, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """F per picture [B], in units of 0..255 squared, and its terms; pictures in [-1, 1], masks [B, 1, H, W]."""
-        fidelity = weighted_mse(decoded, pictures, roi_weights(masks, self.background))
-        options = self.options
-        chosen = draws.every(options.share).nonzero()[:, 0]
-        if self.loss is None or progress < options.start or not len(chosen):
-            return fidelity, {}
-        feature = self.loss(decoded[chosen], pictures[chosen], draws)
-        mixed = options.squared_error * fidelity[chosen] + options.weight * FEATURE_UNIT * feature
-        return fidelity.index_put((chosen,), mixed), {"feature": feature.detach().mean()}
 
 
 @dataclass

@@ -28,7 +28,7 @@ from slimcodec.models.config import EMBEDDED, BundleConfig, EnhancerConfig
 from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.data import TrainingData
 from slimcodec.training.loop import Stage, restore, train
-from slimcodec.training.losses import FeatureLoss, Features, Fidelity, RateDistortion
+from slimcodec.training.losses import Features, Fidelity, RateDistortion
 from slimcodec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,7 @@ class Run:
             logger.warning(
                 "teachers.models is not set: fidelity is squared error alone, which classifiers like less"
             )
-            return Fidelity(background)
-        loss = FeatureLoss(teachers, features.weights, features.logits, recipe.scales, recipe.shift)
-        return Fidelity(background, loss, features)
+        return Fidelity(background, features, teachers, recipe.scales, recipe.shift)
 
     def rate_distortion(self, warm: bool = False) -> RateDistortion:
         """The compressor's loss; ``warm``: as at the end of stage ``compressor``, from the first step on."""
