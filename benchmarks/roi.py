@@ -85,7 +85,7 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
         seed=options.seed,
         labelled_later=True,
     )
-    stage = CaptionerStage(tagger, views, vocabulary, train_body=False)
+    stage = CaptionerStage(tagger, views, train_body=False)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     tagger.load_state_dict(train(stage, folder, options, Reports(), accelerator, resume=True))
     return tagger.eval()
@@ -102,8 +102,7 @@ def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: T
     torch.manual_seed(options.seed)
     objective = RateDistortion(recipe.lambdas, Fidelity(background), recipe.mixed_start)
     crops = Crops(photos, options.crop, options.batch, options.seed)
-    tuned = {"train_encoder": recipe.train_encoder, "train_decoder": recipe.train_decoder}
-    stage = CompressorStage(autoencoder, Compressor(network), crops, objective, **tuned)
+    stage = CompressorStage(autoencoder, Compressor(network), crops, objective, recipe)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     weights = train(stage, folder, options, Reports(sample_every=500), accelerator, resume=True)
     stage.model.load_state_dict(weights)

@@ -308,7 +308,7 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
             return self.head(pictures.mean((1, 2, 3))[:, None]), None
 
     tagger: Any = Bias()
-    stage = CaptionerStage(tagger, Any, ("a", "b", "c"), [says])  # type: ignore[arg-type]
+    stage = CaptionerStage(tagger, Any, [says])  # type: ignore[arg-type]
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
     masks = torch.zeros(2, 1, 1, 1)

@@ -163,13 +163,13 @@ def code(
     model: CompressionModel,
     latents: Tensor,
     quality: Tensor,
-    roi: Tensor | None = None,
+    masks: Tensor | None = None,
     draws: Draws | None = None,
     mixed: bool = True,
 ) -> Coded:
     """Latents through analysis, quantisation, prior and synthesis, which sees rounded symbols (straight-through).
 
-    ``roi``: interest [B, 1, h, w] in every position; ``draws``: gives the noise of the rate, see ``rate_bits``.
+    ``masks``: region of interest [B, 1, H, W], of the pictures or as coarse as the latents; ``draws``: gives the noise of the rate, see ``rate_bits``.
     """
 
     def noise(x: Tensor) -> Tensor | None:
@@ -177,7 +177,7 @@ def code(
 
     compressor, network = model.compressor, model.prior
     level = compressor.level(quality)
-    values = compressor.analyse(latents, level, roi)
+    values = compressor.analyse(latents, level, None if masks is None else interest(masks, latents))
     hyper = compressor.hyper_analyse(values, level)
     with torch.autocast(latents.device.type, enabled=False):
         values, hyper = values.float(), hyper.float()

@@ -23,6 +23,7 @@ from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import Draws
 from slimcodec.training.log import TrainingLog, load_tensors, save_tensors
+from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ class Stage(Generic[B]):
         raise NotImplementedError
 
     def failure(self, terms: dict[str, float]) -> str | None:
-        """Why the run should stop, by the mean terms of a log line; None while all is well."""
-        return None
+        """Why the run should stop, by the mean terms of a log line: a rate that has collapsed or burst; None while all is well."""
+        return rate_failure(terms["bpp"]) if "bpp" in terms else None
 
     def samples(self, batch: B, draws: Draws) -> list[list[Tile]]:
         """Columns of pictures, a row for each of the batch, that show what the model does."""

@@ -37,7 +37,7 @@ def roi_weights(masks: Tensor, background: float) -> Tensor:
     return background + (1 - background) * masks
 
 
-def weighted_mse(decoded: Tensor, pictures: Tensor, weights: Tensor) -> Tensor:
+def weighted_mse(decoded: Tensor, pictures: Tensor, weights: Tensor | float = 1.0) -> Tensor:
     """Mean of ``w (x_hat - x)^2`` per picture [B], in units of 0..255 squared, for pictures in [-1, 1]."""
     return ((decoded - pictures) ** 2 * weights).mean((1, 2, 3)) * 127.5**2
 

@@ -30,12 +30,12 @@ class CaptionerStage(Stage[Views]):
 
     name = "captioner"
     rate_factor = 20.0
+    batches: LabelledViews
 
     def __init__(
         self,
         model: Tagger,
         views: LabelledViews,
-        vocabulary: Sequence[str],
         teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]] = (),
         *,
         train_body: bool = True,
@@ -48,7 +48,7 @@ class CaptionerStage(Stage[Views]):
         self.model: Tagger = model
         # the head that tells the region of interest begins at nothing, on features that are there already
         self.scaled = [parameter for name, parameter in model.named_parameters() if name.startswith("roi_")]
-        self.batches, self.vocabulary, self.teachers = views, vocabulary, list(teachers)
+        self.batches, self.teachers = views, list(teachers)
 
     @classmethod
     def build(cls, run: Run) -> CaptionerStage:
@@ -75,14 +75,7 @@ class CaptionerStage(Stage[Views]):
             smallest_area=recipe.smallest_area,
             labelled_later=bool(teachers),
         )
-        return cls(
-            tagger,
-            views,
-            run.data.vocabulary,
-            teachers,
-            train_body=recipe.train_body,
-            train_head=recipe.train_head,
-        )
+        return cls(tagger, views, teachers, train_body=recipe.train_body, train_head=recipe.train_head)
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""
@@ -115,9 +108,10 @@ class CaptionerStage(Stage[Views]):
     def samples(self, batch: Views, draws: Draws) -> list[list[Tile]]:
         """Views with what they should and do say, and the regions of interest, annotated and predicted."""
         logits, roi = self.model.predict(batch.pictures)
+        tags = self.batches.vocabulary
         answers = zip(*logits.softmax(1).max(1), batch.targets.argmax(1), batch.known, strict=True)
         lines = [
-            f"{self.vocabulary[tag]} {float(chance):.0%} / {self.vocabulary[target] if known else 'no label'}"
+            f"{tags[tag]} {float(chance):.0%} / {tags[target] if known else 'no label'}"
             for chance, tag, target, known in answers
         ]
         columns = [picture_tiles(batch.pictures, lines)]

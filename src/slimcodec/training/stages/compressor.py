@@ -9,9 +9,10 @@ from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.training.batches import Batch, Crops, Draws, part_mean
-from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
+from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
 from slimcodec.training.loop import Stage
-from slimcodec.training.losses import RateDistortion, rate_failure, weighted_mse
+from slimcodec.training.losses import RateDistortion, weighted_mse
+from slimcodec.training.recipe import CompressorRecipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.latent_diffusion import load_autoencoder
 
@@ -24,8 +25,8 @@ ALL_ROI_SHARE = 0.3
 class CompressorStage(Stage[Batch]):
     """Rate + lambda(q) x RoI-weighted fidelity.
 
-    A pretrained latent space stays as it is. Of our own small autoencoder, ``train_decoder`` tunes the decoder on decompressed
-    latents, and ``train_encoder`` the encoder for its latents to cost fewer bits (our decisions).
+    A pretrained latent space stays as it is. Of our own small autoencoder, the recipe's ``train_decoder`` tunes the decoder on
+    decompressed latents, and ``train_encoder`` the encoder for its latents to cost fewer bits (our decisions).
     """
 
     name = "compressor"
@@ -36,9 +37,7 @@ class CompressorStage(Stage[Batch]):
         compressor: Compressor,
         crops: Crops,
         objective: RateDistortion,
-        *,
-        train_encoder: bool = False,
-        train_decoder: bool = True,
+        recipe: CompressorRecipe,
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
         self.model: CompressionModel = CompressionModel(compressor, autoencoder)
@@ -49,10 +48,10 @@ class CompressorStage(Stage[Batch]):
             start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
             return
         self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
-        self.model.tune_autoencoder(encoder=train_encoder, decoder=train_decoder)
+        self.model.tune_autoencoder(encoder=recipe.train_encoder, decoder=recipe.train_decoder)
         self.scaled = [autoencoder.analysis, autoencoder.synthesis]
-        self.train_encoder = train_encoder
-        if train_encoder or train_decoder:
+        self.train_encoder = recipe.train_encoder
+        if recipe.train_encoder or recipe.train_decoder:
             self.clean_share = CLEAN_SHARE
 
     @classmethod
@@ -64,8 +63,7 @@ class CompressorStage(Stage[Batch]):
             Compressor(recipe.network),
             run.data.crops(cls.name, "mask"),
             run.rate_distortion(),
-            train_encoder=recipe.train_encoder,
-            train_decoder=recipe.train_decoder,
+            recipe,
         )
         if run.recipe.latents.count:
             run.restore(stage.model, "latents")
@@ -78,21 +76,16 @@ class CompressorStage(Stage[Batch]):
             latents = self.autoencoder.encode(batch.pictures)
         batch = batch._replace(masks=some_everywhere(batch.masks, draws))
         mixed = progress >= self.objective.mixed_start
-        coded = code(self.model, latents, quality, interest(batch.masks, latents), draws, mixed)
+        coded = code(self.model, latents, quality, batch.masks, draws, mixed)
         decoded = self.autoencoder.decode(coded.latents)
         loss, terms = self.objective(coded.bits, decoded, batch, quality, draws, progress)
         terms["hyper_bpp"] = coded.hyper_bits.detach().mean() / batch.pictures[0, 0].numel()
         chosen = draws.every(self.clean_share) if self.clean_share else quality < 0
         if chosen.any():
-            clean = self.autoencoder.decode(latents[chosen])
-            error = weighted_mse(clean, batch.pictures[chosen], torch.ones((), device=clean.device))
+            error = weighted_mse(self.autoencoder.decode(latents[chosen]), batch.pictures[chosen])
             terms["mse_clean"] = error.detach().mean()
             loss = loss + CLEAN_WEIGHT * part_mean(error, chosen, self.clean_share, draws.batch)
         return loss, terms
-
-    def failure(self, terms: dict[str, float]) -> str | None:
-        """A rate that has collapsed or burst."""
-        return rate_failure(terms["bpp"])
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, mask, and the picture at three qualities with its bits per pixel."""
@@ -103,7 +96,7 @@ class CompressorStage(Stage[Batch]):
         ]
         for quality in (10, 40, 80):
             level = torch.full((len(latents),), quality, device=latents.device)
-            coded = code(self.model, latents, level, interest(batch.masks, latents))
+            coded = code(self.model, latents, level, batch.masks)
             lines = [f"q {quality}, {float(bits) / (size[0] * size[1]):.3f} bpp" for bits in coded.bits]
             columns.append(picture_tiles(self.autoencoder.decode(coded.latents), lines))
         return columns

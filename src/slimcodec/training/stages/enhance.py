@@ -26,9 +26,9 @@ from slimcodec.models.pretrained.networks import (
 )
 from slimcodec.models.pretrained.pipeline import PretrainedModel
 from slimcodec.training.batches import Batch, Draws, part_mean
-from slimcodec.training.compression_model import code, interest
+from slimcodec.training.compression_model import code
 from slimcodec.training.loop import Stage
-from slimcodec.training.losses import rate_failure, region_errors, roi_weights, weighted_mse
+from slimcodec.training.losses import region_errors, roi_weights, weighted_mse
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions, energy_weights
@@ -92,13 +92,9 @@ class EnhanceStage(Stage[Batch]):
         for step in range(batches):
             batch = send_to_device(self.batches(step), device)
             latents = self.autoencoder.encode(batch.pictures)
-            rough = code(
-                self.codec,
-                latents,
-                latents.new_full((len(latents),), quality),
-                interest(batch.masks, latents),
-            )
-            errors.append((rough.latents - latents).square().mean(dims))
+            level = latents.new_full((len(latents),), quality)
+            rough = code(self.codec, latents, level, batch.masks).latents
+            errors.append((rough - latents).square().mean(dims))
         return torch.stack(errors).mean(0)
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -110,9 +106,7 @@ class EnhanceStage(Stage[Batch]):
             latents = self.autoencoder.encode(batch.pictures)
         tuned = self.objective is not None
         with torch.set_grad_enabled(tuned):
-            coded = code(
-                self.codec, latents, quality, interest(batch.masks, latents), draws if tuned else None
-            )
+            coded = code(self.codec, latents, quality, batch.masks, draws if tuned else None)
         rough = coded.latents
         at_start = draws.every(START_SHARE)
         captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
@@ -155,17 +149,13 @@ class EnhanceStage(Stage[Batch]):
         """
         raise NotImplementedError
 
-    def failure(self, terms: dict[str, float]) -> str | None:
-        """A rate that has collapsed or burst, where the compressor is tuned."""
-        return rate_failure(terms["bpp"]) if "bpp" in terms else None
-
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original, and before and after one step at two qualities."""
         latents, text = self.autoencoder.encode(batch.pictures), self.text(batch.captions)
         columns = [picture_tiles(batch.pictures, [caption or "no caption" for caption in batch.captions])]
         for quality in (10, 40):
             level = torch.full((len(latents),), quality, device=latents.device)
-            rough = code(self.codec, latents, level, interest(batch.masks, latents)).latents
+            rough = code(self.codec, latents, level, batch.masks).latents
             enhanced = self.enhancer(rough, quality, 1, draws.normal(*rough.shape[1:]), text, text)
             for line, decoded in ((f"q {quality}", rough), (f"q {quality}, one step", enhanced)):
                 columns.append(picture_tiles(self.autoencoder.decode(decoded), line))

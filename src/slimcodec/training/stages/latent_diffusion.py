@@ -13,7 +13,7 @@ from slimcodec.models.enhancer import Enhancer, small_unet_config
 from slimcodec.models.native import CaptionEncoder, small_text_encoder
 from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.loop import Stage
-from slimcodec.training.losses import psnr
+from slimcodec.training.losses import psnr, weighted_mse
 from slimcodec.training.run import Run
 
 #: batches from whose patches the autoencoder's linear path begins
@@ -52,7 +52,7 @@ class AutoencoderStage(Stage[Batch]):
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
         """Original and round trip."""
         decoded = self.model.decode(self.model.encode(batch.pictures))
-        errors = ((decoded - batch.pictures) ** 2).mean((1, 2, 3)) * 127.5**2
+        errors = weighted_mse(decoded, batch.pictures)
         lines = [f"round trip {float(psnr(error)):.1f} dB" for error in errors]
         return [picture_tiles(batch.pictures, "original"), picture_tiles(decoded, lines)]
 

@@ -20,9 +20,9 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder
 from slimcodec.processes import progress
 from slimcodec.training.batches import Crops, Draws
-from slimcodec.training.compression_model import CompressionModel, code, interest, start_as_transform
+from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
 from slimcodec.training.loop import Stage
-from slimcodec.training.losses import RateDistortion, rate_failure, roi_weights, weighted_mse
+from slimcodec.training.losses import RateDistortion, roi_weights, weighted_mse
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, some_everywhere
 
@@ -157,14 +157,10 @@ class LatentStage(Stage[LatentBatch]):
         """E_q [(R + lambda |z^ - z|^2) / sqrt(lambda)]."""
         quality, objective = draws.integers(1, 101), self.objective
         masks = some_everywhere(batch.masks, draws)
-        roi = interest(masks, batch.latents)
-        coded = code(self.model, batch.latents, quality, roi, draws, progress >= objective.mixed_start)
+        mixed = progress >= objective.mixed_start
+        coded = code(self.model, batch.latents, quality, masks, draws, mixed)
         weights = roi_weights(masks, objective.fidelity.background)
         error = weighted_mse(coded.latents * self.scale, batch.latents * self.scale, weights)
         pixels = masks[0].numel() * self.stride**2
         loss, terms = objective.sum(coded.bits / pixels, error, quality)
         return loss, terms | {"hyper_bpp": coded.hyper_bits.detach().mean() / pixels}
-
-    def failure(self, terms: dict[str, float]) -> str | None:
-        """A rate that has collapsed or burst."""
-        return rate_failure(terms["bpp"])
