@@ -162,7 +162,7 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     file = tmp_path / "judge.pt"
     torch.jit.save(torch.jit.script(script), str(file))
     teacher = load_teacher(file)
-    assert (teacher.side, teacher.name) == (224, "judge") and len(teacher.sha256) == 64
+    assert (teacher.side, teacher.name) == (224, "judge.pt") and len(teacher.sha256) == 64
     x = pictures(64)
     assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
     assert class_activation(teacher, x.clone())[1].shape == (4, 31, 31)

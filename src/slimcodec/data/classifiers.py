@@ -186,13 +186,15 @@ class Classifier:
             return quick_copy(self.network.script, self.device)
 
 
-def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
-    """A judge from an ONNX file, a TorchScript file (.pt, .pth, .ts), a transformers folder, a hub id, or a name of ``SIDES``.
+def load_classifier(
+    source: str, protocol: str = "icm-256", device: str = "cpu", *, as_teacher: bool = False
+) -> Classifier:
+    """A classifier from an ONNX or TorchScript file (.pt, .pth, .ts), a transformers folder, a hub id, or a name of ``SIDES``.
 
     ``source@SIDE`` sets the input side. Beside a file, ``FILE.json`` may hold "side", "mean" and "std" (of RGB in 0..1);
     without it pictures are given as RGB in [0, 1], at the side that the ONNX file states, else 224. Under protocol
     ``icm-256`` the whole square is the input (a transformers model gets it in its coded size, no 224 crop), under ``full``
-    the centre square.
+    the centre square. ``as_teacher``: see ``load_teacher``.
 
     Raises ``SlimError`` for what is missing, unreadable or no classifier.
     """
@@ -200,45 +202,35 @@ def load_classifier(source: str, protocol: str = "icm-256") -> Classifier:
     side = int(number) if at and number.isdecimal() else 0
     given, full = Path(name if side else source), protocol == "full"
     if str(given) in SIDES:
-        return _lite(str(given), "cpu", side, full)
+        lite = EfficientNetLite(str(given), device)
+        preprocessing = Preprocessing(side or lite.side, (0.5,) * 3, (0.5,) * 3, crop=full)
+        return Classifier(str(given), file_sha256(lite.file), preprocessing, lite, device)
     path = _found(given)
     if path.is_file():
-        network = OnnxNetwork(path) if path.suffix == ".onnx" else ScriptNetwork(path)
+        is_onnx = path.suffix == ".onnx"
+        if is_onnx and as_teacher:
+            raise SlimError(f"{path}: an ONNX file has no gradients to learn from; export it as TorchScript")
+        network = OnnxNetwork(path) if is_onnx else ScriptNetwork(path, device)
         preprocessing = _file_preprocessing(path, side, network.side, full)
-        return Classifier(path.name, file_sha256(path), preprocessing, network)
-    known, model = read_preprocessing(path), TransformersNetwork(path)
+        return Classifier(path.name, file_sha256(path), preprocessing, network, device)
+    known = read_preprocessing(path)
+    # a teacher's pictures have the side that it was trained on
+    side = side or (known.side if as_teacher else 0)
+    model = TransformersNetwork(path, device, side if as_teacher else 0)
     preprocessing = Preprocessing(side or None, known.mean, known.std, bgr=known.bgr)
     if full:
         stated, crop, share = stated_size(image_processor_settings(path))
         preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
     label = given.name if given.is_dir() else str(given)
-    return Classifier(label, model.sha256(), preprocessing, model)
+    return Classifier(label, model.sha256(), preprocessing, model, device)
 
 
 def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
-    """A classifier with feature maps from a TorchScript file, a transformers image-classification folder, a hub id or a name.
+    """A classifier with feature maps, which training learns from: all that ``load_classifier`` takes but ONNX files.
 
     Raises ``SlimError`` where there is none, or its feature maps cannot be told.
     """
-    if str(source) in SIDES:
-        return _lite(str(source), device)
-    path = _found(Path(source))
-    if path.is_file():
-        if path.suffix == ".onnx":
-            raise SlimError(f"{path}: an ONNX file has no gradients to learn from; export it as TorchScript")
-        script = ScriptNetwork(path, device)
-        return Classifier(path.stem, file_sha256(path), _file_preprocessing(path), script, device)
-    known = read_preprocessing(path)
-    model = TransformersNetwork(path, device, known.side)
-    preprocessing = Preprocessing(known.side, known.mean, known.std, bgr=known.bgr)
-    # a hub snapshot's folder is called by its revision
-    return Classifier(Path(source).name, model.sha256(), preprocessing, model, device)
-
-
-def _lite(name: str, device: str, side: int = 0, full: bool = False) -> Classifier:
-    network = EfficientNetLite(name, device)
-    preprocessing = Preprocessing(side or network.side, (0.5,) * 3, (0.5,) * 3, crop=full)
-    return Classifier(name, file_sha256(network.file), preprocessing, network, device=device)
+    return load_classifier(str(source), device=device, as_teacher=True)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:
