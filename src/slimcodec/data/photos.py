@@ -212,7 +212,7 @@ class PhotoStream(_Reader):
 
     Window w serves the steps w * n .. w * n + n - 1, and holds the photos w * window .. of the shuffled stream, which starts
     over at its end. So a batch is a function of the step, as with a ``PhotoSet``; a resumed run reads up to its window first.
-    ``label``: adds pseudo-labels to the photo of a number in the stream.
+    ``label``: adds pseudo-labels to a photo.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class PhotoStream(_Reader):
         window: int,
         seed: int,
         annotations: Mapping[str, Annotation] | None = None,
-        label: Callable[[int, Photo], Photo] | None = None,
+        label: Callable[[Photo], Photo] | None = None,
     ) -> None:
         super().__init__(annotations)
         self._table, self._steps, self._window, self._seed = table, max(1, steps), window, seed
@@ -244,7 +244,7 @@ class PhotoStream(_Reader):
 
     def _photo(self, number: int, row: Mapping[str, Any]) -> Photo | None:
         photo = self.read(self._table, row, number)
-        return photo if photo is None or self._label is None else self._label(number, photo)
+        return photo if photo is None or self._label is None else self._label(photo)
 
     def _forever(self) -> Iterator[Mapping[str, Any]]:
         for epoch in count(self._seed):

@@ -7,7 +7,7 @@ among processes, or on when a run was interrupted.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
@@ -103,6 +103,12 @@ def draw_photo(
     if decoded:
         raise SlimError(f"data.shares left none of {decoded} photos: give the sources that are there more")
     raise SlimError(f"none of {MANY} photos could be decoded: are these pictures?")
+
+
+def shuffled(photos: Photos, rng: np.random.Generator) -> Iterator[Photo | None]:
+    """The photos that the first step draws from, each once at random; None for one that cannot be decoded."""
+    pool = photos.pool(0)
+    return (pool[row] for row in rng.permutation(len(pool)).tolist())
 
 
 def is_drawn(photo: Photo, shares: Mapping[str, float], rng: np.random.Generator) -> bool:

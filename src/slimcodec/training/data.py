@@ -22,7 +22,7 @@ from slimcodec.data.photos import Photo, PhotoSet, PhotoStream
 from slimcodec.data.sources import open_sources
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
-from slimcodec.training.batches import Crops, random_caption
+from slimcodec.training.batches import Crops, random_caption, shuffled
 from slimcodec.training.pseudo_labels import (
     Labeller,
     Photos,
@@ -116,7 +116,7 @@ class TrainingData:
             raise SlimError("data.shares leaves no photo: give one source more than 0")
         return {name: share / largest for name, share in shares.items()}
 
-    def pseudo_label(self, row: int, photo: Photo) -> Photo:
+    def pseudo_label(self, photo: Photo) -> Photo:
         """A copy of a photo with pseudo-labels, computed on the spot."""
         return self._labeller(photo).added_to(photo) if self.available else photo
 
@@ -162,17 +162,16 @@ def data_card(photos: Photos, networks: Collection[PseudoLabel] = ()) -> dict[st
 
     ``networks``: what frozen networks will say of photos that nobody annotated. ``mask_coverage``: mean share of a photo's area in annotated masks; ``small_objects``: share of annotated photos under 30 %.
     """
-    pool = photos.pool(0)
-    rows = np.random.default_rng(0).permutation(len(pool))[:SAMPLE].tolist()
-    decoded = [photo for row in rows if (photo := pool[row]) is not None]
+    seen = list(islice(shuffled(photos, np.random.default_rng(0)), SAMPLE))
+    decoded = [photo for photo in seen if photo is not None]
     covered = [float(photo.mask.mean()) for photo in decoded if photo.annotated and photo.mask is not None]
     sides = sorted(min(photo.pixels.shape[:2]) for photo in decoded)
     short_side = {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]} if sides else {}
     labels = Counter(photo.label for photo in decoded if photo.label)
     card: dict[str, Any] = {
-        "photos": "streamed" if isinstance(photos, PhotoStream) else len(pool),
-        "looked_at": len(rows),
-        "broken": len(rows) - len(decoded),
+        "photos": "streamed" if isinstance(photos, PhotoStream) else len(photos.pool(0)),
+        "looked_at": len(seen),
+        "broken": len(seen) - len(decoded),
         "short_side": short_side,
         "with_label": sum(labels.values()),
         "labels": len(labels),
@@ -202,12 +201,9 @@ def card_lines(card: dict[str, Any]) -> Iterator[str]:
 def preview(data: TrainingData) -> Path:
     """Writes ``<out>/preview.png`` and returns its path: photos with caption and region of interest, and where that is from."""
     recipe, rng = data.recipe, np.random.default_rng(0)
-    pool = data.photos("compressor").pool(0)
-    rows = rng.permutation(len(pool)).tolist()
-    decoded = ((row, photo) for row in rows if (photo := pool[row]) is not None)
+    decoded = (photo for photo in shuffled(data.photos("compressor"), rng) if photo is not None)
     tiles: list[Tile] = []
-    for row, unlabelled in islice(decoded, PREVIEW_PHOTOS):
-        photo = data.pseudo_label(row, unlabelled)
+    for photo in map(data.pseudo_label, islice(decoded, PREVIEW_PHOTOS)):
         thumbnail = Image.fromarray(photo.pixels)
         thumbnail.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         pixels, origin = np.asarray(thumbnail), "no mask"

@@ -21,7 +21,7 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.graphs import FOLDER, export
 from slimcodec.models.pretrained.networks import Autoencoder
-from slimcodec.training.batches import is_drawn
+from slimcodec.training.batches import is_drawn, shuffled
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
 from slimcodec.training.recipe import STAGES, Recipe
@@ -117,8 +117,8 @@ def with_more_captioners(bundle: Bundle, sources: Sequence[str]) -> Bundle:
 
 def some_photos(run: Run, count: int) -> list[NDArray[np.uint8]]:
     """Different photos, of each source as many as the stages draw of it."""
-    pool, rng = run.data.photos("compressor").pool(0), np.random.default_rng(0)
-    photos = (pool[row] for row in rng.permutation(len(pool)).tolist())
+    rng = np.random.default_rng(0)
+    photos = shuffled(run.data.photos("compressor"), rng)
     drawn = (p.pixels for p in photos if p is not None and is_drawn(p, run.data.shares, rng))
     return list(islice(drawn, count))
 

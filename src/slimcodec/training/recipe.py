@@ -44,9 +44,8 @@ class Reports:
     log_every: int = 25
     checkpoint_every: int = 250
     sample_every: int = 1000
-    checkpoint_megabytes: int = (
-        0  #: most megabytes of a checkpoint's file, for places that take no large ones; 0: one file
-    )
+    #: most megabytes of a checkpoint's file, for places that take no large ones; 0: one file
+    checkpoint_megabytes: int = 0
 
 
 @dataclass(frozen=True)
