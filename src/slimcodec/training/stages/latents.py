@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,30 +96,21 @@ class LatentCache:
         self.done = done
 
 
-@dataclass
-class LatentCrops:
-    """Square parts of cached crops by step and number, ``side`` positions a side, at multiples of ``grid``."""
-
-    cache: LatentCache
-    side: int
-    seed: int
-    grid: int
-
-    def __post_init__(self) -> None:
-        self.arrays = self.cache.arrays("r")
-
-    def __call__(self, step: int, numbers: Sequence[int]) -> LatentBatch:
-        parts = [self._part(np.random.default_rng([self.seed, step, number])) for number in numbers]
-        latents, masks = (
-            torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*parts, strict=True)
-        )
-        return LatentBatch(latents, masks[:, None] / 255)
-
-    def _part(self, rng: np.random.Generator) -> list[np.ndarray[Any, Any]]:
-        row = int(rng.integers(self.cache.count))
-        places = (self.cache.side - self.side) // self.grid + 1
-        y, x = (int(rng.integers(places)) * self.grid for _ in range(2))
-        return [array[row, ..., y : y + self.side, x : x + self.side] for array in self.arrays]
+def cached_crops(
+    arrays: tuple[Any, Any], side: int, grid: int, seed: int, step: int, numbers: Sequence[int]
+) -> LatentBatch:
+    """Square parts of a cache's crops by step and number, ``side`` positions a side, at multiples of ``grid``."""
+    count, _, *lengths = arrays[0].shape
+    parts = []
+    for number in numbers:
+        rng = np.random.default_rng([seed, step, number])
+        row = int(rng.integers(count))
+        y, x = (int(rng.integers((length - side) // grid + 1)) * grid for length in lengths)
+        parts.append([array[row, ..., y : y + side, x : x + side] for array in arrays])
+    latents, masks = (
+        torch.from_numpy(np.stack(part).astype(np.float32)) for part in zip(*parts, strict=True)
+    )
+    return LatentBatch(latents, masks[:, None] / 255)
 
 
 class LatentStage(Stage[LatentBatch]):
@@ -150,8 +142,8 @@ class LatentStage(Stage[LatentBatch]):
         # the mean squared error of pixels, by the sum over channels
         scale = scale * (len(scale) / (3 * self.stride**2)) ** 0.5
         self.scale = scale[:, None, None].to(device)
-        options = latents.optimisation
-        self.batches = LatentCrops(cache, options.crop // self.stride, options.seed, recipe.network.patch)
+        side, seed = latents.optimisation.crop // self.stride, latents.optimisation.seed
+        self.batches = partial(cached_crops, cache.arrays("r"), side, recipe.network.patch, seed)
 
     def loss(self, batch: LatentBatch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda |z^ - z|^2) / sqrt(lambda)]."""
