@@ -211,8 +211,6 @@ class PretrainedEnhanceStage(EnhanceStage):
         super().__init__(run)
         self.enhancer, self.text = model.enhancer, model.text_encoder
         add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
-        low_rank = LowRank(self.enhancer)
-        self.model = self.trained_with({"lora": low_rank})
         self.frozen = [self.autoencoder, self.codec, self.enhancer, self.text]
         self.codec.to(run.accelerator.device)
         with torch.no_grad():
@@ -225,7 +223,7 @@ class PretrainedEnhanceStage(EnhanceStage):
             )
             strength = fitting_strength((low, high), self.enhancer.scheduler)
             self.enhancer.config = replace(self.enhancer.config, strength=strength)
-        low_rank.strength.copy_(torch.tensor(self.enhancer.config.strength))
+        self.model = self.trained_with({"lora": low_rank_matrices(self.enhancer)})
 
     def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """States a z + s e at steps up to T, with e = a_T (z^ - z) / s_T + nu n, and the UNet's prediction there."""
@@ -273,21 +271,19 @@ def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
 # ---- low-rank adaptation (Hu et al. 2022), through peft --------------------------------------------------------
 
 
-class LowRank(nn.Module):
-    """The low-rank matrices of a pretrained UNet, the very parameters, apart from it: what is trained, averaged and saved."""
+def low_rank_matrices(denoiser: Denoiser) -> nn.ParameterDict:
+    """The low-rank matrices of a pretrained UNet, the very parameters, apart from it: what is trained, averaged and saved.
 
-    strength: Tensor
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        # travels with the weights: the bundle starts denoising where training did
-        self.register_buffer("strength", torch.tensor(denoiser.config.strength))
-        for name, parameter in denoiser.unet.named_parameters():
-            for theirs, ours in MATRICES.items():
-                if name.endswith(theirs):
-                    # names of parameters hold no dots
-                    key = name.removesuffix(theirs) + ours
-                    self.register_parameter(key.replace(".", "/"), parameter)
+    The strength travels with them: the bundle starts denoising where training did.
+    """
+    low_rank = nn.ParameterDict()
+    for name, parameter in denoiser.unet.named_parameters():
+        for theirs, ours in MATRICES.items():
+            if name.endswith(theirs):
+                # names of parameters hold no dots
+                low_rank[(name.removesuffix(theirs) + ours).replace(".", "/")] = parameter
+    low_rank["strength"] = nn.Parameter(torch.tensor(denoiser.config.strength), requires_grad=False)
+    return low_rank
 
 
 def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:
