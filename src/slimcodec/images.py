@@ -6,7 +6,7 @@ import re
 import struct
 import sys
 import warnings
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,14 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
             raise ImageError(f"{path}: {error}") from error
     kinds = "a PIL image, an H x W x 3 uint8 array, a path, or an image file's bytes or open file"
     raise ImageError(f"{type(image).__name__} is not a picture; pass {kinds}")
+
+
+def as_file(picture: Image.Image | Pixels, format: str = "PNG", **options: Any) -> bytes:
+    """Return the bytes of a picture file; ``options`` are those of ``Image.save``."""
+    file = io.BytesIO()
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(file, format, **options)
+    return file.getvalue()
 
 
 def mask_from_picture(mask: Image.Image, size: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -23,13 +23,12 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     ``loading``: arguments of ``slimcodec.load``, whose errors are raised. ``sampling``: steps, guidance and
     preset, ``settings``: the other arguments of ``decode_many``.
     """
-    import io
-
     from PIL.PngImagePlugin import PngInfo
 
     import slimcodec
     from slimcodec.batches import decode_many
     from slimcodec.formats import format_of
+    from slimcodec.images import as_file
 
     codec = slimcodec.load(**loading)
     codec.sampling(**sampling)  # an option out of range stops the command once
@@ -46,13 +45,12 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
         return decode_many(codec, files, **sampling, **settings)
 
     def output(job: Job, data: bytes, picture: Image.Image) -> Output:
-        file = io.BytesIO()
         # PNG takes no quality; for a lossy format its default would be a second, visible compression.
         chunks = PngInfo()
         if "comment" in picture.info:
             chunks.add_text("Comment", picture.info["comment"])
-        picture.save(file, format_of(suffix(job)), quality=95, pnginfo=chunks)
-        return Output(file.getvalue(), slimcodec.inspect(data), len(data))
+        made = as_file(picture, format_of(suffix(job)) or "", quality=95, pnginfo=chunks)
+        return Output(made, slimcodec.inspect(data), len(data))
 
     return Steps(read, work, output)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +15,7 @@ from starlette.middleware import Middleware
 
 from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject, Verdict
 from slimcodec.errors import describe
-from slimcodec.images import Pixels
+from slimcodec.images import Pixels, as_file
 
 STYLE = Path(__file__).with_name("page.css")
 #: photos of scikit-image, all of them public domain or CC0
@@ -62,26 +61,20 @@ class SelfOnly:
 # ---- figures ---------------------------------------------------------------------------------------------------
 
 
-def png(pixels: Pixels) -> bytes:
-    """A PNG file, made quickly."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def uri(data: bytes, kind: str = "image/png") -> str:
-    """Bytes as an address within the page."""
+def uri(data: bytes | Pixels, kind: str = "image/png") -> str:
+    """Bytes, or a picture as a PNG file that is made quickly, as an address within the page."""
+    data = data if isinstance(data, bytes) else as_file(data, compress_level=1)
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def result_html(subject: Subject, coded: Coded) -> str:
     """The swipe slider, the numbers, and the heat map."""
-    info, decoded = coded.info, uri(png(coded.pixels))
+    info, decoded = coded.info, uri(coded.pixels)
     label = FAITHFUL if coded.faithful else DRAWN
     swipe = f'<img src="{decoded}" alt="Decoded picture, {label}">'
     if subject.pixels is not None:
         swipe += (
-            f'<img class="before" src="{uri(png(subject.pixels))}" alt="Original photo"><i></i>'
+            f'<img class="before" src="{uri(subject.pixels)}" alt="Original photo"><i></i>'
             '<input type="range" min="0" max="100" step="0.5" value="50" '
             'aria-label="Swipe between the original, left, and the decoded picture, right" '
             "oninput=\"this.parentNode.style.setProperty('--cut', this.value + '%')\">"
@@ -103,7 +96,7 @@ def result_html(subject: Subject, coded: Coded) -> str:
 </div>
 <div class="stage"><div class="swipe" style="--w:{info.width};--h:{info.height}">{swipe}
 <span class="tag after">decoded, {info.file_bytes:,} bytes</span></div></div>
-<div class="where"><img src="{uri(png(coded.heat))}" alt="Heat map over the photo: where the bits of the file went">
+<div class="where"><img src="{uri(coded.heat)}" alt="Heat map over the photo: where the bits of the file went">
 <p class="scale"><span>0</span><i></i><span>{coded.most:.0f} bits in {coded.cell}x{coded.cell} pixels</span></p>
 <p class="quiet">Where the bits went.{region}</p>
 <div class="bar" aria-hidden="true">{bar}</div><ul class="legend" aria-label="Bytes of the file">{legend}</ul>
@@ -133,14 +126,14 @@ def card(title: str, bytes_line: str, picture: str, verdict: Verdict | None, tru
 def cards(demo: Demo, subject: Subject, coded: Coded) -> Iterator[str]:
     """The cards of original, ours and every peer: one after the other, since peers take their time."""
     verdict = demo.verdict(coded.pixels)
-    ours = (f"{len(coded.data):,} bytes", uri(png(coded.pixels)))
+    ours = (f"{len(coded.data):,} bytes", uri(coded.pixels))
     if subject.pixels is None:
         yield card("SLIM", *ours, verdict, verdict.names[0] if verdict else "", "original")
         return
     original = demo.verdict(subject.pixels)
     truth = original.names[0] if original else ""
     raw = f"{subject.pixels.nbytes:,} bytes raw"
-    yield card("Original", raw, uri(png(subject.pixels)), original, truth, "original")
+    yield card("Original", raw, uri(subject.pixels), original, truth, "original")
     yield card("SLIM", *ours, verdict, truth, "ours")
     for name in subject.encoders:
         spent = demo.spend(subject, name, len(coded.data))
@@ -274,7 +267,7 @@ def gallery_html(photos: Sequence[Path]) -> str:
     for number, (photo, text) in enumerate(zip(photos, GALLERY.values(), strict=True)):
         with Image.open(photo) as opened:
             square = np.asarray(ImageOps.fit(opened.convert("RGB"), (128, 128)))
-        buttons += f'<button type="button" data-index="{number}" title="{text}"><img src="{uri(png(square))}" alt="{text}"></button>'
+        buttons += f'<button type="button" data-index="{number}" title="{text}"><img src="{uri(square)}" alt="{text}"></button>'
     return f'<div class="gallery" role="group" aria-label="Photos to try">{buttons}</div>'
 
 
