@@ -44,19 +44,17 @@ class Comparison:
 
 def bd_rate(anchor: CurvePoints, test: CurvePoints) -> Comparison:
     """Mean difference of rate at equal score, percent: -30 means that ``test`` needs 30 % fewer bits than ``anchor``."""
-    (rate_a, score_a), (rate_b, score_b) = improving(*anchor), improving(*test)
-    dropped = np.size(anchor[0]) + np.size(test[0]) - len(rate_a) - len(rate_b)
-    compared = _mean_difference(score_a, np.log10(rate_a), score_b, np.log10(rate_b), dropped)
-    return replace(compared, value=None if compared.value is None else 100 * (10**compared.value - 1))
+    curves = [improving(*curve) for curve in (anchor, test)]
+    found = _mean_difference([(score, np.log10(rate)) for rate, score in curves], anchor, test)
+    return replace(found, value=None if found.value is None else 100 * (10**found.value - 1))
 
 
 def bd_score(anchor: CurvePoints, test: CurvePoints) -> Comparison:
     """Mean difference of score at equal rate, in units of the score: +5 means that ``test`` is 5 points better."""
-    (rate_a, score_a), (rate_b, score_b) = one_score_per_rate(*anchor), one_score_per_rate(*test)
-    dropped = np.size(anchor[0]) + np.size(test[0]) - len(rate_a) - len(rate_b)
-    compared = _mean_difference(np.log10(rate_a), score_a, np.log10(rate_b), score_b, dropped)
-    low, high = (None if end is None else 10**end for end in (compared.low, compared.high))
-    return replace(compared, low=low, high=high)
+    curves = [one_score_per_rate(*curve) for curve in (anchor, test)]
+    found = _mean_difference([(np.log10(rate), score) for rate, score in curves], anchor, test)
+    low, high = (None if end is None else 10**end for end in (found.low, found.high))
+    return replace(found, low=low, high=high)
 
 
 def improving(rates: ArrayLike, scores: ArrayLike) -> tuple[Values, Values]:
@@ -75,14 +73,16 @@ def one_score_per_rate(rates: ArrayLike, scores: ArrayLike) -> tuple[Values, Val
     return rate[last], score[last]
 
 
-def _mean_difference(x_a: Values, y_a: Values, x_b: Values, y_b: Values, dropped: int) -> Comparison:
-    """Mean of y_b - y_a where both curves have an x, that overlap, and its share of the x that either has."""
+def _mean_difference(
+    curves: Sequence[tuple[Values, Values]], anchor: CurvePoints, test: CurvePoints
+) -> Comparison:
+    """Mean difference in y of two ``curves`` (x, y) where both have an x, that overlap, and its share of the x of either."""
+    x_a, x_b = (x for x, _ in curves)
+    dropped = np.size(anchor[0]) + np.size(test[0]) - len(x_a) - len(x_b)
     if min(len(x_a), len(x_b)) < 2 or max(x_a[0], x_b[0]) >= min(x_a[-1], x_b[-1]):
         return Comparison(None, None, None, 0.0, dropped)
     low, high = float(max(x_a[0], x_b[0])), float(min(x_a[-1], x_b[-1]))
-    area_a, area_b = (
-        float(PchipInterpolator(x, y).integrate(low, high)) for x, y in ((x_a, y_a), (x_b, y_b))
-    )
+    area_a, area_b = (float(PchipInterpolator(x, y).integrate(low, high)) for x, y in curves)
     share = (high - low) / float(max(x_a[-1], x_b[-1]) - min(x_a[0], x_b[0]))
     return Comparison((area_b - area_a) / (high - low), low, high, share, dropped)
 

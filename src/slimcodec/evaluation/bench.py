@@ -21,27 +21,19 @@ from slimcodec.data.classifiers import centre_square, load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import (
-    IMAGENET_CLASSES,
-    Curve,
-    SlimCodec,
-    caption_alone,
-    class_names,
-    shared_codec,
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, SlimCodec
+from slimcodec.evaluation.measures import (
+    FIDELITY,
+    TRUTH_SCORE,
+    Boxes,
+    Detector,
+    load_lpips,
+    matched,
+    ms_ssim,
+    psnr,
 )
-from slimcodec.evaluation.measures import TRUTH_SCORE, Boxes, Detector, load_lpips, matched, ms_ssim, psnr
 from slimcodec.evaluation.peers import PictureCodec
-from slimcodec.evaluation.results import (
-    ENDS,
-    FORMAT,
-    RESAMPLES,
-    SEED,
-    Interval,
-    assemble,
-    from_json,
-    interval,
-    to_text,
-)
+from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels
 from slimcodec.processes import Pool, progress, run_pool
@@ -53,8 +45,6 @@ PROTOCOLS = {
 }
 #: photos judged uncompressed before anything is coded, to find wrong labels
 TRIAL_PHOTOS = 64
-#: digits of the measures that are rounded
-DIGITS = {"psnr": 3, "psnr_roi": 3, "psnr_background": 3, "ms_ssim": 5, "lpips": 5}
 Row = dict[str, Any]
 
 
@@ -122,50 +112,53 @@ class Worker:
     def row(self, record: Record) -> Row:
         """All that is measured of a photo, JSON-ready; a pure function of setup and record but for milliseconds.
 
-        ``reference`` [guess, rank] of each classifier on the uncompressed photo; ``points``: for every curve and quality
-        bytes, judgements, fidelity and times; ``caption``: the control without a picture, where SLIM is among the codecs.
+        ``guess`` and ``rank`` of each classifier on the uncompressed photo; ``points``: for every curve and quality bytes,
+        the same of the decoded one, fidelity and times; ``caption``: the control without a picture, if SLIM is measured.
         """
         photo = prepare(record, self.setup.protocol)
         height, width = photo.pixels.shape[:2]
-        row = {"id": record.id, "label": record.class_index, "pixels": width * height}
-        row["reference"] = self._judged(photo.pixels, photo)
         truth = self.detector(photo.pixels).above(TRUTH_SCORE) if self.detector else None
-        if truth is not None:
-            row["objects"] = truth.classes.tolist()
-        if any(curve.slim for curve in self.setup.curves):
-            codec = shared_codec(self.setup.model, self.setup.device)
-            if class_names(codec):
-                row["caption"] = caption_alone(codec, photo)
-        row["points"] = [
-            [self._point(curve, codec, photo, quality, truth) for quality in curve.qualities]
-            for curve, codec in self.codecs
-        ]
-        return row
+        slim = next((codec for _, codec in self.codecs if isinstance(codec, SlimCodec)), None)
+        return {
+            "id": record.id,
+            "label": record.class_index,
+            "pixels": width * height,
+            **self._judged(photo.pixels, photo),
+            "objects": truth.classes.tolist() if truth else None,
+            "caption": slim and slim.caption_alone(photo),
+            "points": [
+                [self._point(curve, codec, photo, quality, truth) for quality in curve.qualities]
+                for curve, codec in self.codecs
+            ],
+        }
 
-    def _judged(self, pixels: Pixels, photo: Photo) -> list[list[int]]:
-        return [list(classifier.judge(pixels, photo.class_index)) for classifier in self.classifiers]
+    def _judged(self, pixels: Pixels, photo: Photo) -> dict[str, list[int]]:
+        judged = (classifier.judge(pixels, photo.class_index) for classifier in self.classifiers)
+        return dict(zip(("guess", "rank"), map(list, zip(*judged, strict=True)), strict=True))
 
     def _point(
         self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int, truth: Boxes | None
     ) -> dict[str, Any]:
         data, decoded, encode_ms, decode_ms = _coded(curve, codec, photo, quality)
-        measured = {"psnr": psnr(photo.pixels, decoded), "ms_ssim": ms_ssim(photo.pixels, decoded)}
-        if photo.mask is not None:
-            roi = photo.mask >= 0.5
-            measured["psnr_roi"] = psnr(photo.pixels, decoded, roi)
-            measured["psnr_background"] = psnr(photo.pixels, decoded, ~roi)
-        if self.lpips is not None:
-            measured["lpips"] = self.lpips(photo.pixels, decoded)
-        point = {"bytes": len(data), "judged": self._judged(decoded, photo)}
-        point |= {name: value and round(value, DIGITS[name]) for name, value in measured.items()}
-        point |= {"encode_ms": round(encode_ms, 2), "decode_ms": round(decode_ms, 2)}
-        if isinstance(codec, SlimCodec):
-            point |= codec.parts(data, photo)
-        else:
-            point["grey"] = self._grey_bytes(curve, codec, photo, quality)
-        if self.detector is not None and truth is not None:
-            point["detections"] = matched(self.detector(decoded), truth)
-        return point
+        roi = None if photo.mask is None else photo.mask >= 0.5
+        measured = {
+            "psnr": psnr(photo.pixels, decoded),
+            "psnr_roi": None if roi is None else psnr(photo.pixels, decoded, roi),
+            "psnr_background": None if roi is None else psnr(photo.pixels, decoded, ~roi),
+            "ms_ssim": ms_ssim(photo.pixels, decoded),
+            "lpips": self.lpips(photo.pixels, decoded) if self.lpips else None,
+        }
+        slim = codec if isinstance(codec, SlimCodec) else None
+        return {
+            "bytes": len(data),
+            **self._judged(decoded, photo),
+            **(slim.parts(data, photo) if slim else {}),
+            **{name: value and round(value, FIDELITY[name][2]) for name, value in measured.items()},
+            "detections": matched(self.detector(decoded), truth) if self.detector and truth else None,
+            "grey": None if slim else self._grey_bytes(curve, codec, photo, quality),
+            "encode_ms": encode_ms,
+            "decode_ms": decode_ms,
+        }
 
     def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int | None:
         """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
@@ -247,7 +240,6 @@ def run(
     }
     dataset = {"name": samples.name, "sha256": samples.fingerprint, "photos": len(samples)}
     body = assemble({"format": FORMAT, "made": provenance, "dataset": dataset, **described}, rows)
-    _add_summaries(body)
     atomic_write(out, (to_text(body) + "\n").encode())
     kept.unlink()
     return body
@@ -268,24 +260,6 @@ def _finished(kept: Path, described: Mapping[str, Any]) -> Iterable[Row]:
     whole = lines[:-1]
     atomic_write(kept, "\n".join([head, *whole, ""]).encode())
     return map(json.loads, whole)
-
-
-def _add_summaries(body: dict[str, Any]) -> None:
-    """Writes the mean and interval of every measure into a result."""
-    result = from_json(body)
-    body["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "interval_percent": list(ENDS)}
-    body["uncompressed"] = {name: _stored(interval(column)) for name, column in result.uncompressed.items()}
-    for curve, measured in zip(body["curves"], result.curves, strict=True):
-        for stored, point in zip(curve["points"], measured.points, strict=True):
-            stored["summary"] = {name: _stored(ends) for name, ends in point.summary.items()}
-
-
-def _stored(ends: Interval | None) -> Any:
-    """A mean and its interval to six digits, a mean alone where it has no interval."""
-    if ends is None:
-        return None
-    values = [float(f"{value:.6g}") for value in ends]
-    return values[0] if np.isnan(ends[1]) else values
 
 
 def check(worker: Worker, samples: LabelledPhotos) -> None:

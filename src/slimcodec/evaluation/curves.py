@@ -6,13 +6,12 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
 import slimcodec
-from slimcodec.codec import Codec
+from slimcodec.codec import Codec, default_codec
 from slimcodec.container import unpack
 from slimcodec.data.photos import Photo
 from slimcodec.encoder import EFFORT
@@ -87,12 +86,6 @@ def wrong_class(photo_id: str, label: int, names: Sequence[str]) -> int:
             return drawn
 
 
-@lru_cache(maxsize=1)
-def shared_codec(model: str | None, device: str) -> Codec:
-    """One loaded codec for all curves of a process."""
-    return slimcodec.load(model, device=device)
-
-
 class SlimCodec:
     """SLIM under one ``SlimSettings``; its bytes are whole ``.slim`` files."""
 
@@ -134,18 +127,20 @@ class SlimCodec:
             return None
         return wrong_class(photo.id, photo.class_index, self._names)
 
+    def caption_alone(self, photo: Photo) -> dict[str, Any] | None:
+        """What the caption says without any picture: the class it names (None for no class), whether that is the photo's, its bytes.
 
-def caption_alone(codec: Codec, photo: Photo) -> dict[str, Any]:
-    """What the caption says without any picture: the class it names (None for no class), whether that is the photo's, its bytes.
-
-    A name that stands for two classes is right for both: the control is not made weaker than it is.
-    """
-    section = unpack(codec.encode(photo.pixels, 1, "auto", effort=0)).caption
-    names = class_names(codec)
-    tag = decode_caption(section, codec.bundle.vocabulary).index if section else None
-    named = tag if tag is not None and tag < len(names) else None
-    right = named is not None and names[named] == names[photo.class_index]
-    return {"class": named, "right": right, "bytes": len(section)}
+        A name that stands for two classes is right for both: the control is not made weaker than it is. None where the bundle
+        does not name the classes.
+        """
+        names, vocabulary = self._names, self._codec.bundle.vocabulary
+        if not names:
+            return None
+        section = unpack(self._codec.encode(photo.pixels, 1, "auto", effort=0)).caption
+        tag = decode_caption(section, vocabulary).index if section else None
+        named = tag if tag is not None and tag < len(names) else None
+        right = named is not None and names[named] == names[photo.class_index]
+        return {"class": named, "right": right, "bytes": len(section)}
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ class Curve:
     def codec(self, model: str | None = None, device: str = "cpu") -> PictureCodec:
         """The codec, SLIM with a ``model`` on a ``device``; ``SlimError`` where it is not installed."""
         if self.slim is not None:
-            return SlimCodec(self.slim, shared_codec(model, device))
+            return SlimCodec(self.slim, default_codec(model, device))
         return CommandCodec.parse(self.template) if self.template is not None else load_peer(self.name)
 
     @property
@@ -197,7 +192,7 @@ def chosen_curves(
     curves: list[Curve] = []
     for name in dict.fromkeys(names):
         if name == "slim":
-            settings = _chosen_settings(shared_codec(model, device), steps, guidance, effort)
+            settings = _chosen_settings(default_codec(model, device), steps, guidance, effort)
             ladder = ladders.pop(name, QUALITIES)
             if not all(1 <= quality <= 100 for quality in ladder):
                 raise SlimError("qualities of slim are whole numbers from 1 to 100")

@@ -13,13 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from slimcodec.codec import default_codec
 from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, draw_bits
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import prepare
-from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, class_names, shared_codec
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, class_names
 from slimcodec.evaluation.peers import best_that_fits
 from slimcodec.evaluation.results import MeasuredCurve, Published, Result
 from slimcodec.images import Pixels
@@ -228,7 +229,7 @@ def example_sheet(
     model: str | None,
     device: str,
 ) -> list[list[Tile]]:
-    """``count`` photos of the result, coded again by its codecs to at most ``target`` bytes each.
+    """``count`` photos of the result, where SLIM's bits went, and each codec's picture of at most ``target`` bytes.
 
     The photos are the first by id, a hash of their bytes: nobody chose them. Of each codec the largest quality that fits is
     shown; a codec that cannot make a file so small shows its smallest one, and its bytes say so.
@@ -239,42 +240,28 @@ def example_sheet(
     judge = load_classifier(classifier, protocol)
     if judge.sha256 not in {known["sha256"] for known in result.described["classifiers"]}:
         raise SlimError(f"{classifier}: not among the result's classifiers {', '.join(result.judges)}")
+    codecs = [(curve, curve.codec(model, device)) for curve in result.curves if curve.headline]
+    mapped = next((curve for curve, _ in codecs if curve.slim), None)
+    slim = default_codec(model, device) if mapped else None
+    names = class_names(slim) if slim and judge.classes == IMAGENET_CLASSES else ()
     rows = []
     for id_, label in list(zip(result.photos["id"], result.photos["label"], strict=True))[:count]:
         if id_ not in samples.ids:
             raise SlimError(f"{samples.name}: photo {id_} of the result is not in this data set")
         photo = replace(prepare(samples.read(samples.ids.index(id_)), protocol), class_index=int(label))
-        rows.append(_examples(photo, [c for c in result.curves if c.headline], judge, target, model, device))
+        words = ("original", f"{photo.pixels.nbytes:,} bytes raw")
+        row = [judged_tile(photo.pixels, photo, judge, words, names)]
+        for curve, codec in codecs:
+            quality, data = best_that_fits(partial(codec.encode, photo), curve.qualities, target)
+            fits = len(data) <= target * TOLERANCE
+            detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
+            row.append(judged_tile(codec.decode(data), photo, judge, (curve.name, detail), names))
+            if slim and curve is mapped:
+                drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell).convert("RGB")
+                words = ("bit map", f"of {curve.name}")
+                row.insert(1, Tile(np.asarray(drawn), words, (BLACK, DETAIL)))
+        rows.append(row)
     return rows
-
-
-def _examples(
-    photo: Photo,
-    curves: Sequence[MeasuredCurve],
-    classifier: Classifier,
-    target: int,
-    model: str | None,
-    device: str,
-) -> list[Tile]:
-    """The photo, where SLIM's bits went, and what each codec makes of it."""
-    names: tuple[str, ...] = ()
-    if classifier.classes == IMAGENET_CLASSES and any(curve.slim for curve in curves):
-        names = class_names(shared_codec(model, device))
-    tiles: list[Tile] = []
-    bit_map: list[Tile] = []
-    for curve in curves:
-        codec = curve.codec(model, device)
-        quality, data = best_that_fits(partial(codec.encode, photo), curve.qualities, target)
-        fits = len(data) <= target * TOLERANCE
-        detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
-        tiles.append(judged_tile(codec.decode(data), photo, classifier, (curve.name, detail), names))
-        if curve.slim is not None and not bit_map:
-            slim = shared_codec(model, device)
-            drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell)
-            words = ("bit map", f"of {curve.name}")
-            bit_map.append(Tile(np.asarray(drawn.convert("RGB")), words, (BLACK, DETAIL)))
-    words = ("original", f"{photo.pixels.nbytes:,} bytes raw")
-    return [judged_tile(photo.pixels, photo, classifier, words, names), *bit_map, *tiles]
 
 
 def judged_tile(

@@ -21,7 +21,7 @@ from PIL import Image, features
 from slimcodec.data.photos import Photo
 from slimcodec.encoder import largest_that_fits
 from slimcodec.errors import SlimError
-from slimcodec.images import Pixels
+from slimcodec.images import Pixels, as_file
 
 #: seconds after which a command counts as stuck
 PATIENCE = 600
@@ -55,10 +55,8 @@ class Peer:
     plugin: tuple[str, str] | None = None
 
     def encode(self, photo: Photo, quality: int) -> bytes:
-        file = io.BytesIO()
         options = {"quality_layers": [quality]} if self.format == "JPEG2000" else {"quality": quality}
-        Image.fromarray(photo.pixels).save(file, self.format, **options, **self.settings)
-        return file.getvalue()
+        return as_file(photo.pixels, self.format, **options, **self.settings)
 
     def decode(self, data: bytes) -> Pixels:
         with Image.open(io.BytesIO(data), formats=[self.format]) as picture:
@@ -78,28 +76,19 @@ class Peer:
         return {"version": library, "settings": {quality: "q", **self.settings}}
 
 
+JPEG = {"optimize": True, "progressive": True, "subsampling": "4:2:0"}
 #: bare codestreams of JPEG 2000: the JP2 boxes around them are 85 bytes that no decoder needs
 JPEG2000 = {"quality_mode": "rates", "irreversible": True, "mct": 1, "no_jp2": True}
+AVIF, AVIF_444 = ({"speed": 6, "max_threads": 1, "subsampling": chroma} for chroma in ("4:2:0", "4:4:4"))
+JXL = {"effort": 7, "num_threads": 1}
 #: quality of JPEG 2000 is the compression ratio, of the others what the library calls quality, 0 or 1..100
 PEERS = {
-    "jpeg": Peer(
-        "JPEG", {"optimize": True, "progressive": True, "subsampling": "4:2:0"}, (1, 5, 10, 15, 25, 45), "jpg"
-    ),
+    "jpeg": Peer("JPEG", JPEG, (1, 5, 10, 15, 25, 45), "jpg"),
     "jpeg2000": Peer("JPEG2000", JPEG2000, (800, 400, 200, 100, 50, 25), "jpg_2000"),
     "webp": Peer("WEBP", {"method": 6}, (0, 2, 7, 20, 40, 60), "webp"),
-    "avif": Peer(
-        "AVIF", {"speed": 6, "max_threads": 1, "subsampling": "4:2:0"}, (0, 10, 20, 30, 40, 52), "avif"
-    ),
-    "avif-444": Peer(
-        "AVIF", {"speed": 6, "max_threads": 1, "subsampling": "4:4:4"}, (0, 10, 20, 30, 40, 52), "avif"
-    ),
-    "jxl": Peer(
-        "JXL",
-        {"effort": 7, "num_threads": 1},
-        (1, 7, 20, 35, 50, 65),
-        "",
-        ("pillow_jxl", "pillow-jxl-plugin"),
-    ),
+    "avif": Peer("AVIF", AVIF, (0, 10, 20, 30, 40, 52), "avif"),
+    "avif-444": Peer("AVIF", AVIF_444, (0, 10, 20, 30, 40, 52), "avif"),
+    "jxl": Peer("JXL", JXL, (1, 7, 20, 35, 50, 65), "", ("pillow_jxl", "pillow-jxl-plugin")),
     "heic": Peer("HEIF", {"chroma": 420}, (1, 10, 20, 25, 31, 41), "", ("pillow_heif", "pillow-heif")),
 }
 
@@ -159,9 +148,7 @@ class CommandCodec:
         return cls(name, encoder, decoder)
 
     def encode(self, photo: Photo, quality: int) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(photo.pixels).save(file, "PNG")
-        return self._run(self.encoder, file.getvalue(), "photo.png", f"file.{self.name}", quality)
+        return self._run(self.encoder, as_file(photo.pixels), "photo.png", f"file.{self.name}", quality)
 
     def decode(self, data: bytes) -> Pixels:
         decoded = self._run(self.decoder, data, f"file.{self.name}", "decoded.png")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,12 @@ from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.errors import SlimError
 from slimcodec.evaluation import figures
 from slimcodec.evaluation.bd_rate import Comparison, bd_rate, bd_score, compare, relative_at
-from slimcodec.evaluation.results import FIDELITY, Interval, MeasuredCurve, Point, Published, Result, interval
+from slimcodec.evaluation.measures import FIDELITY
+from slimcodec.evaluation.results import Interval, MeasuredCurve, Point, Published, Result, interval
 from slimcodec.files import atomic_write
+from slimcodec.images import as_file
 
 TITLE = "Accuracy against bits"
-#: label and digits of each fidelity measure
-LABELS = {
-    "psnr": ("PSNR, dB", 2),
-    "psnr_roi": ("PSNR of the RoI, dB", 2),
-    "psnr_background": ("PSNR of the background, dB", 2),
-    "ms_ssim": ("MS-SSIM", 4),
-    "lpips": ("LPIPS", 4),
-}
 #: longest side of a picture on the sheet of examples
 THUMBNAIL = 256
 #: bits per pixel at which curves are read off
@@ -60,7 +54,7 @@ def report(
     blocks += [("heading", "Beside published points")] if published else []
     blocks += [("plot", figures.beside_published(result, j, one)) for one in published for j in judges]
     blocks.append(("heading", "Fidelity"))
-    blocks += [("plot", figures.rate_distortion(result, name, LABELS[name][0])) for name in fidelity]
+    blocks += [("plot", figures.rate_distortion(result, name, FIDELITY[name][0])) for name in fidelity]
     if sheet:
         text = (
             "The first photos by a hash of their bytes, chosen by nobody. Every codec shows its best quality that fits in "
@@ -78,7 +72,7 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
         loader=loader, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
     )
     pages.filters["inline"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    pages.filters["png"] = lambda pixels: _png(Image.fromarray(pixels))
+    pages.filters["png"] = partial(as_file, optimize=True)
     files = {
         name: pages.get_template(name).render(title=TITLE, blocks=blocks).encode()
         for name in ("report.html", "report.md")
@@ -88,7 +82,7 @@ def write_report(folder: Path, blocks: Sequence[Block]) -> list[Path]:
             files |= {f"{content.name}.png": content.wide, f"{content.name}-narrow.png": content.narrow}
         elif kind == "sheet":
             tiles = [[_thumbnail(tile) for tile in row] for row in content]
-            files["examples.png"] = _png(contact_sheet(tiles))
+            files["examples.png"] = as_file(contact_sheet(tiles), optimize=True)
     for name, data in files.items():
         atomic_write(folder / name, data)
     return [folder / name for name in files]
@@ -98,12 +92,6 @@ def _thumbnail(tile: Tile) -> Tile:
     picture = Image.fromarray(tile.pixels)
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return replace(tile, pixels=np.asarray(picture))
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return file.getvalue()
 
 
 def _anchor(result: Result, name: str | None) -> MeasuredCurve:
@@ -154,23 +142,20 @@ def _bd_tables(result: Result, anchor: MeasuredCurve) -> list[Block]:
     with_grey = any("bpp_less_grey" in point.values for point in anchor.points)
     blocks: list[Block] = []
     for judge in result.judges:
-        top1, rows = f"top1 {judge}", []
-        for curve in result.curves:
-            if curve is anchor or curve.control:
-                continue
-            rate = compare(bd_rate, anchor, curve, top1)
-            less_grey = compare(bd_rate, anchor, curve, top1, "bpp_less_grey") if with_grey else None
-            points = compare(bd_score, anchor, curve, top1)
-            psnr = compare(bd_rate, anchor, curve, "psnr")
-            rows.append(
-                [
-                    curve.name,
-                    *_compared(rate, " %", "{:.1f}..{:.1f} %"),
-                    _compared(less_grey, " %", "")[0] if less_grey else "",
-                    *_compared(points, "", "{:.3f}..{:.3f} bpp"),
-                    *_compared(psnr, " %", "{:.1f}..{:.1f} dB"),
-                ]
-            )
+        top1 = f"top1 {judge}"
+        rows = [
+            [
+                curve.name,
+                *_compared(compare(bd_rate, anchor, curve, top1), " %", "{:.1f}..{:.1f} %"),
+                _compared(compare(bd_rate, anchor, curve, top1, "bpp_less_grey"), " %")[0]
+                if with_grey
+                else "",
+                *_compared(compare(bd_score, anchor, curve, top1), "", "{:.3f}..{:.3f} bpp"),
+                *_compared(compare(bd_rate, anchor, curve, "psnr"), " %", "{:.1f}..{:.1f} dB"),
+            ]
+            for curve in result.curves
+            if curve is not anchor and not curve.control
+        ]
         headers = [
             "curve", "BD-rate at equal top-1", "over", f"without container overhead of {anchor.name}", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
         ]  # fmt: skip
@@ -231,7 +216,9 @@ def _points_table(result: Result, fidelity: Sequence[str]) -> Block:
     headers = ["curve, quality", "bpp", "bytes", "of these header + caption"]
     for judge in result.judges:
         headers += [f"top-1, % ({judge})", "top-5, %", "top-1 to uncompressed"]
-    headers += [LABELS[name][0] for name in fidelity] + ["mAP@0.5"] * detected + ["encode, ms", "decode, ms"]
+    headers += (
+        [FIDELITY[name][0] for name in fidelity] + ["mAP@0.5"] * detected + ["encode, ms", "decode, ms"]
+    )
 
     def row(curve: MeasuredCurve, point: Point) -> list[str]:
         summary = point.summary
@@ -244,7 +231,7 @@ def _points_table(result: Result, fidelity: Sequence[str]) -> Block:
                 _mean(summary[f"top5 {judge}"], 1),
                 _signed(summary[f"change {judge}"]),
             ]
-        cells += [_mean(summary.get(name), LABELS[name][1]) for name in fidelity]
+        cells += [_mean(summary.get(name), FIDELITY[name][1]) for name in fidelity]
         if detected:
             precision = summary.get("map50")
             cells.append(f"{100 * precision[0]:.1f}" if precision else "")
@@ -273,7 +260,7 @@ def _signed(ends: Interval | None) -> str:
     return "" if ends is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
 
 
-def _compared(comparison: Comparison, unit: str, overlap: str) -> tuple[str, str]:
+def _compared(comparison: Comparison, unit: str, overlap: str = "") -> tuple[str, str]:
     """The value with its interval, and the part of the axis that it was taken over, written as in ``overlap``."""
     ends, dropped = comparison.interval, comparison.dropped
     value = "undefined" if comparison.value is None else f"{comparison.value:+.1f}{unit}"

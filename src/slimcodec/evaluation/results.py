@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.curves import Curve, SlimSettings
-from slimcodec.evaluation.measures import mean_average_precision
+from slimcodec.evaluation.measures import FIDELITY, mean_average_precision
 
 FORMAT, PUBLISHED = "slimcodec-bench-1", "slimcodec-published-1"
-#: measures of a point that are a number a photo
-FIDELITY = ("psnr", "psnr_roi", "psnr_background", "ms_ssim", "lpips")
 PARTS = ("header", "caption")
 RESAMPLES, SEED = 1000, 20251218
 #: ends of the interval, in percent
@@ -86,9 +84,9 @@ class MeasuredCurve(Curve):
     bundle: Mapping[str, Any] | None = None
 
     @property
-    def key(self) -> tuple[SlimSettings | None, str]:
-        """What tells two curves of SLIM apart: settings and weights."""
-        return self.slim, str((self.bundle or {}).get("weights_sha256"))
+    def weights(self) -> str:
+        """The hash of the weights of SLIM's bundle."""
+        return str((self.bundle or {}).get("weights_sha256"))
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,19 @@ class Result:
         Raises ``SlimError`` where one is missing, has other qualities, or what the captions say alone was not measured.
         """
         assert curve.slim is not None
-        by_key = {other.key: other for other in self.curves if other.qualities == curve.qualities}
-        keys = [(settings, curve.key[1]) for settings in curve.slim.controls()]
-        missing = [settings.name for settings, weights in keys if (settings, weights) not in by_key]
+        alike = {
+            other.slim: other
+            for other in self.curves
+            if (other.weights, other.qualities) == (curve.weights, curve.qualities)
+        }
+        missing = [settings.name for settings in curve.slim.controls() if settings not in alike]
         missing += [] if "caption" in self.photos else ["caption alone"]
         if missing:
             raise SlimError(
                 f"{curve.name}: shown only beside its controls, and these are missing: {', '.join(missing)}; run slim bench "
                 "with --codecs slim, which measures them, and give its whole result"
             )
-        none, wrong = (by_key[key] for key in keys)
+        none, wrong = (alike[settings] for settings in curve.slim.controls())
         return none, wrong
 
 
@@ -147,14 +148,13 @@ class Published:
 
 
 def assemble(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON of a result, its summaries empty, from what was measured of each photo, in any order.
+    """The JSON of a result from what was measured of each photo (``bench.Worker.row``), in any order.
 
     ``described``: everything that is not measured; its "curves" get their points here.
     """
     rows = sorted(rows, key=lambda row: str(row["id"]))
-    photos = _columns(rows, ("id", "label", "pixels"))
-    photos |= _by_judge([row["reference"] for row in rows]) | _columns(rows, ("objects",))
-    if "caption" in rows[0]:
+    photos = _columns(rows, ("id", "label", "pixels", "guess", "rank", "objects"))
+    if rows[0]["caption"] is not None:
         photos["caption"] = {key: [row["caption"][key] for row in rows] for key in rows[0]["caption"]}
     curves = []
     for number, curve in enumerate(described["curves"]):
@@ -163,30 +163,41 @@ def assemble(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
             for place, quality in enumerate(curve["qualities"])
         ]
         curves.append({key: curve[key] for key in curve if key != "qualities"} | {"points": points})
-    return {**described, "photos": photos, "curves": curves}
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Columns by name, those that no row has left out."""
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return {name: column for name, column in columns.items() if any(value is not None for value in column)}
-
-
-def _by_judge(pairs: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
-    """[photo][judge] of (guess, rank) as columns by judge."""
-    return dict(zip(("guess", "rank"), np.array(pairs).transpose(2, 1, 0).tolist(), strict=True))
+    body = {**described, "photos": photos, "curves": curves}
+    result = from_json(body)
+    body["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED, "interval_percent": list(ENDS)}
+    body["uncompressed"] = {name: _stored(interval(column)) for name, column in result.uncompressed.items()}
+    for curve, measured in zip(curves, result.curves, strict=True):
+        for stored, point in zip(curve["points"], measured.points, strict=True):
+            stored["summary"] = {name: _stored(ends) for name, ends in point.summary.items()}
+    return body
 
 
 def _stored_point(quality: int, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    columns = _columns(measured, ("bytes",)) | _by_judge([point["judged"] for point in measured])
-    columns |= _columns(measured, (*PARTS, "drawn", *FIDELITY, "detections"))
+    names = [name for name in measured[0] if name not in ("grey", "encode_ms", "decode_ms")]
     if all(point.get("grey") is not None for point in measured):
-        columns |= _columns(measured, ("grey",))
+        names.append("grey")
     milliseconds = {
         name: round(float(np.mean([point[f"{name}_ms"] for point in measured])), 2)
         for name in ("encode", "decode")
     }
+    columns = _columns(measured, names)
     return {"quality": quality, "summary": {}, "milliseconds": milliseconds, "photos": columns}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Columns by name, of what classifiers said one for each; those that no row has are left out."""
+    columns = {name: [row[name] for row in rows] for name in names}
+    columns |= {name: np.transpose(columns[name]).tolist() for name in ("guess", "rank")}
+    return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+
+
+def _stored(ends: Interval | None) -> Any:
+    """A mean and its interval to six digits, a mean alone where it has no interval."""
+    if ends is None:
+        return None
+    values = [float(f"{value:.6g}") for value in ends]
+    return values[0] if np.isnan(ends[1]) else values
 
 
 def from_json(body: Mapping[str, Any]) -> Result:
@@ -223,7 +234,7 @@ def _point(stored: Mapping[str, Any], result: Result) -> Point:
     values = {"bpp": 8 * sizes / pixels, "bytes": sizes}
     if "grey" in columns:
         values["bpp_less_grey"] = values["bpp"] - 8 * np.array(columns["grey"], np.float64) / pixels
-    values |= {name: np.array(columns[name], np.float64) for name in PARTS + FIDELITY if name in columns}
+    values |= {name: np.array(columns[name], np.float64) for name in (*PARTS, *FIDELITY) if name in columns}
     for number, judge in enumerate(result.judges):
         values[f"top1 {judge}"], values[f"top5 {judge}"] = (_top(columns, number, k) for k in (1, 5))
         values[f"change {judge}"] = values[f"top1 {judge}"] - result.uncompressed[f"top1 {judge}"]
@@ -253,10 +264,10 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any]], Result | Published], str]
 }
 
 
-def load_result(path: str | Path) -> Result | Published:
+def _load(path: Path) -> Result | Published:
     """The result or the published points of a file; ``SlimError`` for a file that is neither."""
     try:
-        body = json.loads(Path(path).read_text(encoding="utf-8"))
+        body = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SlimError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -277,22 +288,14 @@ def load_all(paths: Sequence[str | Path]) -> tuple[Result, list[Published]]:
     Raises ``SlimError`` for files without a result, for results of other photos, protocols or classifiers than the first, and
     for enhanced curves of SLIM without their controls.
     """
-    loaded = [(Path(path), load_result(path)) for path in paths]
+    loaded = [(path, _load(path)) for path in map(Path, paths)]
     results = [(path, one) for path, one in loaded if isinstance(one, Result)]
     if not results:
         raise SlimError("no result of slim bench among these files")
-    merged = _merged(results)
-    for curve in merged.curves:
-        if curve.slim is not None and curve.slim.enhanced:
-            merged.controls(curve)
-    return merged, [one for _, one in loaded if isinstance(one, Published)]
-
-
-def _merged(results: Sequence[tuple[Path, Result]]) -> Result:
     first_path, first = results[0]
     for path, result in results[1:]:
-        for what, key in (("photos", "dataset"), ("protocol", "protocol"), ("classifiers", "classifiers")):
-            if _identity(result.described[key]) != _identity(first.described[key]):
+        for what, value in _identity(result).items():
+            if value != _identity(first)[what]:
                 raise SlimError(f"{path} and {first_path} have other {what}: report them apart")
     times = Counter(curve.name for _, result in results for curve in result.curves)
     curves = [
@@ -304,12 +307,18 @@ def _merged(results: Sequence[tuple[Path, Result]]) -> Result:
         raise SlimError("a result was given twice, or two files have one name and the same curves")
     photos = {key: value for _, result in reversed(results) for key, value in result.photos.items()}
     uncompressed = {k: v for _, result in reversed(results) for k, v in result.uncompressed.items()}
-    return Result(first.described, photos, uncompressed, tuple(curves))
+    merged = Result(first.described, photos, uncompressed, tuple(curves))
+    for curve in curves:
+        if curve.slim is not None and curve.slim.enhanced:
+            merged.controls(curve)
+    return merged, [one for _, one in loaded if isinstance(one, Published)]
 
 
-def _identity(described: Any) -> Any:
-    """A data set's hash, or what there is: its file may have another name elsewhere."""
-    return described["sha256"] if isinstance(described, Mapping) and "sha256" in described else described
+def _identity(result: Result) -> dict[str, Any]:
+    """What results must have in common to be shown together; a data set's file may have another name elsewhere."""
+    known = result.described
+    photos = known["dataset"]["sha256"]
+    return {"photos": photos, "protocol": known["protocol"], "classifiers": known["classifiers"]}
 
 
 def to_text(value: Any, depth: int = 0) -> str:
