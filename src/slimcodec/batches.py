@@ -2,7 +2,7 @@
 
 Symbols are coded for each picture alone, since that stage is exact and sequential. A batch changes the order of a network's sums:
 a file equals that of ``Codec.encode`` but for symbols on the edge of rounding. A failure is given in its place as the exception
-that it raised, and the rest goes on.
+that it raised, and the rest goes on; so is an exception that is given in place of a picture or file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 def encode_many(
     codec: Codec,
-    images: Iterable[ImageLike],
+    images: Iterable[ImageLike | Exception],
     quality: int = 50,
     caption: str | None = "auto",
     *,
@@ -47,7 +47,7 @@ def encode_many(
     request = Request(quality, caption, target_bytes, target_bpp, roi, effort)
     encoder = codec.encoder
 
-    def encoded(chunk: list[ImageLike]) -> Iterator[bytes | Exception]:
+    def encoded(chunk: list[ImageLike | Exception]) -> Iterator[bytes | Exception]:
         pictures = [attempt(codec.open, image, max_pixels) for image in chunk]
 
         def size(pixels: Pixels) -> Hashable:
@@ -63,7 +63,7 @@ def encode_many(
 
 def decode_many(
     codec: Codec,
-    files: Iterable[Source],
+    files: Iterable[Source | Exception],
     steps: int | None = None,
     guidance: float | None = None,
     *,
@@ -80,7 +80,7 @@ def decode_many(
     sampling = codec.sampling(steps, guidance, preset, guidance_steps)
     decoder = codec.decoder
 
-    def decoded(chunk: list[Source]) -> list[Image.Image | Exception]:
+    def decoded(chunk: list[Source | Exception]) -> list[Image.Image | Exception]:
         def kind(file: Decompressed) -> Hashable:
             header = file.container
             # the noise schedule follows the quality

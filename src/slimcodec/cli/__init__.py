@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from slimcodec import __version__
-from slimcodec.cli.bench import bench
+from slimcodec.cli.bench import bench, report
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
 from slimcodec.cli.demo import demo
@@ -16,7 +16,6 @@ from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
 from slimcodec.cli.info import info, map_, verify
 from slimcodec.cli.options import FAILED, complain, say
-from slimcodec.cli.report import report
 from slimcodec.cli.train import train
 from slimcodec.errors import describe
 

@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 class Steps(NamedTuple):
     """The work of a command: read each job, work on all that were read together, make each result an output.
 
-    What ``read`` or ``output`` raises is that job's failure; ``work`` gives an exception in place of a result.
+    What ``read`` or ``output`` raises is that job's failure; ``work`` takes and gives an exception in place of a result.
     """
 
     read: Callable[[Job], Any]
@@ -210,13 +210,9 @@ def _outcomes(steps: Steps, jobs: Sequence[Job]) -> list[Outcome]:
             warnings.simplefilter("always", ImageWarning)
             inputs.append(attempt(steps.read, job))
         warned.append([warning.message for warning in caught if isinstance(warning.message, Warning)])
-    good = [item for item in inputs if not isinstance(item, Exception)]
-    worked = attempt(lambda: list(steps.work(good)))
-    results = iter([worked] * len(good) if isinstance(worked, Exception) else worked)
-    outputs = [
-        item if isinstance(item, Exception) else attempt(_output, steps, job, item, next(results))
-        for job, item in zip(jobs, inputs, strict=True)
-    ]
+    worked = attempt(lambda: list(steps.work(inputs)))
+    results = [worked] * len(jobs) if isinstance(worked, Exception) else worked
+    outputs = [attempt(_output, steps, *each) for each in zip(jobs, inputs, results, strict=True)]
     seconds = (time.perf_counter() - start) / len(jobs)
     return [
         Outcome(describe(output, job.source) if isinstance(output, Exception) else output, found, seconds)

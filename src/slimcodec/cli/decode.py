@@ -41,7 +41,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
             raise ValueError(f"{job.target}: Pillow writes no {suffix(job)} files; use .png, .jpg or .webp")
         return read_source(job.source if job.data is None else job.data)
 
-    def work(files: list[bytes]) -> Iterator[Image.Image | Exception]:
+    def work(files: list[bytes | Exception]) -> Iterator[Image.Image | Exception]:
         return decode_many(codec, files, **sampling, **settings)
 
     def output(job: Job, data: bytes, picture: Image.Image) -> Output:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.options import failing, say, stop
+from slimcodec.cli.options import failing, say
+from slimcodec.errors import needs
 
 
 def demo(
@@ -49,10 +50,8 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads go in either case
     with failing(), tempfile.TemporaryDirectory(prefix="slim-demo-") as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
-        try:
+        with needs("demo", "the page"):
             from slimcodec.demo.page import serve
-        except ImportError as error:
-            stop(f"{error.name} is missing: pip install 'slimcodec[demo]'", options.FAILED)
 
         import slimcodec
         from slimcodec.data.classifiers import load_classifier

@@ -43,8 +43,8 @@ def encoder(
         data = job.source.read_bytes() if job.data is None else job.data
         return load_image(data, max_pixels, every_loss=delete_source), len(data), state
 
-    def work(pictures: list[Picture]) -> Iterator[bytes | Exception]:
-        pixels = (pixels for pixels, _, _ in pictures)
+    def work(pictures: list[Picture | Exception]) -> Iterator[bytes | Exception]:
+        pixels = (one if isinstance(one, Exception) else one[0] for one in pictures)
         return encode_many(codec, pixels, roi=region, max_pixels=max_pixels, **settings)
 
     def output(job: Job, picture: Picture, data: bytes) -> Output:

@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-from slimcodec.cli.options import USAGE, stop
+from slimcodec.cli.options import USAGE, installed, stop
 from slimcodec.errors import describe
 from slimcodec.files import as_path, is_file, is_folder, is_url
 
@@ -140,10 +140,8 @@ def _expanded(arguments: Sequence[str]) -> Iterator[str]:
         ):
             yield argument
             continue
-        try:
+        with installed("webdataset", argument):
             from braceexpand import braceexpand
-        except ModuleNotFoundError:
-            stop(f"{argument}: braces need braceexpand: pip install 'slimcodec[webdataset]'", USAGE)
         yield from braceexpand(argument)
 
 

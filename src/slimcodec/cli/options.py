@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from slimcodec.errors import describe
+from slimcodec.errors import SlimError, describe, needs
 
 if TYPE_CHECKING:
     from slimcodec.encoder import Roi as Region
@@ -128,10 +128,8 @@ def pool(engine: str, jobs: int, device: str, address: str | None, block: int = 
         if address is not None:
             stop("--address is for --engine ray", USAGE)
         return None
-    try:
+    with installed("ray", "--engine ray"):
         from slimcodec.integrations.ray import run_cluster
-    except ModuleNotFoundError as error:
-        stop(f"--engine ray needs {error.name}: pip install 'slimcodec[ray]'", USAGE)
     return partial(
         run_cluster, jobs=jobs, address=address, num_gpus=int(device.startswith("cuda")), block=block
     )
@@ -159,6 +157,16 @@ def stop(message: str, status: int) -> NoReturn:
     """Print ``slim: message`` and end the command with ``status``."""
     complain(message)
     raise typer.Exit(status)
+
+
+@contextmanager
+def installed(extra: str, feature: str) -> Iterator[None]:
+    """End the command with status 2 where the block imports a library that is missing; ``extra`` would install it."""
+    try:
+        with needs(extra, feature):
+            yield
+    except SlimError as error:
+        stop(str(error), USAGE)
 
 
 @contextmanager

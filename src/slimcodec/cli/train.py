@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from slimcodec.cli.options import USAGE, complain, failing, say
+from slimcodec.cli.options import USAGE, failing, installed, say, stop
 from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
@@ -56,18 +56,14 @@ def train(
       slim train all -c tiny-gpu --set data=photos/ --minutes 9 --resume
     """
     if stage not in (*STAGES, "all", PREVIEW):
-        complain(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}")
-        raise typer.Exit(USAGE)
-    try:
+        stop(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}", USAGE)
+    with installed("train", "training"):
         from slimcodec.training.data import card_lines, data_card, preview
         from slimcodec.training.export import save_bundle
         from slimcodec.training.loop import OutOfTime
         from slimcodec.training.recipe import load_recipe
         from slimcodec.training.run import Run
         from slimcodec.training.stages import check_stages, train_stage
-    except ModuleNotFoundError as error:
-        complain(f"training needs {error.name}: install it with pip install 'slimcodec[train]'")
-        raise typer.Exit(USAGE) from None
 
     logging.basicConfig(format="%(message)s")
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
@@ -95,8 +91,7 @@ def train(
             else:
                 try:
                     train_stage(run, name)
-                except OutOfTime as stop:
-                    complain(f"{stop}; go on with --resume")
-                    raise typer.Exit(STOPPED) from stop
+                except OutOfTime as ended:
+                    stop(f"{ended}; go on with --resume", STOPPED)
         # several processes part in order: without it, one of them may abort at its exit
         run.accelerator.end_training()
