@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from slimcodec.cli.inputs import find_inputs
-from slimcodec.formats import picture_suffixes
+from slimcodec.images import picture_suffixes
 
 FAULTS = ("crash", "hang", "foreign exception", "silently empty folder", "file unaccounted for")
 #: a reason's words, the first that fits counts

@@ -13,8 +13,7 @@ from support import SMALL_OPTIONS, photo
 
 import slimcodec
 from slimcodec.errors import ImageError
-from slimcodec.formats import register_plugins
-from slimcodec.images import load_image
+from slimcodec.images import load_image, register_plugins
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "slimcodec"
 #: the rooms from bottom to top, each with its modules; a module may import its own room and those below.
 #: Rooms of one line do not import each other.
 ROOMS: list[list[set[str]]] = [
-    [{"images", "colours", "leftovers", "formats", "files", "config", "errors", "processes"}],
+    [{"images", "colours", "leftovers", "files", "config", "errors", "processes"}],
     [{"container", "entropy"}],
     [{"models"}],
     [{"codec", "encoder", "decoder", "batches"}],

@@ -199,8 +199,8 @@ class Codec:
 
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
-        file = self.decoder.read(data, max_pixels)
-        return file.container, file.coded
+        container, _, coded = self.decoder.read(data, max_pixels)
+        return container, coded
 
     def picture(self, latent: Any, size: tuple[int, int]) -> Image.Image:
         """The picture of a latent [C, h, w], as ``latents`` and ``decode_latent`` give it, of a size (width, height).

@@ -30,15 +30,6 @@ GUIDANCE_STEPS = 4
 
 
 @dataclass(frozen=True)
-class CodedFile:
-    """A file whose symbols are read: header and payload, the caption, and the symbols."""
-
-    container: Container
-    caption: Caption
-    coded: CodedLatent
-
-
-@dataclass(frozen=True)
 class Decompressed:
     """A file before enhancement: the decompressed latent [1, C, h, w], header and payload, caption and its index."""
 
@@ -63,8 +54,11 @@ class Decoder:
         """``tile``: side, in latent positions, of the pieces in which a large picture is worked on."""
         self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
 
-    def read(self, data: Source, max_pixels: int | None = None) -> CodedFile:
-        """The exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode`` does."""
+    def read(self, data: Source, max_pixels: int | None = None) -> tuple[Container, Caption, CodedLatent]:
+        """Header and payload of a file, its caption and its exact symbols; no network with floating point runs.
+
+        Raises as ``Codec.decode`` does.
+        """
         bundle = self.bundle
         container = unpack(read_source(data))
         file_bundle = container.bundle_id.hex()
@@ -86,14 +80,12 @@ class Decoder:
                 f"corrupt .slim file: {len(container.payload)} bytes of payload, a picture of "
                 f"{container.width}x{container.height} has at most {longest}"
             )
-        coded = self.coder.read(container.payload, rows, columns, container.quality)
-        return CodedFile(container, caption, coded)
+        return container, caption, self.coder.read(container.payload, rows, columns, container.quality)
 
     def decompress(self, data: Source, max_pixels: int | None = None) -> Decompressed:
         """The decompressed latent of a file: what enhancement starts from."""
-        file = self.read(data, max_pixels)
-        latents = self.synthesise(file.coded, file.container.quality)
-        return Decompressed(latents, file.container, file.caption.text, file.caption.index)
+        container, caption, coded = self.read(data, max_pixels)
+        return Decompressed(self.synthesise(coded, container.quality), container, caption.text, caption.index)
 
     def synthesise(self, coded: CodedLatent, quality: int) -> Floats:
         """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""

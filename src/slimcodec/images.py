@@ -1,5 +1,6 @@
-"""Any picture in, one kind of array out: RGB, 8 bits, sRGB, upright, opaque."""
+"""Any picture in, one kind of array out: RGB, 8 bits, sRGB, upright, opaque; and the formats that Pillow and its plugins read."""
 
+import importlib
 import io
 import os
 import re
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from slimcodec.colours import deep_to_rgb, on_white, source_profile, to_srgb, upright, warn_ignored, white_of
 from slimcodec.errors import ImageError, LossWarning, SlimError
@@ -27,6 +28,10 @@ OBJECT_VALUE = (
 )
 SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
+#: modules that teach Pillow a format when they are imported
+PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl", "pillow_jpls", "pillow_avif")
+#: formats of which Pillow reads the header only
+_HEADER_ONLY = ("MPEG",)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -261,3 +266,38 @@ def _check_sides(width: int, height: int) -> None:
         raise ImageError(
             f"{width} x {height} is too large: a side has at most {MAX_SIDE} pixels; cut it into tiles"
         )
+
+
+def register_plugins() -> None:
+    """Teach Pillow the formats of ``PLUGINS``, for the whole process; a plugin that cannot be imported is left out."""
+    for module in PLUGINS:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            continue
+
+
+def format_of(suffix: str) -> str | None:
+    """Return the name of the format that Pillow writes for a suffix with its dot, None where it writes none."""
+    Image.preinit()
+    if suffix not in Image.EXTENSION:  # the usual formats are known without importing all plugins
+        register_plugins()
+    name = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
+    return name if name in Image.SAVE else None
+
+
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case with their dot, of the formats that Pillow reads; plugins are registered."""
+    register_plugins()
+    suffixes = Image.registered_extensions()  # imports Pillow's own plugins
+    return frozenset({suffix for suffix, name in suffixes.items() if _reads(name)} | {".mpo"})
+
+
+def _reads(name: str) -> bool:
+    if name not in Image.OPEN or name in _HEADER_ONLY or name == "SLIM":
+        return False
+    factory = Image.OPEN[name][0]
+    # BUFR, GRIB, HDF5 and, outside Windows, WMF are stubs without a loader
+    module = importlib.import_module(factory.__module__)
+    stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+    return not stub or getattr(module, "_handler", None) is not None

@@ -27,8 +27,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
 
     import slimcodec
     from slimcodec.batches import decode_many
-    from slimcodec.formats import format_of
-    from slimcodec.images import as_file
+    from slimcodec.images import as_file, format_of
 
     codec = slimcodec.load(**loading)
     codec.sampling(**sampling)  # an option out of range stops the command once

@@ -31,8 +31,7 @@ def encoder(
     """
     import slimcodec
     from slimcodec.batches import encode_many
-    from slimcodec.formats import register_plugins
-    from slimcodec.images import load_image
+    from slimcodec.images import load_image, register_plugins
 
     register_plugins()
     codec = slimcodec.load(**loading)

@@ -44,7 +44,7 @@ class PictureSuffixes(Collection[str]):
 
     @cached_property
     def _known(self) -> frozenset[str]:
-        from slimcodec.formats import picture_suffixes
+        from slimcodec.images import picture_suffixes
 
         return picture_suffixes()
 

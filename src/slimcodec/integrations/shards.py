@@ -18,7 +18,7 @@ from slimcodec.codec import Codec
 from slimcodec.container import inspect, is_slim
 from slimcodec.errors import SlimError, describe, needs
 from slimcodec.files import as_path, atomic_open
-from slimcodec.formats import picture_suffixes
+from slimcodec.images import picture_suffixes
 
 #: pictures that are held at a time
 PIECE = 64
