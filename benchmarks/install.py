@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from photos import photo_options, photos
+from timing import process_seconds
 
 ROOT = Path(__file__).parent.parent
 #: run by the new environment's Python: bytes on disk of every distribution, without and with bytecode
@@ -64,14 +64,6 @@ def packages(binaries: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def processor_seconds(command: list[Any], environment: dict[str, str]) -> float:
-    """User and system time of a process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def start_up(binaries: Path, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Median and least processor seconds of imports and of ``slim`` on a photo, by turns, after a round of warming up."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -88,7 +80,7 @@ def start_up(binaries: Path, folder: Path, rounds: int) -> dict[str, dict[str, f
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            seconds = processor_seconds(command, environment)
+            _, seconds = process_seconds(command, environment)
             if number:
                 taken[name].append(seconds)
     numpy = statistics.median(taken["import numpy"])

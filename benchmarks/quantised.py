@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +29,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from photos import photo_options, photos
+from timing import median_milliseconds
 
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.graphs import with_weights
@@ -114,15 +113,12 @@ def largest(pictures: list[Any], others: list[Any]) -> int:
 
 def milliseconds(sessions: dict[str, Any], name: str, arrays: list[Any], rounds: int) -> dict[str, float]:
     """Median processor time of every kind."""
-    taken: dict[str, list[float]] = {kind: [] for kind in sessions}
-    for number in range(rounds + 1):
-        for array in arrays:
-            for kind, chosen in sessions.items():
-                start = time.process_time()
-                chosen.run(None, {name: array})
-                if number:
-                    taken[kind].append(time.process_time() - start)
-    return {kind: round(statistics.median(values) * 1000, 1) for kind, values in taken.items()}
+    operations: dict[str, Any] = {
+        kind: lambda number, chosen=chosen: chosen.run(None, {name: arrays[number]})
+        for kind, chosen in sessions.items()
+    }
+    medians = median_milliseconds(operations, len(arrays), rounds, warm_up=1)
+    return {kind: round(value, 1) for kind, value in medians.items()}
 
 
 def main() -> None:

@@ -13,12 +13,8 @@ from __future__ import annotations
 import io
 import json
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +23,7 @@ from typing import Any
 import numpy as np
 from photos import photo_options, photos
 from PIL import Image
+from timing import median_milliseconds, peak_megabytes, process_seconds
 
 #: arguments of ``slimcodec.load`` by name
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -38,51 +35,31 @@ DECODING: dict[str, dict[str, Any]] = {
     "decode": {"steps": 0},
     "decode machine": {"steps": 0, "preset": "machine"},
 }
-#: what a fresh process does; the last line is its peak of memory
-PEAK = """
-import json, re, sys
+#: what a fresh process does
+OPERATION = """
+import json, sys
 import slimcodec
 loading, source, options = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 codec = slimcodec.load(**loading)
 codec.encode(source, caption=None, effort=0) if options is None else codec.decode(source, **options)
-print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
 
 
-def processor_seconds(command: list[str]) -> float:
-    """Processor time of a fresh process, the least of three."""
-    taken = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(taken)
-
-
-def milliseconds(operations: dict[str, Callable[[int], object]], count: int, rounds: int) -> dict[str, float]:
-    """The median processor time of each operation on ``count`` pictures, by turns, after two rounds of warming up."""
-    times: dict[str, list[float]] = {name: [] for name in operations}
-    for round_number in range(rounds + 2):
-        for number in range(count):
-            for name, operation in operations.items():
-                start = time.process_time()
-                operation(number)
-                if round_number >= 2:
-                    times[name].append(time.process_time() - start)
-    return {name: round(statistics.median(values) * 1000, 1) for name, values in times.items()}
+def processor_seconds(*arguments: str) -> float:
+    """Processor time of a fresh process of Python, the least of three."""
+    return min(process_seconds([sys.executable, *arguments])[1] for _ in range(3))
 
 
 def start_up(folder: Path) -> dict[str, float]:
     """Processor seconds of imports and of ``slim`` on a 256x256 photo, by runtime."""
     image, file = folder / "photo.png", folder / "photo.slim"
-    found = {name: processor_seconds(["-c", f"import {name}"]) for name in ("numpy", "slimcodec")}
+    found = {name: processor_seconds("-c", f"import {name}") for name in ("numpy", "slimcodec")}
     for runtime in ("onnx", "torch"):
         chosen = ["--runtime", runtime, "--overwrite"]
         encode = ["encode", str(image), "-o", str(file), *chosen]
         decode = ["decode", str(file), "-o", str(folder / "out.png"), "--steps", "0", *chosen]
         for words in (encode, decode):
-            found[f"slim {words[0]}, {runtime}"] = processor_seconds(["-m", "slimcodec.cli", *words])
+            found[f"slim {words[0]}, {runtime}"] = processor_seconds("-m", "slimcodec.cli", *words)
     return {name: round(value, 3) for name, value in found.items()}
 
 
@@ -93,9 +70,8 @@ def peaks(folder: Path) -> dict[str, dict[str, int]]:
         for configuration, loading in CONFIGURATIONS.items():
             for operation, options in {"encode": None, **DECODING}.items():
                 source = folder / (f"{name}.png" if options is None else f"{name}.slim")
-                command = [sys.executable, "-c", PEAK, json.dumps(loading), str(source), json.dumps(options)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found.setdefault(f"{operation}, {name}", {})[configuration] = int(done.stdout)
+                peak = peak_megabytes(OPERATION, json.dumps(loading), str(source), json.dumps(options))
+                found.setdefault(f"{operation}, {name}", {})[configuration] = peak
     return found
 
 
@@ -157,12 +133,13 @@ def main() -> None:
             operations[f"{kind}, {name}"] = lambda number, codec=codec, options=options: codec.decode(  # type: ignore[misc]
                 files[number], **options
             )
+    medians = median_milliseconds(operations, len(pictures), given.rounds)
     report: dict[str, Any] = {
         "command": "python benchmarks/runtimes.py " + " ".join(Path(word).name for word in sys.argv[1:]),
         "bundle": codecs["onnx float32"].bundle.bundle_id,
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "numpy")},
-        "processor_milliseconds": milliseconds(operations, len(pictures), given.rounds),
+        "processor_milliseconds": {name: round(value, 1) for name, value in medians.items()},
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

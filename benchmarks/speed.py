@@ -12,9 +12,6 @@ from __future__ import annotations
 import io
 import json
 import platform
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ from typing import Any
 import numpy as np
 from photos import photo_options, photos
 from PIL import Image
+from timing import median_milliseconds, peak_megabytes, process_seconds
 
 #: how each kind of decoding is asked for
 DECODING: dict[str, dict[str, Any]] = {
@@ -32,8 +30,8 @@ DECODING: dict[str, dict[str, Any]] = {
     "decode_steps_1": {"steps": 1},
     "decode_machine": {"preset": "machine"},
 }
-PEAK = """
-import json, re, sys
+OPERATION = """
+import json, sys
 import slimcodec, torch
 torch.set_num_threads(1)
 image_path, data_path, operation, options = sys.argv[1:]
@@ -43,49 +41,17 @@ if operation.startswith("encode"):
     open(data_path, "wb").write(codec.encode(image_path, **effort))
 else:
     codec.decode(data_path, **json.loads(options))
-# not getrusage: its peak begins with that of the process that started this one
-print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
 
 
-def peak_megabytes(image: Path, data: Path, operation: str) -> int:
+def peak(image: Path, data: Path, operation: str) -> int:
     """Peak resident memory, in MB, of a fresh process that loads the codec and does one operation."""
-    options = json.dumps(DECODING.get(operation))
-    command = [sys.executable, "-c", PEAK, str(image), str(data), operation, options]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peak_megabytes(OPERATION, str(image), str(data), operation, json.dumps(DECODING.get(operation)))
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock time of a call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def median_milliseconds(
-    operations: dict[str, Callable[[int], object]], count: int, rounds: int
-) -> dict[str, float]:
-    """The median of each operation on ``count`` pictures, the operations by turns, after two rounds of warming up."""
-    times: dict[str, list[float]] = {name: [] for name in operations}
-    for round_number in range(rounds + 2):
-        for number in range(count):
-            for name, operation in operations.items():
-                taken = seconds(lambda: operation(number))  # noqa: B023
-                if round_number >= 2:
-                    times[name].append(taken)
-    return {name: statistics.median(values) * 1000 for name, values in times.items()}
-
-
-def command_seconds(arguments: list[str]) -> tuple[float, float]:
+def slim_seconds(*arguments: str) -> tuple[float, float]:
     """Wall-clock and processor time of a ``slim`` command in a fresh process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    wall = seconds(
-        lambda: subprocess.run(
-            [sys.executable, "-m", "slimcodec.cli", *arguments], check=True, capture_output=True
-        )
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return process_seconds([sys.executable, "-m", "slimcodec.cli", *arguments])
 
 
 def main() -> None:
@@ -113,7 +79,7 @@ def main() -> None:
     }
     for name, options in DECODING.items():
         operations[name] = lambda number, options=options: codec.decode(files[number], **options)  # type: ignore[misc]
-    medians = median_milliseconds(operations, len(pictures), arguments.rounds)
+    medians = median_milliseconds(operations, len(pictures), arguments.rounds, clock=time.perf_counter)
     large_photo = pictures[0].resize((1024, 1024), Image.Resampling.BICUBIC)
     large_file = codec.encode(large_photo)
     large_medians = median_milliseconds(
@@ -123,6 +89,7 @@ def main() -> None:
         },
         1,
         5,
+        clock=time.perf_counter,
     )
     limits = {
         "encode": 4.0,
@@ -135,14 +102,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image, data = Path(folder) / "photo.png", Path(folder) / "photo.slim"
         pictures[0].save(image)
-        peaks = {name: peak_megabytes(image, data, name) for name in limits}
-        encode_wall, _ = command_seconds(["encode", str(image), "-o", str(data), "--overwrite"])
-        info = [command_seconds(["info", str(data)])[1] for _ in range(3)]
+        peaks = {name: peak(image, data, name) for name in limits}
+        encode_wall, _ = slim_seconds("encode", str(image), "-o", str(data), "--overwrite")
+        info = [slim_seconds("info", str(data))[1] for _ in range(3)]
         with Image.open(io.BytesIO(_large())) as large:
             large.save(Path(folder) / "large.png")
         large_peaks = {
-            name: peak_megabytes(Path(folder) / "large.png", Path(folder) / "large.slim", name)
-            for name in limits
+            name: peak(Path(folder) / "large.png", Path(folder) / "large.slim", name) for name in limits
         }
 
     report = {
