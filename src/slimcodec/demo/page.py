@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import jinja2
 import numpy as np
 from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 
-from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject, Verdict
+from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject
 from slimcodec.errors import describe
 from slimcodec.images import Pixels, as_file
 
@@ -29,11 +30,6 @@ GALLERY = {
 }
 #: the browser refuses whatever would leave this server
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'none'; frame-ancestors 'none'"
-FAITHFUL, DRAWN = "faithful", "drawn by the model from the caption"
-EXPLAINED = {
-    FAITHFUL: "decoded from the bits, nothing invented",
-    DRAWN: "details are invented: they follow the caption",
-}
 #: tells Gradio which photo of the gallery was clicked
 PICK = """element.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -67,60 +63,12 @@ def uri(data: bytes | Pixels, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def result_html(subject: Subject, coded: Coded) -> str:
-    """The swipe slider, the numbers, and the heat map."""
-    info, decoded = coded.info, uri(coded.pixels)
-    label = FAITHFUL if coded.faithful else DRAWN
-    swipe = f'<img src="{decoded}" alt="Decoded picture, {label}">'
-    if subject.pixels is not None:
-        swipe += (
-            f'<img class="before" src="{uri(subject.pixels)}" alt="Original photo"><i></i>'
-            '<input type="range" min="0" max="100" step="0.5" value="50" '
-            'aria-label="Swipe between the original, left, and the decoded picture, right" '
-            "oninput=\"this.parentNode.style.setProperty('--cut', this.value + '%')\">"
-            '<span class="tag">original</span>'
-        )
-    smaller = info.width * info.height * 3 / info.file_bytes
-    parts = {"header": info.header_bytes, "caption": info.caption_bytes, "picture": info.payload_bytes}
-    bar = "".join(f'<i class="part-{name}" style="flex-grow:{count}"></i>' for name, count in parts.items())
-    legend = "".join(f'<li class="part-{name}">{name} {count:,}</li>' for name, count in parts.items())
-    region = ""
-    if coded.region is not None:
-        bits, area = coded.region
-        region = f" White line: what the captioner saw, {bits:.0%} of the bits on {area:.0%} of the picture."
-    name = escape(subject.name, quote=True)
-    return f"""<div class="result"><div class="facts" role="status">
-<p class="size"><b>{info.file_bytes:,}</b> bytes</p>
-<p><b>{info.bpp:.3f}</b> bits per pixel<br><b>{smaller:,.0f}</b> times smaller than raw pixels</p>
-<p class="badge {"" if coded.faithful else "drawn"}"><b>{label}</b><br>{EXPLAINED[label]}</p>
-</div>
-<div class="stage"><div class="swipe" style="--w:{info.width};--h:{info.height}">{swipe}
-<span class="tag after">decoded, {info.file_bytes:,} bytes</span></div></div>
-<div class="where"><img src="{uri(coded.heat)}" alt="Heat map over the photo: where the bits of the file went">
-<p class="scale"><span>0</span><i></i><span>{coded.most:.0f} bits in {coded.cell}x{coded.cell} pixels</span></p>
-<p class="quiet">Where the bits went.{region}</p>
-<div class="bar" aria-hidden="true">{bar}</div><ul class="legend" aria-label="Bytes of the file">{legend}</ul>
-<p class="quiet">{info.width}x{info.height} pixels, quality {info.quality}; coded and decoded in {coded.seconds:.2f} s.</p>
-<p class="links"><a download="{name}.slim" href="{uri(coded.data, "application/octet-stream")}">Download .slim</a>
-<a download="{name}.png" href="{decoded}">Download PNG</a></p>
-</div></div>"""
-
-
-def card(title: str, bytes_line: str, picture: str, verdict: Verdict | None, truth: str, kind: str) -> str:
-    """A picture with its bytes, and what the classifier says of it: right where it says what it says of the original."""
-    rows = ""
-    if verdict is not None:
-        for name, share in zip(*verdict, strict=True):
-            same = " class='same'" if name == truth else ""
-            rows += f'<li{same} style="--share:{share:.1%}"><span>{escape(name)}</span> {share:.0%}</li>'
-        right = verdict.names[0] == truth
-        mark = "" if kind == "original" else ("✓ " if right else "✗ ")
-        state = "" if kind == "original" else ("right" if right else "wrong")
-        rows = f'<p class="verdict {state}">{mark}{escape(verdict.names[0])}</p><ol aria-label="Top {len(verdict.names)}">{rows}</ol>'
-    return (
-        f'<figure class="card {kind}"><img src="{picture}" alt="{escape(title)}">'
-        f"<figcaption><b>{escape(title)}</b> <span>{bytes_line}</span></figcaption>{rows}</figure>"
-    )
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+)
+_templates.filters["uri"] = uri
+#: the macros of page.html, which escape what they are given
+FIGURES: Any = _templates.get_template("page.html").module
 
 
 def cards(demo: Demo, subject: Subject, coded: Coded) -> Iterator[str]:
@@ -128,32 +76,21 @@ def cards(demo: Demo, subject: Subject, coded: Coded) -> Iterator[str]:
     verdict = demo.verdict(coded.pixels)
     ours = (f"{len(coded.data):,} bytes", uri(coded.pixels))
     if subject.pixels is None:
-        yield card("SLIM", *ours, verdict, verdict.names[0] if verdict else "", "original")
+        yield FIGURES.card("SLIM", *ours, verdict, verdict.names[0] if verdict else "", "original")
         return
     original = demo.verdict(subject.pixels)
     truth = original.names[0] if original else ""
     raw = f"{subject.pixels.nbytes:,} bytes raw"
-    yield card("Original", raw, uri(subject.pixels), original, truth, "original")
-    yield card("SLIM", *ours, verdict, truth, "ours")
+    yield FIGURES.card("Original", raw, uri(subject.pixels), original, truth, "original")
+    yield FIGURES.card("SLIM", *ours, verdict, truth, "ours")
     for name in subject.encoders:
         spent = demo.spend(subject, name, len(coded.data))
         # the browser shows the peer's own bytes
         picture, size = uri(spent.data, f"image/{name.lower()}"), f"{len(spent.data):,} bytes"
         if spent.fits:
-            yield card(name, size, picture, demo.verdict(spent.pixels), truth, "peer")
+            yield FIGURES.card(name, size, picture, demo.verdict(spent.pixels), truth, "peer")
         else:
-            yield card(name, f"cannot get that small: {size} at least", picture, None, truth, "unfit")
-
-
-def grid(figures: list[str], classifier: str, guided: bool) -> str:
-    """The cards side by side; ``guided``: the classifier had a say in ours."""
-    judge = f"What {escape(classifier)} says" if classifier else "No classifier: give one with --classifier"
-    if classifier and guided:
-        judge += ", which guided SLIM's picture: for an independent judge use --classifier"
-    return (
-        f'<section aria-label="The same bytes spent by other codecs"><h2>The same bytes, spent by others '
-        f'<small>{judge}; ✓ as on the original</small></h2><div class="cards">{"".join(figures)}</div></section>'
-    )
+            yield FIGURES.card(name, f"cannot get that small: {size} at least", picture, None, truth, "unfit")
 
 
 # ---- controls --------------------------------------------------------------------------------------------------
@@ -171,14 +108,14 @@ def build(demo: Demo) -> gr.Blocks:
 
     with gr.Blocks(title="slimcodec", analytics_enabled=False, fill_width=True) as page:
         subject, coded = gr.State(), gr.State()
-        html(
-            "<header><h1>slimcodec</h1><p>A photo in a few hundred bytes that a machine, and a person, can still read. "
-            f"<span>{escape(config.name)} {demo.codec.bundle.bundle_id}. Nothing leaves this server.</span></p></header>"
-        )
+        html(FIGURES.header(demo.codec.bundle))
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="controls", scale=1, min_width=290):
                 drop = gr.File(label="Drop a photo or a .slim file", height=150)
-                gallery = html(gallery_html(photos), js_on_load=PICK)
+                gallery = html(
+                    FIGURES.gallery(zip(GALLERY.values(), map(thumbnail, photos), strict=True)),
+                    js_on_load=PICK,
+                )
                 note = html(elem_id="note")
                 quality = gr.Slider(1, 100, 50, step=1, label="Quality", buttons=[])
                 target = gr.Number(0, label="Target bytes", info="0: the quality decides.", precision=0)
@@ -205,7 +142,7 @@ def build(demo: Demo) -> gr.Blocks:
             return {
                 subject: opened,
                 coded: done,
-                result: result_html(opened, done),
+                result: FIGURES.result(opened, done),
                 caption: gr.update(value=done.caption, interactive=opened.pixels is not None),
                 quality: gr.update(value=done.info.quality, interactive=opened.pixels is not None),
                 note: opened.note and f"<p>{opened.note}</p>",
@@ -234,7 +171,7 @@ def build(demo: Demo) -> gr.Blocks:
             figures: list[str] = []
             for figure in cards(demo, opened, done):
                 figures.append(figure)
-                yield grid(figures, judge, demo.classifier is None and not done.faithful)
+                yield FIGURES.grid(figures, judge, demo.classifier is None and not done.faithful)
 
         latest: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
         new = [preset, quality, target]
@@ -261,14 +198,10 @@ def html(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def gallery_html(photos: Sequence[Path]) -> str:
-    """A button with a square thumbnail for every photo."""
-    buttons = ""
-    for number, (photo, text) in enumerate(zip(photos, GALLERY.values(), strict=True)):
-        with Image.open(photo) as opened:
-            square = np.asarray(ImageOps.fit(opened.convert("RGB"), (128, 128)))
-        buttons += f'<button type="button" data-index="{number}" title="{text}"><img src="{uri(square)}" alt="{text}"></button>'
-    return f'<div class="gallery" role="group" aria-label="Photos to try">{buttons}</div>'
+def thumbnail(photo: Path) -> Pixels:
+    """The middle of a photo, a square of 128 pixels a side."""
+    with Image.open(photo) as opened:
+        return np.asarray(ImageOps.fit(opened.convert("RGB"), (128, 128)))
 
 
 def serve(demo: Demo, host: str, port: int, say: Callable[[str], None]) -> None:
