@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,6 @@ class Worker:
         self.detector = Detector(setup.detector) if setup.detector else None
         self.lpips = load_lpips(setup.lpips) if setup.lpips else None
         self.codecs = [(curve, curve.codec(setup.model, setup.device)) for curve in setup.curves]
-        self._grey: dict[tuple[str, int, tuple[int, ...]], int | None] = {}
 
     def describe(self) -> dict[str, Any]:
         """Protocol, judges and curves, as a result states them."""
@@ -155,20 +154,19 @@ class Worker:
             **(slim.parts(data, photo) if slim else {}),
             **{name: value and round(value, FIDELITY[name][2]) for name, value in measured.items()},
             "detections": matched(self.detector(decoded), truth) if self.detector and truth else None,
-            "grey": None if slim else self._grey_bytes(curve, codec, photo, quality),
+            "grey": None if slim else _grey_bytes(curve, quality, photo.pixels.shape),
             "encode_ms": encode_ms,
             "decode_ms": decode_ms,
         }
 
-    def _grey_bytes(self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int) -> int | None:
-        """Bytes that the codec spends on a flat grey picture of the photo's size, its container; None where it refuses one."""
-        key = (curve.name, quality, photo.pixels.shape)
-        if key not in self._grey:
-            try:
-                self._grey[key] = len(codec.encode(Photo(np.full_like(photo.pixels, 128)), quality))
-            except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost
-                self._grey[key] = None
-        return self._grey[key]
+
+@cache
+def _grey_bytes(curve: Curve, quality: int, shape: tuple[int, ...]) -> int | None:
+    """Bytes that a peer spends on a flat grey picture [H, W, 3], its container; None where it refuses one."""
+    try:
+        return len(curve.codec().encode(Photo(np.full(shape, 128, np.uint8)), quality))
+    except Exception:  # noqa: BLE001  any codec's error: of the photo nothing is lost
+        return None
 
 
 def _coded(
