@@ -47,10 +47,20 @@ class Codec:
         """
         if tile < 2:
             raise SlimError(f"tile is {tile}; give at least 2 latent positions")
-        self.bundle = bundle
-        self.runtime = runtime or torch_runtime(bundle)
-        #: the exact entropy stage
-        self.coder = latent_codec(bundle, self.runtime)
+        self.bundle, config = bundle, bundle.config.compressor
+        if runtime is None:
+            with needs("torch", "the runtime torch"):
+                from slimcodec.models.networks import TorchRuntime
+
+            runtime = TorchRuntime(bundle)
+        self.runtime = runtime
+        try:
+            #: the exact entropy stage
+            self.coder = LatentCodec.from_tensors(
+                runtime.run, bundle.stored["prior"], config.prior, steps=bool(config.step_octaves)
+            )
+        except (KeyError, ValueError) as error:
+            raise SlimError(f"the bundle's part prior does not fit its configuration: {error}") from error
         self.decoder = Decoder(bundle, self.runtime, self.coder, tile)
         self.encoder = Encoder(bundle, self.runtime, self.coder, tile, self.decoder.synthesise)
 
@@ -216,25 +226,6 @@ class Codec:
             )
         array = np.asarray(latent.cpu() if hasattr(latent, "cpu") else latent)
         return crop(self.decoder.pixels(array[None]), [size])[0]
-
-
-def torch_runtime(bundle: Bundle) -> Runtime:
-    """The networks of a bundle in torch."""
-    with needs("torch", "the runtime torch"):
-        from slimcodec.models.networks import TorchRuntime
-
-    return TorchRuntime(bundle)
-
-
-def latent_codec(bundle: Bundle, runtime: Runtime) -> LatentCodec:
-    """The exact stage of a bundle."""
-    config = bundle.config.compressor
-    try:
-        return LatentCodec.from_tensors(
-            runtime.run, bundle.stored["prior"], config.prior, steps=bool(config.step_octaves)
-        )
-    except (KeyError, ValueError) as error:
-        raise SlimError(f"the bundle's part prior does not fit its configuration: {error}") from error
 
 
 def fast_dtype(device: str | torch.device = "cpu") -> torch.dtype:

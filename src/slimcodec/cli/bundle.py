@@ -1,15 +1,12 @@
 """``slim bundle``: bundles on pretrained models, made, shown, checked and packed."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.options import FAILED, complain, failing, printable, say
-
-if TYPE_CHECKING:
-    from slimcodec.models.publishing import PartState
 
 bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
 
@@ -128,7 +125,10 @@ def verify(source: Folder, base: options.Base = None) -> None:
 
         states = part_states(_load(source, base))
         for state in states:
-            _report(state)
+            if state.found is None:
+                complain(state.problem)
+            else:
+                say(printable(f"{state.reference.name:<15} {state.found.place:<7} {state.found.folder}"))
         missing = sum(state.found is None for state in states)
         say(f"{len(states) - missing} of {len(states)} pretrained parts are there and as they must be")
     if missing:
@@ -203,10 +203,3 @@ def _describe(bundle: Any) -> dict[str, Any]:
             for part in bundle.references()
         ],
     }
-
-
-def _report(state: "PartState") -> None:
-    if state.found is None:
-        complain(state.problem)
-    else:
-        say(printable(f"{state.reference.name:<15} {state.found.place:<7} {state.found.folder}"))

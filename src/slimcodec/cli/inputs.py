@@ -87,15 +87,6 @@ class Found(NamedTuple):
     passed_over: Counter[str]
 
 
-class Plan(NamedTuple):
-    """Jobs, (input, reason) where there is none, whether a single file was named, and what was passed over, by suffix."""
-
-    jobs: list[Job]
-    problems: list[tuple[str, str]]
-    single: bool
-    passed_over: Counter[str]
-
-
 def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
     """Return the files that ``arguments`` mean, in order.
 
@@ -237,8 +228,8 @@ def plan(
     as_json: bool,
     stdin_limit: int | None,
     keep_suffix: bool,
-) -> Plan:
-    """Return a job for each input, and the rest of a ``Plan``.
+) -> tuple[list[Job], list[tuple[str, str]], bool, Counter[str]]:
+    """Return jobs, (input, reason) where there is none, whether a single file was named, and what was passed over, by suffix.
 
     A file that is given twice is one job. ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the
     first is the default, and results of what is read keep theirs; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
@@ -246,7 +237,7 @@ def plan(
     only output is the input and where a stream makes no sense.
     """
     if STREAM in (*arguments, out):
-        return Plan([_stream_job(arguments, out, as_json, stdin_limit)], [], True, Counter())
+        return [_stream_job(arguments, out, as_json, stdin_limit)], [], True, Counter()
     inputs, problems, passed_over = find_inputs(arguments, reads)
     if out is not None and writes == reads:  # a search finds results of an earlier run too
         home = _identity(as_path(out)).rstrip("/") + "/"
@@ -272,7 +263,7 @@ def plan(
     if single and clashes:
         stop(": ".join(clashes[0]), USAGE)
     counts = Counter({suffix: count for suffix, count in passed_over.items() if suffix not in writes})
-    return Plan(jobs, problems + clashes, single, +counts)
+    return jobs, problems + clashes, single, +counts
 
 
 def _without_clashes(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -240,10 +241,7 @@ def _ladder(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _numbers(text: str, kind: Callable[[str], T], option: str) -> list[T]:
-    numbers = text.split(",")
-    try:
-        if all(0 <= float(number) < 1e6 for number in numbers):
-            return [kind(number) for number in numbers]
-    except ValueError:
-        pass
+    with suppress(ValueError):
+        if all(0 <= float(number) < 1e6 for number in text.split(",")):
+            return [kind(number) for number in text.split(",")]
     raise SlimError(f"{option} {text!r}: write numbers from 0 up, separated by commas")

@@ -47,7 +47,8 @@ def report(
     photos, a row of tiles each. Raises ``SlimError`` where there is no such ``anchor``.
     """
     anchor_curve = _anchor(result, anchor)
-    judges, fidelity = result.judges, [name for name in FIDELITY if result.has(name)]
+    judges, points = result.judges, [point for curve in result.curves for point in curve.points]
+    fidelity = [name for name in FIDELITY if any(point.summary.get(name) for point in points)]
     blocks: list[Block] = [*_setting(result), ("heading", "Accuracy")]
     blocks += [("plot", figures.rate_accuracy(result, judge)) for judge in judges]
     blocks += _at_rates(result) + _bd_tables(result, anchor_curve) + _controls(result)

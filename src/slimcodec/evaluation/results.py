@@ -110,10 +110,6 @@ class Result:
     def __len__(self) -> int:
         return len(self.photos["id"])
 
-    def has(self, measure: str) -> bool:
-        """Whether any point has a measure."""
-        return any(point.summary.get(measure) for curve in self.curves for point in curve.points)
-
     def controls(self, curve: MeasuredCurve) -> tuple[MeasuredCurve, MeasuredCurve]:
         """The controls of a curve that a caption enhances: without caption, and with a wrong one.
 
