@@ -12,12 +12,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from slimcodec.errors import SlimError, describe
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ProcessPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,15 +61,23 @@ def run_pool(
         return
     # a single job, the most frequent, starts faster without them
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
+
+    def submit(item: T) -> Future[Any]:
+        try:
+            return pool.submit(do_item, item)
+        except BrokenProcessPool as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     # Spawned and not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(setup,)) as pool:
         # Ctrl-C reaches all processes; the workers inherit that it is ignored, and this process ends them.
         with _ignored_interrupts():
-            waiting = deque(_submit(pool, item) for item in first)
+            waiting = deque(map(submit, first))
         try:
             while waiting:
                 # Taken out of the queue, so that no more results are held than are waited for.
@@ -81,23 +86,11 @@ def run_pool(
                     yield future.result()
                 except BrokenProcessPool:
                     yield WorkerDiedError("a worker process died, perhaps out of memory; try fewer --jobs")
-                waiting.extend(_submit(pool, item) for item in islice(remaining, 1))
+                waiting.extend(map(submit, islice(remaining, 1)))
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-
-
-def _submit(pool: ProcessPoolExecutor, item: Any) -> Future[Any]:
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
-
-    try:
-        return pool.submit(do_item, item)
-    except BrokenProcessPool as error:
-        failed: Future[Any] = Future()
-        failed.set_exception(error)
-        return failed
 
 
 @contextmanager

@@ -84,7 +84,6 @@ class Coded:
 class Spent:
     """What a peer does with some bytes: its best file that fits, else its smallest."""
 
-    name: str
     data: bytes
     pixels: Pixels
     fits: bool
@@ -174,7 +173,7 @@ class Demo:
         """What the peer ``name``, one of the subject's encoders, makes of a photo with at most ``size`` bytes."""
         qualities = (min(self.peers[name].qualities), BEST_QUALITY)
         _, data = best_that_fits(subject.encoders[name], qualities, size)
-        return Spent(name, data, self.peers[name].decode(data), len(data) <= size)
+        return Spent(data, self.peers[name].decode(data), len(data) <= size)
 
     def verdict(self, pixels: Pixels) -> Verdict | None:
         """What the classifier says of a picture; None for a bundle without a captioner."""

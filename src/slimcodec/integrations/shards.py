@@ -117,16 +117,8 @@ def _write_parquet(file: BinaryIO, out: BinaryIO, encode: CellEncoder, column: s
             for batch in table.iter_batches(PIECE, row_groups=[group]):
                 rows = range(row, row + len(batch))
                 cells = encode(batch.column(place).to_pylist(), (f"row {number}" for number in rows))
-                encoded = pa.array(cells, schema.field(place).type)
-                done.append(
-                    pa.RecordBatch.from_arrays(
-                        [
-                            encoded if number == place else values
-                            for number, values in enumerate(batch.columns)
-                        ],
-                        schema=writer.schema,
-                    )
-                )
+                kind = schema.field(place)
+                done.append(batch.set_column(place, kind, pa.array(cells, kind.type)))
                 row = rows.stop
             # groups stay as they were: a reader takes whole ones
             writer.write_table(pa.Table.from_batches(done, writer.schema))
