@@ -132,8 +132,8 @@ class Worker:
         }
 
     def _judged(self, pixels: Pixels, photo: Photo) -> dict[str, list[int]]:
-        judged = (classifier.judge(pixels, photo.class_index) for classifier in self.classifiers)
-        return dict(zip(("guess", "rank"), map(list, zip(*judged, strict=True)), strict=True))
+        judged = [classifier.judge(pixels, photo.class_index) for classifier in self.classifiers]
+        return {"guess": [guess for guess, _ in judged], "rank": [rank for _, rank in judged]}
 
     def _point(
         self, curve: Curve, codec: PictureCodec, photo: Photo, quality: int, truth: Boxes | None
