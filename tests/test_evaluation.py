@@ -349,6 +349,8 @@ def test_the_report(desk: Path, smoke: Body, tmp_path: Path) -> None:
         "bpp is a likelihood estimate",
     ):
         assert words in page, words
+    # a row for each of the two examples, the original and every codec in it
+    assert page.count('<div class="photos">') == 2 and page.count("<figure><img src") > 4
     assert "its smallest" in page and "BD-rate at equal top-1" in text
     assert str(tmp_path) not in page + text
 
