@@ -14,8 +14,8 @@ BENCH_SLIM ?= results/dev-imagenet1k.json
 PEERS = --codecs jpeg,jpeg2000,webp,avif,jxl,heic --qualities jpeg=1,10,25,45 --qualities jpeg2000=400,200,100,40 --qualities webp=0,7,20,60 \
 	--qualities avif=0,10,20,30,45 --qualities jxl=1,20,50,65 --qualities heic=1,20,31,41
 SLIM = --codecs slim --steps 0 --guidance none --qualities slim=10,28,45,62,80
-# The preset machine takes four times as long: fewer photos, a second judge, and where they are given photos set aside that no
-# setting was chosen on (fresh.parquet of benchmarks/set_aside.py).
+# The preset machine takes four times as long: it is measured on fewer photos, by two judges. BENCH_SET_ASIDE, where given, names
+# photos on which no setting was chosen (fresh.parquet of benchmarks/set_aside.py).
 BENCH_MACHINE ?= results/dev-imagenet1k-machine.json
 MACHINE = --classifier efficientnet-lite1 --steps 0 --guidance 0.4
 BENCH_SET_ASIDE ?=

@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.evaluation.bd_rate import bd_rate, compare, improving, relative_at
 from slimcodec.evaluation.results import Interval, MeasuredCurve, Result, load_all
 from slimcodec.files import atomic_write
@@ -39,13 +38,15 @@ def percent(ends: Interval | None) -> str:
     return "–" if ends is None else f"{ends[0]:.0f} %"
 
 
-def fewer_bits(anchor: MeasuredCurve, curve: MeasuredCurve, measure: str, rate: str = "bpp") -> str:
+def fewer_bits(
+    anchor: MeasuredCurve, curve: MeasuredCurve, measure: str, rate: str = "bpp"
+) -> Interval | None:
     """How many per cent fewer bits ``curve`` needs than ``anchor`` at an equal measure, with the interval."""
     compared = compare(bd_rate, anchor, curve, measure, rate)
     if compared.value is None:
-        return "undefined"
+        return None
     low, high = compared.interval or (compared.value, compared.value)
-    return f"{-compared.value:.0f} % ({-high:.0f} to {-low:.0f})"
+    return -compared.value, -high, -low
 
 
 def machine(result: Result) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def judged() -> dict[str, Any]:
     rows: list[tuple[str, list[str]]] = []
     shares: dict[str, list[Interval]] = {"steps 0": [], "machine": []}
     fewer: list[tuple[str, str, str, str]] = []
+    savings: list[Interval] = []
     for name, file in (
         ("development", "dev-imagenet1k-machine.json"),
         ("set aside", "set-aside-machine.json"),
@@ -90,7 +92,8 @@ def judged() -> dict[str, Any]:
             for peer in ("avif", "avif-444"):
                 if peer in curves:
                     compared = [fewer_bits(curves[peer], c, f"top1 {judge}") for c in (plain, guided)]
-                    fewer.append((PEERS[peer], judge, *compared))  # type: ignore[arg-type]
+                    fewer.append((PEERS[peer], judge, *map(spread, compared)))  # type: ignore[arg-type]
+                    savings += compared[:1]  # type: ignore[arg-type]
     worst = {
         label: [
             min((found[n] for found in all_four if found[n]), key=lambda ends: ends[0], default=None)
@@ -101,8 +104,7 @@ def judged() -> dict[str, Any]:
     return {
         "rows": rows,
         "fewer": fewer,
-        # of the worst pair of AVIF's settings and judge
-        "fewest": min((row[2] for row in fewer), key=lambda text: float(text.split()[0])),
+        "savings": savings,
         "set_aside": len(result),
         "worst": {label: [spread(ends) for ends in found] for label, found in worst.items()},
     }
@@ -257,27 +259,29 @@ def measured() -> dict[str, Any]:
     fewer = [
         (
             PEERS[anchor.name],
-            fewer_bits(anchor, slim, top1),
-            fewer_bits(anchor, slim, top1, "bpp_less_grey"),
-            fewer_bits(anchor, slim, "psnr"),
+            spread(fewer_bits(anchor, slim, top1)),
+            spread(fewer_bits(anchor, slim, top1, "bpp_less_grey")),
+            spread(fewer_bits(anchor, slim, "psnr")),
         )
         for anchor in anchors
     ]
-    speed, exact = stored("speed.json"), stored("exactness.json")
+    speed, exact, both_sets = stored("speed.json"), stored("exactness.json"), judged()
+    savings = [fewer_bits(curves["avif"], slim, top1), *both_sets["savings"]]
     sizes = [point.summary["bytes"] for point in slim.points]
     return {
         "count": f"{len(result):,}",
         "judge": judge,
         "bundle": slim.bundle["id"] if slim.bundle else "",
         "slim_effort": slim.slim.effort if slim.slim else 0,
-        "embedded": json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))["bundle_id"],
         "top1": f"{result.uncompressed[top1].mean():.1f}",
         "fewer": fewer,
         "rates": [f"{rate:.2f}" for rate in RATES],
         "kept": [("SLIM", kept[slim.name], f"{whole:.1f} %")]
         + [(PEERS[a.name], kept[a.name], "100 %") for a in anchors],
         "machine": machine(load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]),
-        "judged": judged(),
+        "judged": both_sets,
+        # of the worst of judges, sets of photos and settings of AVIF
+        "fewest": spread(min(saving for saving in savings if saving)),
         "flux2": flux2(),
         "effort": effort(),
         "other_tasks": other_tasks(),

@@ -53,7 +53,7 @@ MORE_PHOTOS = {
     "many objects": "coins",
     "microscope": "cell",
     "tissue": "immunohistochemistry",
-    "eye ground": "retina",
+    "retina": "retina",
     "lawn": "grass",
     "stones": "gravel",
 }
@@ -190,8 +190,9 @@ def main() -> None:
     parser.add_argument(
         "--bytes", type=int, help="largest file (default: the smallest AVIF file of each photo)"
     )
-    parser.add_argument("--more", action="store_true", help="24 of scikit-image's photos and details of them")
-    parser.add_argument("--photos", help="labelled data set (default: scikit-image's photos)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--more", action="store_true", help="24 of scikit-image's photos and details of them")
+    which.add_argument("--photos", help="labelled data set (default: scikit-image's photos)")
     parser.add_argument("--classifier", default="efficientnet-lite1", help="judge, as of slim bench")
     arguments = parser.parse_args()
     codec, classifier = slimcodec.load(), load_classifier(arguments.classifier)

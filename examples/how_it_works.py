@@ -54,7 +54,9 @@ def figures(codec: Codec, quality: int) -> dict[str, Image.Image]:
     if interest is None:
         raise SystemExit("the bundle finds no region of interest")
     seen = overlay(pixels, interest.weights[0, 0])
-    latent, decompressed = (x.float().numpy() for x in (codec.latents(picture), codec.decode_latent(file)))
+    latent, decompressed = (
+        np.asarray(x, np.float32) for x in (codec.latents(picture), codec.decode_latent(file))
+    )
     channels = [int(n) for n in np.argsort(-decompressed.var((1, 2)))[:CHANNELS]]
     coded = codec.quantise(picture, quality)
     symbols = coded.symbols()
@@ -76,7 +78,7 @@ def figures(codec: Codec, quality: int) -> dict[str, Image.Image]:
             shown(mosaic(decompressed, channels), "the same channels, decompressed", f"quality {quality}", smooth=False),
         ],
         "bits": [
-            shown(mosaic(coded.values[0].float().numpy(), list(range(CHANNELS))), f"{len(symbols):,} symbols", f"{100 * np.mean(symbols == 0):.1f} % are zero; the first {CHANNELS} channels", smooth=False),
+            shown(mosaic(coded.values[0], list(range(CHANNELS))), f"{len(symbols):,} symbols", f"{100 * np.mean(symbols == 0):.1f} % are zero; the first {CHANNELS} channels", smooth=False),
             shown(np.asarray(draw_bits(pixels, bits, codec.cell)), f"bits at each position, {bits.sum() / 8:,.0f} bytes", f"file: {info.file_bytes:,} = {info.header_bytes} header + {info.caption_bytes} caption + {info.payload_bytes}"),
         ],
         "pictures": [
@@ -91,7 +93,7 @@ def main() -> None:
     """Draw the figures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path("how-it-works"), help="folder of the figures")
-    parser.add_argument("--quality", type=int, default=30, help="quality, 1 to 100 (default: 30)")
+    parser.add_argument("--quality", type=int, default=40, help="quality, 1 to 100 (default: 40)")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(slimcodec.load(), arguments.quality).items():

@@ -106,6 +106,17 @@ def test_targets_take_the_largest_file_that_fits(codec: Codec) -> None:
         codec.encode(original, target_bytes=500, target_bpp=0.1)
 
 
+def test_a_target_where_the_map_of_steps_begins_takes_the_largest_quality_too() -> None:
+    codec, original = slimcodec.load(), photo("rocket")
+    sizes = [len(codec.encode(original, quality, effort=0)) for quality in range(1, 101)]
+    before, after = sizes[MAP_FROM - 2 : MAP_FROM]
+    # the map saves more than it costs: what this test is about
+    assert after < before
+    for limit in (after, before - 1, before):
+        data = codec.encode(original, target_bytes=limit, effort=0)
+        assert slimcodec.inspect(data).quality == max(q for q, size in enumerate(sizes, 1) if size <= limit)
+
+
 def test_captions_travel_in_the_file(codec: Codec) -> None:
     image = photo("chelsea", 96, 96)
     tag = slimcodec.inspect(codec.encode(image, 30, caption="a photo of a egyptian cat"))
@@ -413,6 +424,7 @@ def test_below_a_quality_only_a_mask_of_yours_is_worth_its_map() -> None:
     for roi, held in (("auto", (False, True)), (mask, (True, True)), (None, (False, False))):
         coded = [codec.quantise(picture, quality, roi=roi) for quality in (low, high)]
         assert tuple(bool(one.values[0, -1].any()) for one in coded) == held
+        assert tuple(codec.coder.region(one) is not None for one in coded) == held
         files = [codec.encode(picture, quality, None, roi=roi) for quality in (low, high)]
         for file, one in zip(files, coded, strict=True):
             assert np.array_equal(codec.read(file)[1].values, one.values)

@@ -98,6 +98,14 @@ def test_sizes_that_the_weights_do_not_have_cost_no_memory(path: str, value: obj
         getattr(hostile if hasattr(Bundle, part) else hostile.latent_model, part)
 
 
+def test_a_prior_without_symbol_tables_names_them() -> None:
+    bundle = Bundle.from_pretrained(SMALL)
+    prior = {name: value for name, value in bundle.stored["prior"].items() if name != "tables.radii"}
+    hostile = Bundle(bundle.config, {**bundle.stored, "prior": prior}, bundle.vocabulary, bundle.text)
+    with pytest.raises(SlimError, match="symbol tables lack tables.radii"):
+        Codec(hostile)
+
+
 def test_a_text_model_of_another_size_costs_no_memory() -> None:
     bundle = Bundle.from_pretrained(SMALL)
     assert bundle.text is not None

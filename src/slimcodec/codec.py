@@ -87,11 +87,12 @@ class Codec:
 
         ``image``: a PIL image, an [H, W, 3] uint8 array, a path, or the bytes of a picture file (see
         ``slimcodec.images.load_image``). ``quality``: 1 (smallest) to 100. ``caption``: "auto" (the bundle's captioner),
-        None, or a text of at most 1024 bytes. ``roi``: the region of interest: "auto" (as the bundle's captioner sees it,
-        at qualities from 32 on), None (everywhere alike), or a mask in [0, 1] of any resolution over the whole picture. ``effort``: gradient steps by which
-        rounding keeps what a classifier knows the picture by, 0 to 32; 0 is fastest, more keep more. ``target_bytes`` or
-        ``target_bpp`` (bits per pixel of the original size) take the largest quality whose whole file fits, in place of
-        ``quality``. It is found by bisection, since sizes grow with quality but for a few bytes.
+        None, or a text of at most 1024 bytes. ``roi``: the region of interest. "auto" is what the bundle's captioner
+        sees, from quality 32 on. None is everywhere alike. A mask in [0, 1] covers the whole picture at any resolution.
+        ``effort``: gradient steps by which rounding keeps what a classifier knows the picture by, 0 to 32; 0 is fastest,
+        more keep more. ``target_bytes`` or ``target_bpp`` (bits per pixel of the original size) take the largest quality
+        whose whole file fits, in place of ``quality``. It is found by bisection, since sizes grow with quality but for a few
+        bytes.
 
         Raises ``ImageError`` for a picture that cannot be coded, ``SlimError`` for an argument out of range and for a target
         that no quality meets.

@@ -28,7 +28,7 @@ Roi = str | NDArray[Any] | None
 Floats = NDArray[np.float32]
 #: gradient steps by which the encoder looks for evidence, by default and at most
 EFFORT, MAX_EFFORT = 3, 32
-#: below this quality the map of a region that the bundle sees costs more than it gives a classifier
+#: below this quality the map of a region that the bundle sees costs a classifier more than it gives (docs/decisions.md)
 MAP_FROM = 32
 #: by how many qualities a target in bytes may sink to pay for evidence
 EVIDENCE_QUALITIES = 8
@@ -132,6 +132,9 @@ class Encoder:
         if limit is None:
             return file(request.quality, evidence)
         quality, data = largest_that_fits(file, limit)
+        if interest and quality < interest.lowest and len(file(interest.lowest)) <= limit:
+            # with the map of steps sizes are smaller again, and grow from there on
+            quality, data = largest_that_fits(file, limit, (interest.lowest, 100))
         # evidence takes some per cent of the bytes, that of a quality or two
         for lower in range(quality, max(0, quality - EVIDENCE_QUALITIES), -1) if evidence else ():
             if len(kept := file(lower, evidence)) <= limit:

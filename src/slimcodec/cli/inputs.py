@@ -131,7 +131,7 @@ def _expanded(arguments: Sequence[str]) -> Iterator[str]:
         ):
             yield argument
             continue
-        with installed("webdataset", argument):
+        with installed("webdataset", f"{argument}: a name with braces"):
             from braceexpand import braceexpand
         yield from braceexpand(argument)
 

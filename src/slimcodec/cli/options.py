@@ -53,7 +53,7 @@ Roi = Annotated[
     str,
     typer.Option(
         metavar="auto|none|MASK",
-        help="Region of interest: auto (bundle's captioner), none, or a mask picture, white inside.",
+        help="Region of interest: auto (bundle's captioner, from quality 32 on), none, or a mask picture, white inside.",
     ),
 ]
 Effort = Annotated[

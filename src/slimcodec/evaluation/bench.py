@@ -45,6 +45,8 @@ PROTOCOLS = {
 }
 #: photos judged uncompressed before anything is coded, to find wrong labels
 TRIAL_PHOTOS = 64
+#: layout of a row in the file of a run that is not finished
+ROWS = 2
 Row = dict[str, Any]
 
 
@@ -249,7 +251,7 @@ def _row_function(setup: Setup) -> Callable[[Record], Row]:
 
 def _finished(kept: Path, described: Mapping[str, Any]) -> Iterable[Row]:
     """The photos of a run that was stopped: a JSON line each after a line that says which run; a cut line is dropped."""
-    head = json.dumps(described, sort_keys=True)
+    head = json.dumps({"rows": ROWS, **described}, sort_keys=True)
     first, *lines = (kept.read_text(encoding="utf-8") if kept.exists() else f"{head}\n").split("\n")
     if first != head:
         raise SlimError(

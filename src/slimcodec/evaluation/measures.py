@@ -20,7 +20,7 @@ from slimcodec.errors import SlimError
 from slimcodec.files import file_sha256
 from slimcodec.images import Pixels
 
-#: measures of a decoded picture that are a number: label, digits that are shown, and digits that are kept
+#: measures that give one number for a decoded picture: label, digits that are shown, and digits that are kept
 FIDELITY = {
     "psnr": ("PSNR, dB", 2, 3),
     "psnr_roi": ("PSNR of the RoI, dB", 2, 3),

@@ -29,7 +29,7 @@ SHIFT = 0.05
 DECAY = 0.75
 #: directions follow what was lost to this power: what the file keeps well hardly moves
 LOST_POWER = 1.5
-#: share of a patch, from its edge, over which a jump to the next one is spread; over half of it evidence is lost
+#: share of a patch, from its edge, over which a jump to the next one is spread; spreading over half a patch loses evidence
 JOINT = 0.25
 Floats = NDArray[np.float32]
 #: a tagger's gradient [1, 3, H, W] at a view [1, 3, H, W] in [-1, 1] for a target [1, tags], one-hot
@@ -115,7 +115,10 @@ class CaptionGuide:
         return Views(self.gradients, cell, self._basis(cell), target, rng)
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
-        """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path, ``rows`` positions at a time."""
+        """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path with its patches joined.
+
+        ``rows`` positions are worked on at a time.
+        """
         basis = self.synthesis * np.float32(127.5)
         moved = np.empty_like(pixels)
         for top in range(0, change.shape[2], rows):

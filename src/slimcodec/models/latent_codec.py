@@ -69,6 +69,9 @@ class LatentCodec:
         cls, run: Run, tensors: Mapping[str, NDArray[Any]], config: PriorConfig, *, steps: bool
     ) -> LatentCodec:
         """The exact stage of a bundle's part ``prior``; ``ValueError`` or ``KeyError`` where its tensors do not fit, or are not exact."""
+        missing = {"tables.frequencies", "tables.radii"} - set(tensors)
+        if missing:
+            raise ValueError(f"the symbol tables lack {', '.join(sorted(missing))}")
         tables = SymbolTables(tensors["tables.frequencies"], tensors["tables.radii"])
         if len(tables) != SCALES:
             raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
@@ -134,8 +137,9 @@ class LatentCodec:
         return result.astype(np.float32)
 
     def region(self, coded: CodedLatent) -> NDArray[np.bool_] | None:
-        """Where the picture was coded with the fine step [h, w]: the region of interest; None without a map of steps."""
-        return coded.values[0, -1] < 0.5 if self.steps else None
+        """Where the picture was coded with the fine step [h, w]: the region of interest; None where every step is alike."""
+        coarse = coded.values[0, -1] > 0.5
+        return ~coarse if self.steps and coarse.any() else None
 
     def _code(
         self, symbols_of: SymbolSource, steps: Integers | None, height: int, width: int, quality: int

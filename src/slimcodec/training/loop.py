@@ -46,7 +46,7 @@ class Stage(Generic[B]):
     #: parameters whose learning rate is ``rate_factor`` times that of the others: a linear path is a good transform already
     scaled: Sequence[nn.Parameter] = ()
     rate_factor = 0.02
-    #: by step and the numbers of pictures in its batch, as a pure function; without numbers the whole batch
+    #: by step and the numbers of pictures in its batch, as a pure function
     batches: Callable[..., B]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
