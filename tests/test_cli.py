@@ -423,7 +423,8 @@ def test_a_mask_says_where_the_bits_go(slim: Slim, photos: Path, tmp_path: Path)
         shares[roi] = re.findall(
             r"(\d+)% of the bits in the region of interest, (\d+)% of the picture", result.out
         )
-    assert shares["none"] == [("100", "100")]
+    # every step alike: there is no region to speak of
+    assert shares["none"] == []
     assert [int(area) for _, area in shares[mask]] == [pytest.approx(50, abs=10)]
     made = slim("encode", photos / "coffee.jpg", "-o", tmp_path / "a.slim", "--roi", mask)
     assert made.status == 0 and slim("verify", tmp_path / "a.slim").status == 0
@@ -444,11 +445,12 @@ def test_map_of_any_size(shape: tuple[int, int]) -> None:
 
 def test_map_writes_a_picture(slim: Slim, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "maps" / "coffee.png"
-    result = slim("map", photos / "coffee.jpg", "-o", out, "--quality", 30)
+    result = slim("map", photos / "coffee.jpg", "-o", out, "--quality", 20)
     assert (result.status, result.err) == (0, "")
     with Image.open(out) as picture:
         assert picture.format == "PNG" and picture.width >= 80
-    assert "of the bits in the region of interest" in result.out
+    # below quality 32 nothing tells a region from the rest
+    assert "bytes in the latent" in result.out and "region of interest" not in result.out
     before = out.read_bytes()
     assert slim("map", photos / "coffee.jpg", "-o", out).status == 1
     assert out.read_bytes() == before

@@ -137,7 +137,7 @@ def map_(
 
     Examples:
       slim map photo.jpg -o bits.png
-      slim map photo.jpg -o bits.png --quality 20
+      slim map photo.jpg -o bits.png --quality 40
       slim map photo.jpg -o bits.png --roi mask.png
     """
     if os.path.isfile(out) and not overwrite:
