@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class OnnxRuntime:
         return OnnxRuntime, (self.graph, self.stored)
 
     def _start(self) -> None:
+        _running.add(self)
         self.lock = threading.Lock()
         self.sessions: dict[str, tuple[Any, tuple[str, ...]]] = {}
         #: by part, name and type, what sessions share: they read it where it lies
@@ -115,6 +117,20 @@ class OnnxRuntime:
         for name, tensor in unpacked(self.stored[graph.part], missing).items():
             self.weights[graph.part, name, graph.weights[name]] = tensor
         return [self.weights[graph.part, name, kind] for name, kind in graph.weights.items()]
+
+
+#: the runtimes of this process, and the sessions of those that a forked process inherited
+_running: weakref.WeakSet[OnnxRuntime] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _keep_sessions() -> None:
+    """Keep inherited sessions for ever: to destroy one waits for its threads, which stayed behind in the parent."""
+    _inherited.extend(runtime.sessions for runtime in _running)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions)
 
 
 def threads() -> int:
