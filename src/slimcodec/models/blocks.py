@@ -136,7 +136,7 @@ class Fusable(nn.Module):
 
     def _takes(self, x: Tensor) -> bool:
         # the operators take no part in autocast, and none in graphs
-        plain = torch.is_grad_enabled() or torch.jit.is_tracing()
+        plain = torch.is_grad_enabled() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         return self.fused and not (plain or torch.is_autocast_enabled(x.device.type))
 
     def _apply(self, *arguments: Any, **named: Any) -> Fusable:
