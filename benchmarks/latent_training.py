@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimcodec import __version__
 from slimcodec.codec import default_codec
+from slimcodec.images import as_file
 from slimcodec.integrations.tensors import PictureReader, as_tensor
 
 SIDE, SMALL = 256, 128
@@ -86,13 +87,6 @@ def labelled(files: Sequence[Path], classes: int, each: int) -> dict[str, list[I
         name: [square(Image.open(io.BytesIO(cell.as_py()["bytes"])), SIDE) for cell in found]
         for name, found in chosen.items()
     }
-
-
-def pillow(image: Image.Image, kind: str, **options: int) -> bytes:
-    """The file of a picture by Pillow."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def small(image: Image.Image) -> torch.Tensor:
@@ -190,8 +184,8 @@ def main() -> None:
     slim = [codec.encode(image, given.quality) for image in images]
     avif = {"quality": given.avif_quality, "speed": 6, "max_threads": 1}
     ways: dict[str, tuple[list[bytes], Callable[[bytes], torch.Tensor]]] = {
-        "jpeg": ([pillow(image, "JPEG") for image in images], read),
-        "avif": ([pillow(image, "AVIF", **avif) for image in images], read),
+        "jpeg": ([as_file(image, "JPEG") for image in images], read),
+        "avif": ([as_file(image, "AVIF", **avif) for image in images], read),
         "pictures": (slim, lambda file: small(picture(file))),
         "latents": (slim, latent),
     }

@@ -15,7 +15,6 @@ descriptors differ.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -33,6 +32,7 @@ from PIL import Image
 
 import slimcodec
 from slimcodec.codec import Codec
+from slimcodec.images import as_file
 
 SETTLED = 500
 SAMPLE = 100
@@ -62,11 +62,10 @@ def crop(photos: list[Image.Image], draw: random.Random, largest: bool) -> Image
 
 def once(codec: Codec, picture: Image.Image, folder: Path, draw: random.Random, number: int) -> None:
     """One encode and one decode, and every tenth time two refusals."""
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90)
     path = folder / "photo.jpg"
-    path.write_bytes(file.getvalue())
-    given: Any = (picture, np.asarray(picture), path, file.getvalue())[number % 4]
+    jpeg = as_file(picture, "JPEG", quality=90)
+    path.write_bytes(jpeg)
+    given: Any = (picture, np.asarray(picture), path, jpeg)[number % 4]
     caption = draw.choice(("auto", None, "a photo of a thing"))
     data = codec.encode(given, draw.randint(1, 100), caption)
     coded = folder / "photo.slim"
@@ -76,7 +75,7 @@ def once(codec: Codec, picture: Image.Image, folder: Path, draw: random.Random, 
     if number % 10 == 0:
         for attempt, bad in (
             (codec.decode, data[:-1] + bytes([data[-1] ^ 1])),
-            (codec.encode, file.getvalue()[:40]),
+            (codec.encode, jpeg[:40]),
         ):
             try:
                 attempt(bad)  # type: ignore[operator]

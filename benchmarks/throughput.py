@@ -17,7 +17,6 @@ A picture's cost is ``--price`` (US dollars a core-hour) over ``pictures_per_sec
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from photos import photo_options, photos
 from PIL import Image
 
 from slimcodec import __version__
+from slimcodec.images import as_file
 
 SLIM = (sys.executable, "-m", "slimcodec.cli", "encode")
 #: Pillow's options, of few bytes; AVIF at its usual speed and, as the others, in one thread
@@ -44,9 +44,8 @@ WAYS = ("processes", "ray", *PEERS)
 def pillow(kind: str, source: Path, out: Path, options: dict[str, int]) -> None:
     """Encode one file with Pillow."""
     with Image.open(source) as image:
-        file = io.BytesIO()
-        image.convert("RGB").save(file, kind, **options)
-    (out / f"{source.stem}.{kind}").write_bytes(file.getvalue())
+        data = as_file(image.convert("RGB"), kind, **options)
+    (out / f"{source.stem}.{kind}").write_bytes(data)
 
 
 def run_pillow(kind: str, folder: Path, out: Path, jobs: int) -> None:

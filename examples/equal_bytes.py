@@ -10,7 +10,6 @@ it is whether the answer is right; the photos are the first of each kind by id.
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +32,7 @@ from slimcodec.evaluation.curves import class_names
 from slimcodec.evaluation.figures import TOLERANCE, judged_tile
 from slimcodec.evaluation.peers import PictureCodec, best_that_fits, load_peer
 from slimcodec.files import atomic_write
-from slimcodec.images import Pixels
+from slimcodec.images import Pixels, as_file
 
 #: a function of skimage.data for each kind; all are in the public domain or under CC0
 FREE_PHOTOS = {
@@ -205,9 +204,8 @@ def main() -> None:
     if not arguments.more:
         sheets[out.with_stem(f"{out.stem}-first")] = drawn[:FIRST]
     for path, shown in sheets.items():
-        file = io.BytesIO()
-        contact_sheet(shown).save(file, out.suffix.removeprefix(".").upper(), quality=85)
-        atomic_write(path, file.getvalue())
+        kind = out.suffix.removeprefix(".").upper()
+        atomic_write(path, as_file(contact_sheet(shown), kind, quality=85))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python examples/how_it_works.py [--out FOLDER] [--quality Q]
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import slimcodec
 from slimcodec.codec import Codec
 from slimcodec.data.contact_sheet import Tile, contact_sheet, draw_bits, overlay
 from slimcodec.files import atomic_write
-from slimcodec.images import Pixels
+from slimcodec.images import Pixels, as_file
 
 SIZE = (384, 256)
 #: width of a tile in pixels, and channels of the latent that are shown
@@ -97,9 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(slimcodec.load(), arguments.quality).items():
-        file = io.BytesIO()
-        figure.save(file, "WEBP", quality=90)
-        atomic_write(arguments.out / f"{name}.webp", file.getvalue())
+        atomic_write(arguments.out / f"{name}.webp", as_file(figure, "WEBP", quality=90))
 
 
 if __name__ == "__main__":

@@ -143,12 +143,7 @@ def report(
     ] = None,
     classifier: Annotated[
         str | None,
-        typer.Option(
-            "--classifier",
-            "-c",
-            metavar="FILE|ID",
-            help="Judge of the examples: one of the results' classifiers.",
-        ),
+        options.classifier("Judge of the examples: one of the results' classifiers."),
     ] = None,
     target_bytes: Annotated[
         int, typer.Option("--bytes", min=1, metavar="N", help="Largest file of an example, in bytes.")

@@ -22,11 +22,8 @@ def demo(
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port (default: 7860).")] = 7860,
     classifier: Annotated[
         str | None,
-        typer.Option(
-            "--classifier",
-            "-c",
-            metavar="FILE|ID",
-            help="Classifier of the pictures, such as an ONNX file (default: the bundle's captioner).",
+        options.classifier(
+            "Classifier of the pictures, such as an ONNX file (default: the bundle's captioner)."
         ),
     ] = None,
     side: Annotated[

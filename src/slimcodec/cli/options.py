@@ -100,6 +100,11 @@ MaxPixels = Annotated[
 ]
 
 
+def classifier(help: str) -> Any:
+    """The option for one classifier, which ``help`` describes."""
+    return typer.Option("--classifier", "-c", metavar="FILE|ID", help=help)
+
+
 def given(**settings: Any) -> dict[str, Any]:
     """Return the settings that the user gave: those that are not None."""
     return {name: value for name, value in settings.items() if value is not None}

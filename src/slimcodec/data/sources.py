@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from slimcodec.data.photos import Record, read_record
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id, visible_files
+from slimcodec.images import as_file
 
 #: columns that may hold the class index, the first one found is taken
 LABEL_COLUMNS = ("imagenet_index", "label", "labels")
@@ -137,9 +137,7 @@ def _generated_row(rng: np.random.Generator, number: int) -> dict[str, Any]:
 
 
 def _png(picture: Image.Image) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": as_file(picture), "path": None}
 
 
 @dataclass(frozen=True)
