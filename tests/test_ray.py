@@ -142,31 +142,32 @@ def test_a_killed_nodes_work_is_done_again(cluster: Any, slim: Slim, tmp_path: P
     assert slim("encode", photos, "-o", tmp_path / "jobs", "--jobs", 2, *PLAIN).status == 0
     extra = add_node(cluster)
     out = tmp_path / "ray"
-    killed = threading.Event()
 
     def kill() -> None:
         while not list(out.glob("*.slim")):
             time.sleep(0.01)
         cluster.remove_node(extra, allow_graceful=False)
-        killed.set()
 
-    threading.Thread(target=kill, daemon=True).start()
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
     result = slim("encode", photos, "-o", out, "--engine", "ray", "--jobs", 3, "--json", *PLAIN)
     assert result.status == 0, result.err
-    assert killed.is_set()
+    killer.join(60)
+    assert not killer.is_alive()
     names = sorted(path.name for path in (tmp_path / "jobs").iterdir())
     assert len(names) == 60 and sorted(path.name for path in out.iterdir()) == names
     for name in names:
         assert (out / name).read_bytes() == (tmp_path / "jobs" / name).read_bytes()
 
 
-def marked(folder: Path) -> Any:
-    """Work that leaves a file named by item and node, and takes a second."""
+def marked(folder: Path, doomed: str) -> Any:
+    """Work that leaves a file named by item and node: on the doomed node it never ends, elsewhere it waits for that one's end."""
     node = ray.get_runtime_context().get_node_id()
 
     def work(item: int) -> int:
         (folder / f"{item}-{node}").touch()
-        time.sleep(1)
+        while node == doomed or not (folder / "killed").exists():
+            time.sleep(0.01)
         return item
 
     return work
@@ -179,13 +180,10 @@ def test_an_item_that_was_under_way_is_done_again_and_told_once(cluster: Any, tm
         while not list(tmp_path.glob(f"*-{extra.node_id}")):
             time.sleep(0.01)
         cluster.remove_node(extra, allow_graceful=False)
+        (tmp_path / "killed").touch()
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    assert list(slim_ray.run_cluster(partial(marked, tmp_path), range(12), jobs=3, block=2)) == list(
-        range(12)
-    )
-    killer.join(10)
-    assert not killer.is_alive()
+    threading.Thread(target=kill, daemon=True).start()
+    done = slim_ray.run_cluster(partial(marked, tmp_path, extra.node_id), range(12), jobs=3, block=2)
+    assert list(done) == list(range(12))
     nodes_of = [sorted(path.name.split("-")[1] for path in tmp_path.glob(f"{item}-*")) for item in range(12)]
     assert any(len(nodes) == 2 and extra.node_id in nodes for nodes in nodes_of)
