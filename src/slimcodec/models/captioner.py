@@ -164,7 +164,8 @@ def _transposed(x: Tensor, layer: nn.Module) -> Tensor:
     # numbers and not sizes of a traced tensor
     outputs, inputs, side = map(int, weight.shape[:3])
     if layer.stride[0] == 1:
-        flipped = weight.flip(2, 3)
+        # a copy that changes nothing costs time whenever the graph is loaded
+        flipped = weight.flip(2, 3) if side > 1 else weight
         kernel = flipped if groups > 1 else flipped.transpose(0, 1)
         return _padded(x, kernel, (side - 1) // 2, (side - 1) // 2, groups)
     taps, after = _phases(side)

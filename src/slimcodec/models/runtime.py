@@ -98,6 +98,9 @@ class OnnxRuntime:
         options.log_severity_level = 4
         # each session keeps an arena of its own: of a large picture they would hold twice the memory that any one needs
         options.enable_cpu_mem_arena = arena
+        # plans of memory bring nothing per run; to make them takes a third of loading, and of the first two runs
+        options.enable_mem_reuse = False
+        options.enable_mem_pattern = not arena
         # idle threads that wait busily take the processor from others
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
