@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.blocks import FusableSequential, ResBlock, dtype_of, small_conv
+from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
 from slimcodec.models.config import PATCH, AutoencoderConfig
 
 
@@ -30,7 +30,7 @@ class PatchAutoencoder(nn.Module):
         self.synthesis = nn.Parameter(torch.zeros(inner, channels))
         self.mean = nn.Parameter(torch.zeros(inner))
         fine, coarse = config.encoder_width
-        self.encoder = FusableSequential(
+        self.encoder = nn.Sequential(
             # strided convolutions: a map of whole patches, cheaper than rearranging them first
             nn.Conv2d(3, fine, 8, stride=8),
             *(ResBlock(fine) for _ in range(config.encoder_blocks[0])),
@@ -40,7 +40,7 @@ class PatchAutoencoder(nn.Module):
             small_conv(coarse, channels),
         )
         fine, coarse = config.decoder_width
-        self.decoder = FusableSequential(
+        self.decoder = nn.Sequential(
             nn.Conv2d(channels, coarse, 1),
             *(ResBlock(coarse) for _ in range(config.decoder_blocks[1])),
             nn.Conv2d(coarse, 4 * fine, 1),

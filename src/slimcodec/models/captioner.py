@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.errors import SlimError
-from slimcodec.models.blocks import FusableSequential, SameConv, dtype_of
+from slimcodec.models.blocks import SameConv, dtype_of
 from slimcodec.models.config import CaptionerConfig
 
 #: stride of the first block of each stage, in all networks
@@ -61,7 +61,7 @@ class Tagger(nn.Module):
                 stride, expansion = (1 if number else STRIDES[stage]), (6 if stage else 1)
                 layers.append(InvertedResidual(channels, width, stride, expansion, kernel))
                 channels = width
-        self.body = FusableSequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, FEATURES, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(FEATURES, config.tags)
         if config.roi:
@@ -80,8 +80,8 @@ class Tagger(nn.Module):
         side = self.config.side
         if pictures.shape[2:] != (side, side):
             pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-        middle = self.body(pictures.to(dtype_of(self.body)), 0, self.middle)
-        last = self.body(middle, self.middle).float()
+        middle = self.body[: self.middle](pictures.to(dtype_of(self.body)))
+        last = self.body[self.middle :](middle).float()
         logits: Tensor = self.head(self.dropout(last.mean((2, 3))))
         if not self.config.roi:
             return logits, None

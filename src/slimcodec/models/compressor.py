@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcodec.models.blocks import (
-    FusableConv,
-    FusableSequential,
-    ResBlock,
-    at_level,
-    dtype_of,
-    quality_to_level,
-    small_conv,
-)
+from slimcodec.models.blocks import ResBlock, at_level, dtype_of, quality_to_level, small_conv
 from slimcodec.models.config import GATE, HYPER_STRIDE, OPEN, CompressorConfig
 
 #: interest below which a position belongs to the background
@@ -32,10 +24,10 @@ class LevelBranch(nn.Module):
 
     def __init__(self, channels: int, width: int, outputs: int, blocks: int, levels: int) -> None:
         super().__init__()
-        self.enter = FusableConv(channels, width, 1)
+        self.enter = nn.Conv2d(channels, width, 1)
         self.film = nn.Parameter(torch.zeros(levels, 2 * width))
-        self.blocks = FusableSequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
-        self.leave = small_conv(width, outputs, kind=FusableConv)
+        self.blocks = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), nn.SiLU())
+        self.leave = small_conv(width, outputs)
 
     def forward(self, x: Tensor, level: Tensor, beside: Tensor | None = None) -> Tensor:
         """``beside`` [B, width, h, w] is added to what enters the blocks."""
@@ -68,7 +60,7 @@ class Compressor(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(levels, channels))
         self.log_inverse_gain = nn.Parameter(torch.zeros(levels, channels))
         hidden = config.hyper_width
-        self.hyper_analysis = FusableSequential(
+        self.hyper_analysis = nn.Sequential(
             nn.Conv2d(channels, hidden, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(hidden, hidden, 4, stride=2, padding=1),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError, failed_import
-from slimcodec.models.blocks import fuse
 from slimcodec.models.storage import Stored, check_shapes, unpacked
 from slimcodec.models.surroundings import building
 
@@ -83,7 +82,6 @@ class Parts:
             for child, part in module.named_children():
                 if child in fast:
                     part.to(self.dtype)
-            fuse(module)
             return module
 
         return self.get(name, load)
