@@ -357,3 +357,18 @@ def test_an_import_that_fails_is_named(data: bytes, tmp_path: Path) -> None:
             check=True,
         )
         assert reason in done.stdout and ("python -OO" in done.stdout) == bool(options)
+
+
+# --- what is left and sent
+
+
+def test_nothing_is_kept_in_the_home_folder(tmp_path: Path) -> None:
+    """Nor sent: what ONNX Runtime would report to its makers, it keeps there first."""
+    home = tmp_path / "home"
+    home.mkdir()
+    photo("chelsea", 40, 32).save(tmp_path / "a.png")
+    # without what switches the reports off elsewhere, such as CI
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "slimcodec.cli", "encode", "--runtime", "onnx", "a.png", "-o", "a.slim"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "a.slim").exists() and not list(home.rglob("*"))

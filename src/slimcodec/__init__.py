@@ -2,17 +2,21 @@
 
 The public names are ``load``, ``encode``, ``decode``, ``inspect`` and ``Codec``, the functions for tensors and arrays
 (``decode_image`` and its like), and ``slimcodec.integrations``; everything else may move.
-Importing this package is cheap: torch is loaded when a codec is.
+Importing this package is cheap: what runs networks is loaded when a codec is.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
 
 __version__ = "0.2.0"
+
+# ONNX Runtime reports each session to its makers, and keeps an id of the machine, unless this is set before it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from slimcodec.codec import Codec, decode, encode, load
