@@ -267,7 +267,7 @@ def measured() -> dict[str, Any]:
     ]
     speed, exact, both_sets = stored("speed.json"), stored("exactness.json"), judged()
     savings = [fewer_bits(curves["avif"], slim, top1), *both_sets["savings"]]
-    sizes = [point.summary["bytes"] for point in slim.points]
+    sizes = {point.quality: f"{size[0]:,.0f}" for point in slim.points if (size := point.summary["bytes"])}
     return {
         "count": f"{len(result):,}",
         "judge": judge,
@@ -295,8 +295,10 @@ def measured() -> dict[str, Any]:
             "configurations": sum(row["read"] is not None for row in exact["rows"]),
             "wrong": sum(row[way] or 0 for row in exact["rows"] for way in ("read", "written", "own")),
         },
-        "smallest": f"{min(size[0] for size in sizes if size):,.0f}",
-        "largest": f"{max(size[0] for size in sizes if size):,.0f}",
+        "lowest": min(sizes),
+        "smallest": sizes[min(sizes)],
+        "highest": max(sizes),
+        "largest": sizes[max(sizes)],
         "encode": f"{speed['milliseconds']['encode']:.0f}",
         "encode_fast": f"{speed['milliseconds']['encode_effort_0']:.0f}",
         "decode": f"{speed['milliseconds']['decode_steps_0']:.0f}",

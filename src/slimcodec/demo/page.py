@@ -171,7 +171,7 @@ def build(demo: Demo) -> gr.Blocks:
             figures: list[str] = []
             for figure in cards(demo, opened, done):
                 figures.append(figure)
-                yield FIGURES.grid(figures, judge, demo.classifier is None and not done.faithful)
+                yield FIGURES.grid(figures, judge, demo.classifier is None)
 
         latest: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
         new = [preset, quality, target]

@@ -125,7 +125,7 @@ def _style(curve: Curve, number: int) -> dict[str, Any]:
         colour, marker = PEER_STYLES.get(curve.name, (OTHER_COLOURS[number % len(OTHER_COLOURS)], "*"))
         return {"color": colour, "marker": marker, "linewidth": 1.4, "markersize": 5, "zorder": 2}
     return {
-        "color": BLUE if not slim.steps else BLACK if slim.guidance else VERMILLION,
+        "color": BLACK if slim.guidance else VERMILLION if slim.steps else BLUE,
         "marker": "o" if slim.caption == "auto" else "h",
         "linestyle": "-" if curve.headline else DASHED,
         "linewidth": 2.4,
