@@ -20,11 +20,12 @@ from slimcodec.errors import SlimError, needs
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
-from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import TILE
 
 if TYPE_CHECKING:
     import torch
+
+    from slimcodec.models.runtime import Runtime
 
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,10 @@ from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.guidance import CaptionGuide, at_quality, tagger_gradients
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
-from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import blended, tiled
+
+if TYPE_CHECKING:
+    from slimcodec.models.runtime import Runtime
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

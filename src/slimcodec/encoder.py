@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.evidence import Evidence, Synthesis
 from slimcodec.models.guidance import resized, tagger_gradients
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
-from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import tiled
 from slimcodec.models.trials import Trials
+
+if TYPE_CHECKING:
+    from slimcodec.models.runtime import Runtime
 
 #: where the bits should go: "auto", None, or a mask in [0, 1]
 Roi = str | NDArray[Any] | None

@@ -29,8 +29,7 @@ from slimcodec.models.pretrained.references import (
     hub_folder,
     local_folder,
 )
-from slimcodec.models.runtime import Graph, OnnxRuntime
-from slimcodec.models.storage import hash_tensors, read_tensors, to_storage
+from slimcodec.models.runtime import Graph, OnnxRuntime, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
     import torch

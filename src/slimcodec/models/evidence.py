@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.guidance import CaptionGuide, Gradient, at_quality, mixed, unit, unshuffled
 from slimcodec.models.latent_codec import CodedLatent
-from slimcodec.models.storage import unpacked
+from slimcodec.models.runtime import unpacked
 
 #: root mean square of what values move by, in steps of quantisation
 PULL = 0.05

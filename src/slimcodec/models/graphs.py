@@ -15,7 +15,7 @@ from slimcodec.models.runtime import Graph
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
-    from slimcodec.models.storage import Stored
+    from slimcodec.models.runtime import Stored
 
 #: the folder of a bundle's graphs, and the file there that lists them
 FOLDER, INDEX = "graphs", "graphs.json"

@@ -13,8 +13,7 @@ from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.config import HYPER_STRIDE, MEAN_BITS, SCALES, PriorConfig
-from slimcodec.models.runtime import Run
-from slimcodec.models.storage import check_shapes
+from slimcodec.models.runtime import Run, check_shapes
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767

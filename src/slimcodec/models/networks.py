@@ -24,8 +24,7 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.parts import Parts, tensors_of
 from slimcodec.models.prior import ExactPrior
-from slimcodec.models.runtime import Graph
-from slimcodec.models.storage import Stored
+from slimcodec.models.runtime import Graph, Stored
 from slimcodec.models.surroundings import undisturbed
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def own_module(part: str, config: BundleConfig, parts: Parts) -> nn.Module:
 
 
 class TorchRuntime:
-    """A ``Runtime`` in torch, on any device and in any type."""
+    """Networks in torch, on any device and in any type; its methods are those of ``OnnxRuntime``."""
 
     name = "torch"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slimcodec.errors import SlimError, failed_import
 from slimcodec.models.blocks import fuse
-from slimcodec.models.storage import Stored, check_shapes, unpacked
+from slimcodec.models.runtime import Stored, check_shapes, unpacked
 from slimcodec.models.surroundings import building
 
 T = TypeVar("T")
