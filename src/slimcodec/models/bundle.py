@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from slimcodec.models.captioner import Tagger
     from slimcodec.models.compressor import Compressor
-    from slimcodec.models.native import NativeModel
+    from slimcodec.models.enhancer import NativeModel
     from slimcodec.models.parts import Parts
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
     from slimcodec.models.pretrained.pipeline import PretrainedModel
@@ -124,7 +124,7 @@ class Bundle:
             from slimcodec.models.pretrained.pipeline import PretrainedModel
 
             return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
-        from slimcodec.models.native import NativeModel
+        from slimcodec.models.enhancer import NativeModel
 
         return NativeModel(config, self.parts, self.text)
 
