@@ -17,7 +17,7 @@ from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.guidance import CaptionGuide, at_quality, tagger_gradients
+from slimcodec.models.guidance import CaptionGuide, at_quality
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.tiles import blended, tiled
 
@@ -161,16 +161,17 @@ class Decoder:
         linear_path, error_scales = bundle.linear_path, bundle.error_scales
         if file.caption_index is None or linear_path is None or error_scales is None:
             return pixels
-        gradients = tagger_gradients(self.runtime.run, len(bundle.config.captioners))
-        guide = CaptionGuide(gradients, len(bundle.vocabulary), linear_path)
-        change = guide.change(
-            pixels,
-            file.caption_index,
-            at_quality(error_scales, container.quality),
-            strength=sampling.guidance,
-            steps=sampling.guidance_steps,
+        guide = CaptionGuide(
+            self.runtime.run,
+            len(bundle.config.captioners),
+            len(bundle.vocabulary),
+            linear_path,
+            pixels.shape[2:],
+            tag=file.caption_index,
             seed=zlib.crc32(container.payload),
         )
+        lost = at_quality(error_scales, container.quality)
+        change = guide.change(pixels, lost, strength=sampling.guidance, steps=sampling.guidance_steps)
         return guide.apply(pixels, change, self.tile)
 
 
