@@ -29,6 +29,7 @@ from slimcodec.models.config import (
     EnhancerConfig,
     PriorConfig,
 )
+from slimcodec.models.guidance import unshuffled
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -199,9 +200,8 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
     """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
-    channels, height, width = array.shape
-    parts = array.reshape(channels, height // side, side, width // side, side).transpose(1, 3, 0, 2, 4)
-    return parts.reshape(-1, channels * side**2)
+    values = unshuffled(array[None], side)[0]
+    return np.ascontiguousarray(values.reshape(len(values), -1).T)
 
 
 def decompressed(
