@@ -57,7 +57,7 @@ class Codec:
         self.runtime = runtime
         try:
             #: the exact entropy stage
-            self.coder = LatentCodec.from_tensors(
+            self.coder = LatentCodec(
                 runtime.run, bundle.stored["prior"], config.prior, steps=bool(config.step_octaves)
             )
         except (KeyError, ValueError) as error:
