@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: what config.json says of the bundle's identity
 IDENTITY = ("bundle_id", "sha256", "weights_sha256")
+#: what is fetched of a bundle at the hub
+HUB_FILES = ["*.safetensors", "*.onnx", "*.json", "*.txt", "*.model", "*.jinja"]
 #: most bytes of a bundle's config.json
 CONFIG_BYTES = 1 << 22
 
@@ -265,9 +268,20 @@ class Bundle:
 
         ``curve``: rows of measured figures for the card, all with the same keys. Raises ``SlimError`` where the hub refuses.
         """
-        from slimcodec.models.publishing import upload
+        from huggingface_hub import HfApi
 
-        return upload(self, repository, private=private, curve=curve)
+        from slimcodec.models.publishing import model_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(model_card(self, repository, curve), encoding="utf-8")
+            try:
+                hub = HfApi()
+                address = hub.create_repo(repository, private=private, exist_ok=True)
+                hub.upload_folder(repo_id=repository, folder_path=folder)
+            except Exception as error:  # the hub client's errors have no common base
+                raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
+        return str(address)
 
     @classmethod
     def from_pretrained(
@@ -282,7 +296,11 @@ class Bundle:
         ``dtype``: float32 by default. ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError``
         for a damaged bundle, and ``ModelMismatchError`` where its hash differs.
         """
-        folder = _locate(source)
+        if source is None or source == EMBEDDED:
+            folder = EMBEDDED_BUNDLE
+        else:
+            found = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
+            folder = found or hub_folder(source, "", HUB_FILES)
         # what is installed with the code may be links, as some installers make them
         place = folder.joinpath if folder == EMBEDDED_BUNDLE else partial(inside, folder)
         try:
@@ -322,12 +340,3 @@ def _unpickled(offloaded: bool, values: Any, folder: Any, base: Any) -> Bundle:
     if offloaded:
         bundle.latent_model.offload()
     return bundle
-
-
-def _locate(source: str | Path | None) -> Path:
-    if source is None or source == EMBEDDED:
-        return EMBEDDED_BUNDLE
-    folder = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
-    return folder or hub_folder(
-        source, "", ["*.safetensors", "*.onnx", "*.json", "*.txt", "*.model", "*.jinja"]
-    )
