@@ -17,6 +17,7 @@ from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
+from slimcodec.models.config import BLOCK_RADIUS
 from slimcodec.models.guidance import CaptionGuide, at_quality
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.tiles import blended, tiled
@@ -96,7 +97,7 @@ class Decoder:
             lambda x: self.runtime.run("synthesise", x, level)[0],
             coded.values,
             tile=self.tile,
-            margin=config.synthesis_radius,
+            margin=BLOCK_RADIUS * config.synthesis_blocks,
             cell_out=config.patch,
         )
 

@@ -16,6 +16,7 @@ from slimcodec.entropy.caption import encode_caption
 from slimcodec.errors import SlimError
 from slimcodec.images import Pixels, padded_size
 from slimcodec.models.bundle import Bundle
+from slimcodec.models.config import BLOCK_RADIUS
 from slimcodec.models.guidance import CaptionGuide, at_quality, mixed, resized, unit, unshuffled
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
 from slimcodec.models.runtime import unpacked
@@ -81,12 +82,6 @@ class Request:
         if isinstance(self.roi, str) and self.roi != "auto":
             raise SlimError(f"roi is {self.roi!r}; give 'auto', None or a mask")
 
-    def byte_limit(self, width: int, height: int) -> int | None:
-        """Most bytes of the file of a picture of a size in pixels; None: ``quality`` decides."""
-        if self.target_bpp is None:
-            return self.target_bytes
-        return math.floor(self.target_bpp * width * height / 8)
-
 
 class Encoder:
     """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
@@ -147,7 +142,9 @@ class Encoder:
             payload = self.coder.write(self.quantise(latent, quality, interest, evidence))
             return pack(Container(width, height, quality, bytes.fromhex(bundle.bundle_id), section, payload))
 
-        limit = request.byte_limit(width, height)
+        limit = request.target_bytes
+        if request.target_bpp is not None:
+            limit = math.floor(request.target_bpp * width * height / 8)
         if limit is None:
             return file(request.quality, evidence)
         quality, data = largest_that_fits(file, limit)
@@ -213,7 +210,7 @@ class Encoder:
             latent,
             weights,
             tile=self.tile,
-            margin=config.analysis_radius,
+            margin=BLOCK_RADIUS * config.analysis_blocks,
             cell_in=config.patch,
         )
         values = Trials(self.runtime.run, self.coder, config, quality).bounded(latent, values, weights)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import at_level
-from slimcodec.models.config import ACTIVATION_BITS, SCALES, LayerConfig, PriorConfig
+from slimcodec.models.config import ACTIVATION_BITS, SCALES, LayerConfig
 from slimcodec.models.latent_codec import check_layer
 
 #: activations are clipped to 0..2^15-1 units of 2^-8
@@ -189,12 +189,6 @@ class PriorNetwork(nn.Module):
         mean = self.layers[f"{name}_mean"](x, level)
         scale = self.layers[f"{name}_scale"](x, level)
         return mean, scale
-
-
-def float_prior(config: PriorConfig) -> PriorNetwork:
-    """A trainable prior."""
-    layers: dict[str, nn.Module] = {name: FloatLayer(layer) for name, layer in config.layers().items()}
-    return PriorNetwork(config.channels, layers)
 
 
 class ExactPrior(nn.Module):
