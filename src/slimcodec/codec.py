@@ -205,10 +205,6 @@ class Codec:
         """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
         return self.decoder.decompress(data, max_pixels)
 
-    def synthesise(self, coded: CodedLatent, quality: int) -> Any:
-        """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
-        return self.runtime.own(self.decoder.synthesise(coded, quality))
-
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
         container, _, coded = self.decoder.read(data, max_pixels)
