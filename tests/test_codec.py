@@ -294,7 +294,7 @@ def test_another_process_with_other_threads_and_types_reads_the_same_symbols(
 
 def test_files_of_every_type_decode_with_every_other(codec: Codec) -> None:
     image = photo("chelsea", 160, 112)
-    other = slimcodec.load(dtype="float32" if codec.bundle.dtype == torch.bfloat16 else "bfloat16")
+    other = slimcodec.load(dtype="float32" if codec.bundle.parts.dtype == torch.bfloat16 else "bfloat16")
     for writer, reader in ((codec, other), (other, codec)):
         data = writer.encode(image, 40)
         assert np.array_equal(writer.quantise(image, 40).symbols(), reader.read(data)[1].symbols())

@@ -74,7 +74,7 @@ def test_a_small_picture_first_leaves_weights_of_large_ones() -> None:
 def test_the_fused_codec_gives_what_plain_layers_give(dtype: str, tolerance: float) -> None:
     codec = slimcodec.load(dtype=dtype)
     bundle = codec.bundle
-    if not works(bundle.dtype):
+    if not works(bundle.parts.dtype):
         pytest.skip(f"no fused convolutions in {dtype}")
     parts = fusable(bundle.latent_model.autoencoder, bundle.compressor)
     assert len(parts) == 9 and all(part.fused for part in parts)

@@ -139,7 +139,7 @@ class Decoder:
 
         @undisturbed
         def enhanced(x: Floats, noise: Floats) -> Floats:
-            start, added = (torch.from_numpy(array).to(self.bundle.device) for array in (x, noise))
+            start, added = (torch.from_numpy(array).to(self.bundle.parts.device) for array in (x, noise))
             result = enhancer(start, quality, steps, added, captions, no_captions, text_scale)
             return np.asarray(result.cpu())
 

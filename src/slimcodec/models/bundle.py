@@ -101,23 +101,13 @@ class Bundle:
 
     @cached_property
     def parts(self) -> Parts:
-        """The modules that are built, on their device."""
+        """The modules that are built, with their ``device`` and the ``dtype`` of the convolutional networks."""
         import torch
 
         from slimcodec.models.parts import Parts
 
         device, dtype = self._placed
         return Parts(self.stored, device, dtype or torch.float32)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the modules are."""
-        return self.parts.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the convolutional networks."""
-        return self.parts.dtype
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
@@ -167,7 +157,7 @@ class Bundle:
 
             self.latent_model.make_room()
             folder = self.pretrained_part(config.part.name).folder
-            return load_captioner(folder, config, self.vocabulary, str(self.device))
+            return load_captioner(folder, config, self.vocabulary, str(self.parts.device))
 
         captioner = self.parts.get("caption_model", build)
         # models that write call their own parts, past the hook of the whole

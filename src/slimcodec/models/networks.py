@@ -179,7 +179,7 @@ class TorchRuntime:
 
     @property
     def dtype(self) -> str:
-        return str(self.bundle.dtype).removeprefix("torch.")
+        return str(self.bundle.parts.dtype).removeprefix("torch.")
 
     @undisturbed
     def run(self, name: str, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -194,7 +194,7 @@ class TorchRuntime:
 
     def own(self, array: NDArray[Any]) -> Tensor:
         """A tensor on the codec's device."""
-        return torch.from_numpy(array).to(self.bundle.device)
+        return torch.from_numpy(array).to(self.bundle.parts.device)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         # torch takes an array's strides as they are; it warns of memory that it may not write

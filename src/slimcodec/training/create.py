@@ -114,7 +114,7 @@ def changed(
         bundle.stored | dict(parts or {}),
         vocabulary or bundle.vocabulary,
         bundle.text,
-        str(bundle.device),
+        str(bundle.parts.device),
     )
 
 
@@ -236,12 +236,12 @@ def with_transform_code(
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle
         torch.manual_seed(0)
-        model = CompressionModel(Compressor(network), autoencoder).to(bundle.device)
+        model = CompressionModel(Compressor(network), autoencoder).to(bundle.parts.device)
     low, high = LAMBDAS
-    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.device)
+    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.parts.device)
     stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
     start_as_transform(
-        model, autoencoder, stacked.to(bundle.device).float() / 127.5 - 1, lambdas, predicted=0.7
+        model, autoencoder, stacked.to(bundle.parts.device).float() / 127.5 - 1, lambdas, predicted=0.7
     )
     with torch.no_grad():
         # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code
