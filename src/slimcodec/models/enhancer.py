@@ -119,8 +119,7 @@ class Enhancer(nn.Module):
         height, width = sample.shape[2:]
         sample = nn.functional.pad(sample, (0, width % 2, 0, height % 2), mode="replicate")
         output = self.unet(sample, time * 1000, text.states.to(dtype), timestep_cond=condition).sample
-        result: Tensor = output[:, :, :height, :width].float()
-        return result
+        return output[:, :, :height, :width].float()
 
     def start(self, latents: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """The beginning of the path: the decompressed latent plus noise of a share of the error scale."""

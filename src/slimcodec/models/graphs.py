@@ -150,5 +150,4 @@ def with_weights(graph: Graph, stored: Stored) -> bytes:
     for field, entries in ((model.graph.initializer, kept), (model.graph.node, [*nodes, *model.graph.node])):
         del field[:]
         field.extend(entries)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    return model.SerializeToString()

@@ -60,8 +60,7 @@ class Parts:
                         raise
                     message = f"the bundle's part {name} does not fit its configuration: {error}"
                     raise SlimError(message) from error
-            part: T = self._built[name]
-            return part
+            return self._built[name]
 
     def network(self, name: str, build: Callable[[], M], fast: Sequence[str] = (), *, meta: bool = True) -> M:
         """The part of a name as a module on the device, frozen, with the stored tensors.

@@ -10,6 +10,7 @@ Tensors are channels-last, [B, h, w, C]. Means live on a grid of 1/16, scales ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ class PriorNetwork(nn.Module):
     ``level`` is what the layers take: a tensor [B] of positions between levels, or a quality [1] of 1..100.
     """
 
-    def __init__(self, channels: int, layers: dict[str, nn.Module]) -> None:
+    def __init__(self, channels: int, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.channels = channels
         self.layers = nn.ModuleDict(layers)
@@ -210,7 +211,7 @@ class ExactPrior(nn.Module):
         """Builds the prior from the integer tensors that ``quantise_prior`` made, which ``check_prior`` has looked at."""
         # in order: the graph that is made of a prior is the same each time
         names = sorted({name.split(".")[0] for name in tensors} - {"hyper_index", "tables"})
-        layers: dict[str, nn.Module] = {
+        layers = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
             for name in names
         }

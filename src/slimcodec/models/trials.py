@@ -100,8 +100,7 @@ class Trials:
         hyper = self._network("hyper_analyse", values, np.array([self.quality]))
         symbols = self.coder.quantise(values, hyper, self.quality)
         lost = self._lost(linear, symbols.values, interest)
-        cost: Floats = np.square(lost).sum((0, 1)) + BIT * self.coder.bit_map(symbols)
-        return cost
+        return np.square(lost).sum((0, 1)) + BIT * self.coder.bit_map(symbols)
 
 
 def strays(values: Floats, linear: Floats) -> list[tuple[int, int]]:
@@ -117,8 +116,7 @@ def strays(values: Floats, linear: Floats) -> list[tuple[int, int]]:
 
 def _mean(x: Floats, side: int) -> Floats:
     """Means of [h, w] over the window around every position; the border is repeated."""
-    mean: Floats = sliding_window_view(np.pad(x, side // 2, "edge"), (side, side)).mean((2, 3))
-    return mean
+    return sliding_window_view(np.pad(x, side // 2, "edge"), (side, side)).mean((2, 3))
 
 
 def _with_map(coded: Floats, linear: Floats) -> Floats:
