@@ -19,7 +19,7 @@ from slimcodec.entropy.caption import (
     write_varint,
 )
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
-from slimcodec.files import as_path, is_url
+from slimcodec.files import as_path, is_url, load_json
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -236,12 +236,8 @@ def _check_length(size: int) -> None:
 
 
 def _embedded_vocabulary(bundle_id: str) -> tuple[str, ...] | None:
-    import json  # only a vocabulary index needs it, so other files start faster
-
     try:
-        config = json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))
-        if config.get("bundle_id") != bundle_id:
-            return None
-        return read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+        known = load_json(EMBEDDED_BUNDLE / "config.json").get("bundle_id") == bundle_id
+        return read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt") if known else None
     except FileNotFoundError:
         return None
