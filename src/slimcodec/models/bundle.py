@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -129,13 +129,12 @@ class Bundle:
     @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
-        return cast("Compressor", self.module("compressor"))
+        return self.module("compressor")
 
     @property
     def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions."""
-        numbers = range(len(self.config.captioners))
-        return [cast("Tagger", self.module(f"captioner-{number}")) for number in numbers]
+        return [self.module(f"captioner-{number}") for number in range(len(self.config.captioners))]
 
     def module(self, part: str) -> Any:
         """The module of a part that runtimes run."""

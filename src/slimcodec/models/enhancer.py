@@ -12,7 +12,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -237,7 +237,7 @@ class NativeModel(LatentModel):
 
     @property
     def autoencoder(self) -> PatchAutoencoder:
-        return cast("PatchAutoencoder", own_module("autoencoder", self.config, self.parts))
+        return own_module("autoencoder", self.config, self.parts)
 
     @property
     def enhancer(self) -> Enhancer:

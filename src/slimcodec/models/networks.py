@@ -149,13 +149,11 @@ def networks(config: BundleConfig) -> dict[str, Network]:
     return {name: network for name, network in found.items() if name != "tag" or config.captioners}
 
 
-def own_module(part: str, config: BundleConfig, parts: Parts) -> nn.Module:
+def own_module(part: str, config: BundleConfig, parts: Parts) -> Any:
     """The module of a part of our own networks; its convolutions run in the type of ``parts``, all else in float32."""
     if part == "prior":
         channels = config.compressor.prior.channels
-        return parts.get(
-            part, lambda: ExactPrior.from_tensors(channels, tensors_of(parts.stored[part])).to(parts.device)
-        )
+        return parts.get(part, lambda: ExactPrior(channels, tensors_of(parts.stored[part])).to(parts.device))
     if part == "compressor":
         # transforms of patches are linear paths
         fast = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")

@@ -200,22 +200,18 @@ class ExactPrior(nn.Module):
 
     hyper_index: Tensor
 
-    def __init__(self, network: PriorNetwork, hyper_index: Tensor) -> None:
+    def __init__(self, channels: int, tensors: dict[str, Tensor]) -> None:
+        """``tensors``: the integers that ``quantise_prior`` made, which ``check_prior`` has looked at."""
         super().__init__()
-        self.network = network
-        #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
-        self.register_buffer("hyper_index", hyper_index.long())
-
-    @classmethod
-    def from_tensors(cls, channels: int, tensors: dict[str, Tensor]) -> ExactPrior:
-        """Builds the prior from the integer tensors that ``quantise_prior`` made, which ``check_prior`` has looked at."""
         # in order: the graph that is made of a prior is the same each time
         names = sorted({name.split(".")[0] for name in tensors} - {"hyper_index", "tables"})
         layers = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
             for name in names
         }
-        return cls(PriorNetwork(channels, layers), tensors["hyper_index"])
+        self.network = PriorNetwork(channels, layers)
+        #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
+        self.register_buffer("hyper_index", tensors["hyper_index"].long())
 
     def hyper_indices(self, quality: Tensor) -> Tensor:
         """Table index of each hyper-latent channel [Ch], int64."""
