@@ -58,10 +58,7 @@ class Decoder:
         self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
 
     def read(self, data: Source, max_pixels: int | None = None) -> tuple[Container, Caption, CodedLatent]:
-        """Header and payload of a file, its caption and its exact symbols; no network with floating point runs.
-
-        Raises as ``Codec.decode`` does.
-        """
+        """Header and payload, caption and exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode``."""
         bundle = self.bundle
         container = unpack(read_source(data))
         file_bundle = container.bundle_id.hex()

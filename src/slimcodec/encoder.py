@@ -197,10 +197,7 @@ class Encoder:
     def quantise(
         self, latent: Floats, quality: int, interest: Interest | None = None, evidence: Evidence | None = None
     ) -> CodedLatent:
-        """The symbols of a latent [1, C, h, w], finer in its region of interest.
-
-        ``evidence``: what rounding keeps of the picture for a classifier.
-        """
+        """The symbols of a latent [1, C, h, w], finer in its region of interest; rounding keeps ``evidence`` of the picture."""
         config, level = self.bundle.config.compressor, np.array([quality])
         weights = np.ones_like(latent[:, :1])
         if interest is not None and quality >= interest.lowest:

@@ -69,9 +69,8 @@ class SymbolDecoder:
     def decode(self, indices: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Return the next symbols.
 
-        ``indices``: uint8 ``[n]`` below ``len(tables)``. Returns int32 ``[n]`` in -32767..32767. Raises ``FormatError``
-        when no symbol matches the data; wrong data may as well decode to other symbols, which a checksum must catch.
-        ``ValueError`` as ``SymbolEncoder.encode``.
+        Shapes, ranges and ``ValueError`` as for ``SymbolEncoder.encode``. Raises ``FormatError`` when no symbol matches the
+        data; wrong data may as well decode to other symbols, which a checksum must catch.
         """
         tables = self._tables
         tables.check_indices(indices)

@@ -69,9 +69,8 @@ class SymbolTables:
     ) -> SymbolTables:
         """Return tables fitted to counted symbols: the Gaussian tables mixed with the counts, made symmetric.
 
-        ``counts``: non-negative integers in the layout of ``SymbolTables.gaussian(scales).frequencies``, as ``count``
-        returns them. ``strength`` > 0: the Gaussian weighs as much as ``strength`` counted symbols per table entry, so
-        that a rarely used table stays close to its Gaussian.
+        ``counts``: those of ``count`` by ``SymbolTables.gaussian(scales)``, or sums of them. ``strength`` > 0: the Gaussian
+        weighs as much as ``strength`` counted symbols per table entry, so that a rarely used table stays close to its Gaussian.
         """
         prior = cls.gaussian(scales)
         halves, escapes = [], []
@@ -107,18 +106,12 @@ class SymbolTables:
         return self._costs[self._offsets[indices] + slots] + ESCAPE_BITS * escaped
 
     def count(self, symbols: NDArray[np.int32], indices: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return how often every table entry occurs, in the layout of ``frequencies`` (for ``from_counts``).
-
-        Arguments and errors as for ``bits``. Returns int64; the counts of several calls may be added.
-        """
+        """Return how often every table entry occurs, int64, in the layout of ``frequencies``; arguments as for ``bits``."""
         flat = self._offsets[indices] + self.slots(symbols, indices)
         return np.bincount(flat, minlength=self.frequencies.size)
 
     def slots(self, symbols: NDArray[np.int32], indices: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Return each symbol's position in its table: ``symbol + R``, or ``2R + 1`` (the escape) outside ``-R..R``.
-
-        Shapes and ranges as for ``bits``.
-        """
+        """Return each symbol's position in its table: ``symbol + R``, or ``2R + 1`` (the escape) outside ``-R..R``."""
         self.check_indices(indices)
         radii = self.radii[indices]
         return np.where(np.abs(symbols) <= radii, symbols + radii, 2 * radii + 1)

@@ -77,9 +77,9 @@ class CaptionGuide:
         return _shuffled(mixed(self.basis, latent), self.cell)
 
     def pull(self, step: int, picture: Floats) -> Floats:
-        """The gradient [1, C, h, w] of log p(tag) at a picture, along the basis.
+        """The gradient [1, C, h, w] of log p(tag), along the basis, of the tagger whose turn it is.
 
-        It is that of the tagger whose turn it is, which sees the picture shifted and mirrored at random.
+        It sees the picture [1, 3, cell * h, cell * w] shifted and mirrored at random.
         """
         size = picture.shape[2:]
         shifts = [int(self.rng.integers(-int(SHIFT * side), int(SHIFT * side) + 1)) for side in size]
