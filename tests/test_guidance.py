@@ -19,6 +19,7 @@ from torch import nn
 import slimcodec
 from slimcodec.batches import decode_many
 from slimcodec.codec import Codec
+from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import NETWORKS, Tagger
 from slimcodec.models.config import BundleConfig, CaptionerConfig
 from slimcodec.models.guidance import CaptionGuide, Floats, resized
@@ -93,7 +94,10 @@ def linear_guide(size: Sequence[int], channels: int = 12) -> CaptionGuide:
     """A guide of a picture of a size on a linear path of a few smooth patterns."""
     coarse = np.random.default_rng(1).standard_normal((channels * 3, 4, 4), dtype=np.float32)
     smooth = resized(coarse, (16, 16)).reshape(channels, -1)
-    return CaptionGuide(runtime_of(random_tagger()).run, 1, TAGS, smooth.T / 10, size, tag=2, seed=5)
+    tagger = random_tagger()
+    parts = {"captioner-0": tagger.state_dict(), "autoencoder": {"synthesis": smooth.T / 10}}
+    bundle = Bundle(BundleConfig(captioners=(tagger.config,)), parts, tuple(map(str, range(TAGS))))
+    return CaptionGuide(bundle.onnx.run, bundle, size, tag=2, seed=5)
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:

@@ -156,19 +156,11 @@ class Decoder:
     def guide(self, file: Decompressed, pixels: Bytes, sampling: Sampling) -> Bytes:
         """A decoded picture [1, 3, H, W] moved towards its caption; as it is without one of the vocabulary."""
         bundle, container = self.bundle, file.container
-        linear_path, error_scales = bundle.linear_path, bundle.error_scales
-        if file.caption_index is None or linear_path is None or error_scales is None:
+        if file.caption_index is None or bundle.error_scales is None:
             return pixels
-        guide = CaptionGuide(
-            self.runtime.run,
-            len(bundle.config.captioners),
-            len(bundle.vocabulary),
-            linear_path,
-            pixels.shape[2:],
-            tag=file.caption_index,
-            seed=zlib.crc32(container.payload),
-        )
-        lost = at_quality(error_scales, container.quality)
+        seed = zlib.crc32(container.payload)
+        guide = CaptionGuide(self.runtime.run, bundle, pixels.shape[2:], file.caption_index, seed)
+        lost = at_quality(bundle.error_scales, container.quality)
         change = guide.change(pixels, lost, strength=sampling.guidance, steps=sampling.guidance_steps)
         return guide.apply(pixels, change, self.tile)
 

@@ -224,17 +224,9 @@ class Encoder:
         of a step along the gradient of log p(tag) at the picture that the symbols give, by the linear path that guides pictures too.
         The format and the decoder know nothing of it.
         """
-        bundle, config = self.bundle, self.bundle.config.compressor
-        assert bundle.linear_path is not None
-        guide = CaptionGuide(
-            self.runtime.run,
-            len(bundle.config.captioners),
-            len(bundle.vocabulary),
-            bundle.linear_path,
-            [side * bundle.config.cell for side in values.shape[2:]],
-            tag=evidence.tag,
-            seed=0,
-        )
+        config = self.bundle.config.compressor
+        size = [side * self.bundle.config.cell for side in values.shape[2:]]
+        guide = CaptionGuide(self.runtime.run, self.bundle, size, evidence.tag, seed=0)
         # outside the region of interest a step is larger
         scale = 2.0 ** (config.step_octaves * values[:, -1:]) if config.step_octaves else np.float32(1)
         transform, pulls = self.transform(quality), np.zeros_like(values)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from slimcodec.models.runtime import Run
+
+if TYPE_CHECKING:
+    from slimcodec.models.bundle import Bundle
 
 #: pixels of the short side of a view, and at most of the long one
 VIEW_SIDE, LONGEST_VIEW = 192, 768
@@ -46,30 +49,22 @@ class CaptionGuide:
     A view has ``cell`` pixels for a latent position, and ``basis`` [3 * cell * cell, C] is the synthesis at that size.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        taggers: int,
-        tags: int,
-        synthesis: Floats,
-        size: Sequence[int],
-        *,
-        tag: int,
-        seed: int,
-    ) -> None:
-        """``run`` runs a network by its name; ``taggers`` of one vocabulary of ``tags`` have gradients.
+    def __init__(self, run: Run, bundle: Bundle, size: Sequence[int], tag: int, seed: int) -> None:
+        """``run`` runs a network by its name; the bundle has taggers and a linear path from latents to pixels.
 
-        ``synthesis`` [3 * P * P, C]: from a latent position, or a patch of them, to its P x P pixels. Its rows are in the order of
-        ``pixel_unshuffle``. ``size``: height and width of the picture, whole patches. ``seed`` draws the views.
+        ``size``: height and width of the picture, whole patches. ``seed`` draws the views.
         """
-        self.run, self.taggers, self.synthesis = run, taggers, synthesis
-        self.patch = math.isqrt(len(synthesis) // 3)
+        assert bundle.linear_path is not None
+        self.run, self.taggers = run, len(bundle.config.captioners)
+        #: from a latent position, or a patch of them, to its P x P pixels [3 * P * P, C], rows in the order of ``pixel_unshuffle``
+        self.synthesis = bundle.linear_path
+        self.patch = math.isqrt(len(self.synthesis) // 3)
         self.rows, self.columns = (side // self.patch for side in size)
         cell = min(VIEW_SIDE / min(self.rows, self.columns), LONGEST_VIEW / max(self.rows, self.columns))
         self.cell = max(1, min(self.patch, round(cell)))
-        patterns = resized(synthesis.T.reshape(-1, 3, self.patch, self.patch), (self.cell, self.cell))
+        patterns = resized(self.synthesis.T.reshape(-1, 3, self.patch, self.patch), (self.cell, self.cell))
         self.basis = patterns.reshape(len(patterns), -1).T
-        self.target = np.eye(1, tags, tag, dtype=np.float32)
+        self.target = np.eye(1, len(bundle.vocabulary), tag, dtype=np.float32)
         self.rng = np.random.Generator(np.random.Philox(key=seed))
 
     def picture(self, latent: Floats) -> Floats:
