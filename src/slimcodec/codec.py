@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slimcodec.container import Container, Source
-from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Decompressed, Sampling, crop
+from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Sampling, crop
 from slimcodec.encoder import EFFORT, Encoder, Request, Roi, whole_number
 from slimcodec.errors import SlimError, needs
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
@@ -161,7 +161,7 @@ class Codec:
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
         sampling = self.sampling(steps, guidance, preset, guidance_steps)
-        return self.decoder.pictures([self.decompress(data, max_pixels=max_pixels)], sampling)[0]
+        return self.decoder.pictures([self.decoder.decompress(data, max_pixels)], sampling)[0]
 
     def sampling(
         self,
@@ -199,11 +199,7 @@ class Codec:
 
         A tensor on the codec's device where torch is the runtime, else an array.
         """
-        return self.runtime.own(self.decompress(data, max_pixels=max_pixels).latents[0])
-
-    def decompress(self, data: Source, *, max_pixels: int | None = None) -> Decompressed:
-        """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
-        return self.decoder.decompress(data, max_pixels)
+        return self.runtime.own(self.decoder.decompress(data, max_pixels).latents[0])
 
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""
