@@ -66,7 +66,7 @@ peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) 
 result = {"ms": round(1000 * sorted(times)[len(times) // 2], 1), "first_ms": round(1000 * first, 1), "peak_mb": peak}
 if device != "cpu":
     result["device_peak_mb"] = torch.cuda.max_memory_allocated() // 2**20
-print(json.dumps(result | {"dtype": str(codec.bundle.dtype).removeprefix("torch.")}))
+print(json.dumps(result | {"dtype": str(codec.bundle.parts.dtype).removeprefix("torch.")}))
 """
 
 

@@ -116,7 +116,7 @@ def main() -> None:
     report = {
         "command": "python benchmarks/memory.py",
         "bundle": codec.bundle.bundle_id,
-        "dtype": str(codec.bundle.dtype),
+        "dtype": str(codec.bundle.parts.dtype),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "peak_megabytes_by_pixels": peaks,
         "bytes_per_pixel": slopes,

@@ -116,7 +116,7 @@ def main() -> None:
             ["python benchmarks/speed.py", *(["--photos", arguments.photos.name] if arguments.photos else [])]
         ),
         "bundle": codec.bundle.bundle_id,
-        "dtype": str(codec.bundle.dtype),
+        "dtype": str(codec.bundle.parts.dtype),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
         "ratio_to_avif_encode": {name: round(medians[name] / medians["avif_encode"], 3) for name in limits},

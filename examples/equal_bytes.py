@@ -96,7 +96,9 @@ class Preset:
         return self.codec.encode(photo.pixels, max(quality, 1))
 
     def decode(self, data: bytes) -> Pixels:
-        return np.asarray(self.codec.decoder.pictures([self.codec.decompress(data)], self.sampling)[0])
+        return np.asarray(
+            self.codec.decoder.pictures([self.codec.decoder.decompress(data)], self.sampling)[0]
+        )
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -24,8 +24,7 @@ from slimcodec.models.config import (
     EnhancerConfig,
     PriorConfig,
 )
-from slimcodec.models.enhancer import Enhancer, UNetSize, small_unet_config
-from slimcodec.models.native import small_text_encoder
+from slimcodec.models.enhancer import Enhancer, UNetSize, small_text_encoder, small_unet_config
 from slimcodec.training.compression_model import CompressionModel, latent_codec_parts
 
 CHANNELS = 16

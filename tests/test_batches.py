@@ -164,7 +164,7 @@ def test_pretrained_parts_and_captioners_work_on_batches(hub: Codec, monkeypatch
     assert asked == [4]
     for data, wanted in zip(together, alone, strict=True):
         assert isinstance(data, bytes) and slimcodec.inspect(data).caption_bytes
-        assert hub.decompress(data).caption == hub.decompress(wanted).caption
+        assert hub.decoder.decompress(data).caption == hub.decoder.decompress(wanted).caption
     # one without a caption among them
     alone.append(hub.encode(images[0], 30, None))
     for steps in (0, 3):

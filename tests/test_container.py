@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -16,7 +17,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slimcodec import container as container_module
-from slimcodec.container import MAX_FILE_BYTES, MAX_SIDE, Container, inspect, pack, read_source, unpack
+from slimcodec.container import (
+    MAX_FILE_BYTES,
+    MAX_SIDE,
+    Container,
+    inspect,
+    is_slim,
+    pack,
+    read_source,
+    unpack,
+)
 from slimcodec.entropy.caption import MAX_TAG_INDEX, encode_caption, write_varint
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
 
@@ -200,6 +210,13 @@ def test_file_size_limit() -> None:
         pack(replace(largest, payload=largest.payload + b"\0"))
     with pytest.raises(FormatError, match="over"):
         unpack(pack(PLAIN) + bytes(MAX_FILE_BYTES))
+
+
+def test_files_are_known_by_their_first_bytes() -> None:
+    assert all(is_slim(data) and is_slim(data[:14]) for data in FILES.values())
+    # an .xz archive begins with the byte of version 9
+    others = (b"", b"\xf5", lzma.compress(bytes(99)), b"\xff\xd8\xff\xe0", b"\xf5" + bytes(20))
+    assert not any(map(is_slim, others))
 
 
 def test_inspect_reads_paths(tmp_path: Path) -> None:

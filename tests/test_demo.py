@@ -39,7 +39,7 @@ def test_file_and_picture_are_those_of_the_codec(
     assert coded.data == demo.codec.encode(cat, **settings)  # type: ignore[arg-type]
     expected = np.asarray(demo.codec.decode(coded.data, **PRESETS[preset]))
     assert np.array_equal(coded.pixels, expected)
-    assert coded.caption == (demo.codec.decompress(coded.data).caption or "")
+    assert coded.caption == (demo.codec.decoder.decompress(coded.data).caption or "")
     assert coded.heat.shape == coded.pixels.shape == (120, 200, 3)
 
 

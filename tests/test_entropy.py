@@ -209,13 +209,6 @@ def test_no_counts_leave_the_gaussian_and_strength_pulls_to_it() -> None:
     assert 0.5 > chance[0] > 0.49 and chance[0] > chance[1] > chance[2] > 0.01
 
 
-def test_counts_reject_bad_arguments() -> None:
-    good = np.zeros(SMALL.frequencies.size, dtype=np.int64)
-    for counts, strength in [(good[1:], 1.0), (good - 1, 1.0), (good.astype(float), 1.0), (good, 0.0)]:
-        with pytest.raises(ValueError):
-            SymbolTables.from_counts(SMALL_SCALES, counts, strength)
-
-
 # Coder
 
 
@@ -349,32 +342,16 @@ def test_nearly_certain_symbols_cost_almost_nothing() -> None:
 # Errors
 
 
-def test_encoder_rejects_bad_input_and_writes_nothing() -> None:
+def test_encoder_rejects_bad_indices_and_writes_nothing() -> None:
     encoder = SymbolEncoder(SMALL)
-    for symbol in (32768, -32768, 2**31 - 1, -(2**31)):
-        with pytest.raises(ValueError):
-            encoder.encode(int32([0, symbol]), uint8([0, 0]))
-    with pytest.raises(TypeError):
-        encoder.encode(np.array([0]), uint8([0]))
-    with pytest.raises(TypeError):
-        encoder.encode(int32([0]), int32([0]))  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         encoder.encode(int32([0]), uint8([len(SMALL)]))
-    with pytest.raises(ValueError):
-        encoder.encode(int32([0, 0]), uint8([0]))
-    with pytest.raises(ValueError):
-        encoder.encode(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.uint8))
     assert encoder.finish() == b""
 
 
 def test_decoder_rejects_bad_indices() -> None:
-    decoder = SymbolDecoder(SMALL, b"abc")
-    with pytest.raises(TypeError):
-        decoder.decode(np.array([0]))
     with pytest.raises(ValueError):
-        decoder.decode(uint8([len(SMALL)]))
-    with pytest.raises(ValueError):
-        decoder.decode(np.zeros((1, 1), np.uint8))
+        SymbolDecoder(SMALL, b"abc").decode(uint8([len(SMALL)]))
 
 
 def test_decoder_rejects_numbers_behind_the_last_symbol() -> None:

@@ -15,8 +15,7 @@ import slimcodec
 from slimcodec import SlimError
 from slimcodec.codec import Codec
 from slimcodec.data.classifiers import load_classifier
-from slimcodec.encoder import EFFORT
-from slimcodec.models.evidence import PULL, Evidence
+from slimcodec.encoder import EFFORT, PULL
 
 NAMES = ("chelsea", "coffee", "rocket", "astronaut")
 
@@ -90,7 +89,7 @@ def test_a_target_counts_what_evidence_costs(tiny: Codec) -> None:
 
 def test_evidence_needs_a_tagger_and_a_linear_path(small: Codec, tagged: Codec) -> None:
     picture = photo("coffee", 64, 48)
-    assert Evidence.possible(tagged.bundle) and not Evidence.possible(small.bundle)
+    assert tagged.encoder.sees_evidence and not small.encoder.sees_evidence
     assert small.encode(picture, 30, effort=8) == small.encode(picture, 30, effort=0)
     assert tagged.encode(picture, 30, None, effort=8) != tagged.encode(picture, 30, None, effort=0)
 
@@ -98,9 +97,7 @@ def test_evidence_needs_a_tagger_and_a_linear_path(small: Codec, tagged: Codec) 
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
 def test_the_transform_is_the_transpose_of_the_linear_path(runtime: str) -> None:
     codec = slimcodec.load(runtime=runtime)
-    evidence = codec.encoder.evidence(np.asarray(photo("coffee", 64, 64)), 1)
-    assert evidence is not None
-    transform = evidence.transform(40)
+    transform = codec.encoder.transform(40)
     # far from zero the branch of the synthesis is small beside its linear path
     values = np.zeros((1, 128, 1, 1), np.float32)
     step = values.copy()

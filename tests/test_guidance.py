@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 import slimcodec
 from slimcodec.batches import decode_many
 from slimcodec.codec import Codec
+from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import NETWORKS, Tagger
 from slimcodec.models.config import BundleConfig, CaptionerConfig
 from slimcodec.models.guidance import CaptionGuide, Floats, resized
@@ -56,7 +57,7 @@ def test_the_gradient_graph_equals_automatic_differentiation(network: str) -> No
     tagger = random_tagger(network)
     view = torch.rand(1, 3, 96, 64) * 2 - 1
     target = np.eye(TAGS, dtype=np.float32)[None, 3]
-    ours = gradient_of(tagger)(view.numpy(), target)
+    (ours,) = runtime_of(tagger).run("gradient-0", view.numpy(), target)
     theirs = by_autograd(tagger, view, 3)
     assert float(np.abs(ours).max()) > 0
     # an activation at the very edge of a ReLU6 may fall to either side
@@ -77,12 +78,11 @@ def test_the_embedded_taggers_gradient_is_right_to_six_digits(codec: slimcodec.C
     assert alike(ours, by_autograd(tagger.requires_grad_(False), view, 3)) > 1 - 1e-6
 
 
-def gradient_of(tagger: Tagger) -> Callable[[Floats, Floats], Floats]:
-    """The gradient graph of a tagger, run."""
+def runtime_of(tagger: Tagger) -> OnnxRuntime:
+    """A runtime of a tagger's networks."""
     config = BundleConfig(captioners=(tagger.config,))
     stored = {"captioner-0": {name: value.detach().numpy() for name, value in tagger.state_dict().items()}}
-    runtime = OnnxRuntime(partial(build_graph, config, stored), stored)
-    return lambda view, target: runtime.run("gradient-0", view, target)[0]
+    return OnnxRuntime(partial(build_graph, config, stored), stored)
 
 
 def alike(ours: Floats, theirs: torch.Tensor) -> float:
@@ -90,11 +90,14 @@ def alike(ours: Floats, theirs: torch.Tensor) -> float:
     return float(torch.cosine_similarity(torch.from_numpy(ours).flatten(), theirs.flatten(), dim=0))
 
 
-def linear_guide(channels: int = 12) -> CaptionGuide:
-    """A guide on a linear path of a few smooth patterns."""
+def linear_guide(size: Sequence[int], channels: int = 12) -> CaptionGuide:
+    """A guide of a picture of a size on a linear path of a few smooth patterns."""
     coarse = np.random.default_rng(1).standard_normal((channels * 3, 4, 4), dtype=np.float32)
     smooth = resized(coarse, (16, 16)).reshape(channels, -1)
-    return CaptionGuide([gradient_of(random_tagger())], TAGS, smooth.T / 10)
+    tagger = random_tagger()
+    parts = {"captioner-0": tagger.state_dict(), "autoencoder": {"synthesis": smooth.T / 10}}
+    bundle = Bundle(BundleConfig(captioners=(tagger.config,)), parts, tuple(map(str, range(TAGS))))
+    return CaptionGuide(bundle.onnx.run, bundle, size, tag=2, seed=5)
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -113,22 +116,22 @@ def test_pictures_are_resized_as_torch_does(
 
 @pytest.mark.parametrize("size", [(64, 64), (16, 400), (48, 208), (1024, 16)])
 def test_a_change_has_the_strength_that_was_asked_for_at_any_size(size: tuple[int, int]) -> None:
-    guide, pixels = linear_guide(), noise(*size)
+    guide, pixels = linear_guide(size), noise(*size)
     lost = np.linspace(0.5, 2, 12, dtype=np.float32)
-    change = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    change = guide.change(pixels, lost, strength=0.4, steps=4)
     assert change.shape == (1, 12, size[0] // 16, size[1] // 16)
     # four steps that agree in part: together not above the strength, and not nothing
     assert 0.05 < float(np.sqrt(np.square(change / lost[:, None, None]).mean())) <= 0.4 + 1e-6
     moved = guide.apply(pixels, change, rows=3)
     assert moved.shape == pixels.shape and moved.dtype == np.uint8 and not np.array_equal(moved, pixels)
     assert np.array_equal(moved, guide.apply(pixels, change, rows=100))
-    again = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    again = linear_guide(size).change(pixels, lost, strength=0.4, steps=4)
     assert np.array_equal(change, again)
 
 
 def test_a_change_shows_no_edges_of_patches() -> None:
-    guide = linear_guide()
     pixels = np.full((1, 3, 96, 64), 128, np.uint8)
+    guide = linear_guide(pixels.shape[2:])
     change = np.random.default_rng(3).standard_normal((1, 12, 6, 4), dtype=np.float32)
     whole = guide.apply(pixels, change, rows=6)
     assert all(np.array_equal(guide.apply(pixels, change, rows), whole) for rows in (1, 2, 4, 5))
@@ -142,10 +145,10 @@ def test_a_change_shows_no_edges_of_patches() -> None:
 
 
 def test_what_was_not_lost_does_not_move() -> None:
-    guide, pixels = linear_guide(), noise(64, 64)
+    guide, pixels = linear_guide((64, 64)), noise(64, 64)
     lost = np.ones(12, np.float32)
     lost[3] = 0
-    change = guide.change(pixels, 2, lost, strength=0.4, steps=4, seed=5)
+    change = guide.change(pixels, lost, strength=0.4, steps=4)
     assert np.abs(change[:, 3]).max() == 0 < np.abs(change[:, 4]).max()
 
 

@@ -331,7 +331,7 @@ def test_captioners_of_transformers_name_captions_at_the_encoder(home: Path, tmp
     codec = slimcodec.load(tmp_path / "tagged", dtype="float32")
     assert codec.bundle.vocabulary == ("cat", "coffee cup", "rocket")
     data = codec.encode(picture, 30)
-    caption = codec.decompress(data).caption
+    caption = codec.decoder.decompress(data).caption
     assert caption in ("a photo of a cat", "a photo of a coffee cup", "a photo of a rocket")
     # a missing captioner is missed by nobody who decodes
     shutil.rmtree(tmp_path / "blip")

@@ -81,7 +81,7 @@ def test_guidance_is_the_same_from_the_same_pixels(pair: tuple[Codec, Codec]) ->
         pytest.skip("no captioner")
     data = pair[1].encode(photo("chelsea", 128, 96), 20, "egyptian cat")
     sampling = pair[0].sampling(0, 0.5, "machine")
-    files = [codec.decompress(data) for codec in pair]
+    files = [codec.decoder.decompress(data) for codec in pair]
     pixels = pair[1].decoder.pixels(files[1].latents)
     # its steps follow a gradient that a level of one pixel turns: decoded pixels that differ are guided differently
     guided = [codec.decoder.guide(file, pixels, sampling) for codec, file in zip(pair, files, strict=True)]

@@ -2,7 +2,7 @@
 
 The public names are ``load``, ``encode``, ``decode``, ``inspect`` and ``Codec``, the functions for tensors and arrays
 (``decode_image`` and its like), and ``slimcodec.integrations``; everything else may move.
-Importing this package is cheap: what runs networks is loaded when a codec is.
+Importing this package is cheap: numpy and Pillow come with the first codec, torch where its runtime or denoising needs it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # PEP 562: torch takes a second to import, and reading a header needs none of it
+    # PEP 562: a codec's libraries take a while to import, and reading a header needs none of them
     if name in {"Codec", "decode", "encode", "load"}:
         from slimcodec import codec
 

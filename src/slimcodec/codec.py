@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slimcodec.container import Container, Source
-from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Decompressed, Sampling, crop
+from slimcodec.decoder import GUIDANCE_STEPS, Decoder, Sampling, crop
 from slimcodec.encoder import EFFORT, Encoder, Request, Roi, whole_number
 from slimcodec.errors import SlimError, needs
 from slimcodec.images import ImageLike, Pixels, check_size, load_image
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
-from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import TILE
 
 if TYPE_CHECKING:
     import torch
+
+    from slimcodec.models.runtime import Runtime
 
 #: most denoising steps that a caller may ask for
 MAX_STEPS = 1000
@@ -56,7 +57,7 @@ class Codec:
         self.runtime = runtime
         try:
             #: the exact entropy stage
-            self.coder = LatentCodec.from_tensors(
+            self.coder = LatentCodec(
                 runtime.run, bundle.stored["prior"], config.prior, steps=bool(config.step_octaves)
             )
         except (KeyError, ValueError) as error:
@@ -160,7 +161,7 @@ class Codec:
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
         """
         sampling = self.sampling(steps, guidance, preset, guidance_steps)
-        return self.decoder.pictures([self.decompress(data, max_pixels=max_pixels)], sampling)[0]
+        return self.decoder.pictures([self.decoder.decompress(data, max_pixels)], sampling)[0]
 
     def sampling(
         self,
@@ -198,15 +199,7 @@ class Codec:
 
         A tensor on the codec's device where torch is the runtime, else an array.
         """
-        return self.runtime.own(self.decompress(data, max_pixels=max_pixels).latents[0])
-
-    def decompress(self, data: Source, *, max_pixels: int | None = None) -> Decompressed:
-        """The decompressed latent of a ``.slim`` file with its header and caption: what enhancement starts from."""
-        return self.decoder.decompress(data, max_pixels)
-
-    def synthesise(self, coded: CodedLatent, quality: int) -> Any:
-        """The decompressed latent [1, C, h, w], float32, of symbols that were quantised at a quality."""
-        return self.runtime.own(self.decoder.synthesise(coded, quality))
+        return self.runtime.own(self.decoder.decompress(data, max_pixels).latents[0])
 
     def read(self, data: Source, *, max_pixels: int | None = None) -> tuple[Container, CodedLatent]:
         """Header and exact symbols of a ``.slim`` file, no network with floating point run."""

@@ -48,8 +48,7 @@ def check_sizes(values: Any, where: str, name: str = "", depth: int = 0) -> None
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Return a configuration dataclass as JSON values (tuples become lists)."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return plain
+    return json.loads(json.dumps(asdict(config)))
 
 
 def from_plain(kind: type[T], values: dict[str, Any], where: str) -> T:

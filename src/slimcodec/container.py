@@ -19,7 +19,7 @@ from slimcodec.entropy.caption import (
     write_varint,
 )
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
-from slimcodec.files import is_url, open_file
+from slimcodec.files import as_path, is_url, load_json
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -172,11 +172,6 @@ def inspect(source: Source, vocabulary: Sequence[str] | None = None) -> SlimInfo
     )
 
 
-def is_slim(data: bytes) -> bool:
-    """Whether bytes begin as a ``.slim`` file of any version does, and no other picture format."""
-    return bool(data) and VERSION <= data[0] - _FIRST_BYTE <= _LAST_VERSION
-
-
 def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes, path, URL or open binary file; ``unpack`` checks them in full.
 
@@ -198,7 +193,7 @@ def read_source(source: Source) -> bytes:
         raise SlimError(
             f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
         )
-    with open_file(source) as file:
+    with as_path(source).open("rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
         if not is_url(source):
@@ -206,7 +201,7 @@ def read_source(source: Source) -> bytes:
         return start + file.read(MAX_FILE_BYTES + 1 - len(start))
 
 
-def begins_slim(start: bytes) -> bool:
+def is_slim(start: bytes) -> bool:
     """Whether a file is a ``.slim`` file of any version, by its first 14 bytes: magic, size and quality (a few may be missing)."""
     if not (start and VERSION <= start[0] - _FIRST_BYTE <= _LAST_VERSION):
         return False
@@ -241,12 +236,8 @@ def _check_length(size: int) -> None:
 
 
 def _embedded_vocabulary(bundle_id: str) -> tuple[str, ...] | None:
-    import json  # only a vocabulary index needs it, so other files start faster
-
     try:
-        config = json.loads((EMBEDDED_BUNDLE / "config.json").read_text(encoding="utf-8"))
-        if config.get("bundle_id") != bundle_id:
-            return None
-        return read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
+        known = load_json(EMBEDDED_BUNDLE / "config.json").get("bundle_id") == bundle_id
+        return read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt") if known else None
     except FileNotFoundError:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,13 @@ from slimcodec.entropy.coder import MAX_SYMBOL_BYTES
 from slimcodec.errors import FormatError, ModelMismatchError, needs
 from slimcodec.images import check_size
 from slimcodec.models.bundle import Bundle
-from slimcodec.models.guidance import CaptionGuide, at_quality, tagger_gradients
+from slimcodec.models.config import BLOCK_RADIUS
+from slimcodec.models.guidance import CaptionGuide, at_quality
 from slimcodec.models.latent_codec import CodedLatent, LatentCodec
-from slimcodec.models.runtime import Runtime
 from slimcodec.models.tiles import blended, tiled
+
+if TYPE_CHECKING:
+    from slimcodec.models.runtime import Runtime
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -55,10 +58,7 @@ class Decoder:
         self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
 
     def read(self, data: Source, max_pixels: int | None = None) -> tuple[Container, Caption, CodedLatent]:
-        """Header and payload of a file, its caption and its exact symbols; no network with floating point runs.
-
-        Raises as ``Codec.decode`` does.
-        """
+        """Header and payload, caption and exact symbols of a file; no network with floating point runs. Raises as ``Codec.decode``."""
         bundle = self.bundle
         container = unpack(read_source(data))
         file_bundle = container.bundle_id.hex()
@@ -94,7 +94,7 @@ class Decoder:
             lambda x: self.runtime.run("synthesise", x, level)[0],
             coded.values,
             tile=self.tile,
-            margin=config.synthesis_radius,
+            margin=BLOCK_RADIUS * config.synthesis_blocks,
             cell_out=config.patch,
         )
 
@@ -136,7 +136,7 @@ class Decoder:
 
         @undisturbed
         def enhanced(x: Floats, noise: Floats) -> Floats:
-            start, added = (torch.from_numpy(array).to(self.bundle.device) for array in (x, noise))
+            start, added = (torch.from_numpy(array).to(self.bundle.parts.device) for array in (x, noise))
             result = enhancer(start, quality, steps, added, captions, no_captions, text_scale)
             return np.asarray(result.cpu())
 
@@ -156,19 +156,12 @@ class Decoder:
     def guide(self, file: Decompressed, pixels: Bytes, sampling: Sampling) -> Bytes:
         """A decoded picture [1, 3, H, W] moved towards its caption; as it is without one of the vocabulary."""
         bundle, container = self.bundle, file.container
-        linear_path, error_scales = bundle.linear_path, bundle.error_scales
-        if file.caption_index is None or linear_path is None or error_scales is None:
+        if file.caption_index is None or bundle.error_scales is None:
             return pixels
-        gradients = tagger_gradients(self.runtime.run, len(bundle.config.captioners))
-        guide = CaptionGuide(gradients, len(bundle.vocabulary), linear_path)
-        change = guide.change(
-            pixels,
-            file.caption_index,
-            at_quality(error_scales, container.quality),
-            strength=sampling.guidance,
-            steps=sampling.guidance_steps,
-            seed=zlib.crc32(container.payload),
-        )
+        seed = zlib.crc32(container.payload)
+        guide = CaptionGuide(self.runtime.run, bundle, pixels.shape[2:], file.caption_index, seed)
+        lost = at_quality(bundle.error_scales, container.quality)
+        change = guide.change(pixels, lost, strength=sampling.guidance, steps=sampling.guidance_steps)
         return guide.apply(pixels, change, self.tile)
 
 

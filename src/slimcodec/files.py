@@ -36,16 +36,6 @@ def as_path(name: str | os.PathLike[str]) -> Path:
         raise SlimError(f"{name}: cannot be opened: {error}") from error
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a local or remote file for reading bytes. Raises ``SlimError`` and ``OSError``."""
-    return cast(BinaryIO, as_path(path).open("rb"))
-
-
-def read_anything(source: str | os.PathLike[str] | BinaryIO) -> bytes:
-    """Return the bytes of a path, a URL or an open binary file. Raises ``SlimError`` and ``OSError``."""
-    return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
-
-
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is a folder, or begins the names of remote files; False for a name that cannot be."""
     return as_path(path).is_dir() if is_url(path) else os.path.isdir(path)

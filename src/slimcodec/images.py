@@ -23,9 +23,8 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes | BinaryIO
 
 MAX_SIDE = 2**24  # the most that the header of a .slim file can hold
-OBJECT_VALUE = (
-    128  # of a mask, from here up: a trimap's border is below (Oxford-IIIT pets: 255 animal, 127 border)
-)
+#: of a mask, from here up: a trimap's border is below (Oxford-IIIT pets: 255 animal, 127 border)
+OBJECT_VALUE = 128
 SMALL_AREA = 1 << 20  # padded pixels that are allowed however small the limit is
 
 #: modules that teach Pillow a format when they are imported
@@ -33,8 +32,6 @@ PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl", "pillow_jpls", "pillow_a
 #: formats of which Pillow reads the header only
 _HEADER_ONLY = ("MPEG",)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
 #: losses that make another picture than its owner may think, so that reading it always warns of them
 SHOWN_LOSSES = ("frames", "raw")
 #: brightest values, of 255, of a picture that is as good as black: of 8 bits, and of more, where 14 bits in 16 look so

@@ -148,7 +148,7 @@ class Demo:
             text = subject.caption if caption == "auto" else caption
             request = Request(quality, text, target_bytes or None)
             data = self.codec.encoder.file(subject.pixels, subject.latent, text, request)
-        file = self.codec.decompress(data, max_pixels=self.max_pixels)
+        file = self.codec.decoder.decompress(data, self.max_pixels)
         pixels = np.asarray(self.codec.decoder.pictures([file], sampling)[0])
         seconds = time.perf_counter() - start
 

@@ -53,8 +53,7 @@ def encode_caption(text: str, vocabulary: Sequence[str]) -> bytes:
 def decode_caption(section: bytes, vocabulary: Sequence[str] | None = None) -> Caption:
     """Return the caption of one whole section; the text of a tag needs the bundle's ``vocabulary``.
 
-    Raises ``FormatError`` if the section is truncated, corrupt, followed by other bytes, empty of text, over
-    1024 bytes of text, or if its index lies outside ``vocabulary``.
+    Raises ``FormatError`` for a damaged section, for text of none or over 1024 bytes, and for an index outside ``vocabulary``.
     """
     if caption_end(section, 0) != len(section):
         raise FormatError("corrupt caption: bytes follow it")
@@ -96,10 +95,7 @@ def tag_phrase(tag: str) -> str:
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the tags of a ``vocabulary.txt`` (UTF-8, one tag a line) in order.
-
-    Raises ``OSError`` if it cannot be read, ``SlimError`` if it has over 16 MiB, ``ValueError`` if it is no UTF-8.
-    """
+    """Return the tags of a ``vocabulary.txt`` (UTF-8, one tag a line) in order. Raises ``ValueError``, and as ``read_bounded``."""
     # Only newlines separate tags: splitlines() would also split at rarer characters and so shift the indices.
     text = read_bounded(path, MAX_VOCABULARY_BYTES).decode("utf-8").replace("\r\n", "\n")
     return tuple(text.removesuffix("\n").split("\n"))
@@ -118,10 +114,7 @@ def write_varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Return the varint at offset ``start`` and the offset after it.
-
-    Raises ``FormatError`` if it is truncated, has over four bytes or is not the shortest form of its value.
-    """
+    """Return the varint at offset ``start`` and the offset after it; ``FormatError`` for what ``write_varint`` does not write."""
     value = 0
     for position, byte in enumerate(data[start : start + MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << 7 * position

@@ -33,7 +33,7 @@ class SymbolEncoder:
         """Append symbols, each coded with the table of its index.
 
         ``symbols``: int32 ``[n]`` in -32767..32767; ``indices``: uint8 ``[n]`` below ``len(tables)``; ``n`` may be 0.
-        Raises ``TypeError`` for another dtype, ``ValueError`` for another shape or range; nothing is written then.
+        Raises ``ValueError`` for an index beyond the tables; nothing is written then.
         """
         tables = self._tables
         slots = tables.slots(symbols, indices)
@@ -69,9 +69,8 @@ class SymbolDecoder:
     def decode(self, indices: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Return the next symbols.
 
-        ``indices``: uint8 ``[n]`` below ``len(tables)``. Returns int32 ``[n]`` in -32767..32767. Raises ``FormatError``
-        when no symbol matches the data; wrong data may as well decode to other symbols, which a checksum must catch.
-        ``TypeError`` and ``ValueError`` as ``SymbolEncoder.encode``.
+        Shapes, ranges and ``ValueError`` as for ``SymbolEncoder.encode``. Raises ``FormatError`` when no symbol matches the
+        data; wrong data may as well decode to other symbols, which a checksum must catch.
         """
         tables = self._tables
         tables.check_indices(indices)

@@ -56,10 +56,7 @@ def write_map(values: Map) -> Iterator[tuple[Map, NDArray[np.uint8]]]:
 
 
 def read_map(take: Callable[[NDArray[np.uint8]], NDArray[np.int32]], height: int, width: int) -> Map:
-    """The map [h, w] that ``write_map`` wrote; ``take`` gives the next symbols for table indices.
-
-    Raises ``FormatError`` for symbols that make no map.
-    """
+    """The map [h, w] that ``write_map`` wrote, or ``FormatError``; ``take`` gives the next symbols for table indices."""
     flat = np.zeros(height * width, np.int32)
     (some,) = take(TABLE_OF_DOUBT[2:]).tolist()
     if some not in (0, 1):

@@ -69,17 +69,10 @@ class SymbolTables:
     ) -> SymbolTables:
         """Return tables fitted to counted symbols: the Gaussian tables mixed with the counts, made symmetric.
 
-        ``counts``: non-negative integers in the layout of ``SymbolTables.gaussian(scales).frequencies``, as ``count``
-        returns them. ``strength`` > 0: the Gaussian weighs as much as ``strength`` counted symbols per table entry, so
-        that a rarely used table stays close to its Gaussian. Raises ``ValueError`` for another layout or range.
+        ``counts``: those of ``count`` by ``SymbolTables.gaussian(scales)``, or sums of them. ``strength`` > 0: the Gaussian
+        weighs as much as ``strength`` counted symbols per table entry, so that a rarely used table stays close to its Gaussian.
         """
         prior = cls.gaussian(scales)
-        if counts.dtype.kind not in "iu" or counts.shape != prior.frequencies.shape or np.any(counts < 0):
-            raise ValueError(
-                f"counts must be {prior.frequencies.size} non-negative integers in one dimension"
-            )
-        if not (strength > 0 and np.isfinite(strength)):
-            raise ValueError("strength must be positive and finite")
         halves, escapes = [], []
         for index, radius in enumerate(prior.radii.tolist()):
             entries = slice(prior._offsets[index], prior._offsets[index + 1])
@@ -106,41 +99,25 @@ class SymbolTables:
         """Return the ideal cost of every symbol under its table, escapes included.
 
         ``symbols``: int32 ``[n]`` in -32767..32767; ``indices``: uint8 ``[n]``, table of each symbol. Returns float64
-        ``[n]`` in bits; a whole payload is at most about a byte longer than the sum. Raises as ``slots``.
+        ``[n]`` in bits; a whole payload is at most about a byte longer than the sum. Raises as ``check_indices``.
         """
         slots = self.slots(symbols, indices)
         escaped = slots > 2 * self.radii[indices]
         return self._costs[self._offsets[indices] + slots] + ESCAPE_BITS * escaped
 
     def count(self, symbols: NDArray[np.int32], indices: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return how often every table entry occurs, in the layout of ``frequencies`` (for ``from_counts``).
-
-        Arguments and errors as for ``bits``. Returns int64; the counts of several calls may be added.
-        """
+        """Return how often every table entry occurs, int64, in the layout of ``frequencies``; arguments as for ``bits``."""
         flat = self._offsets[indices] + self.slots(symbols, indices)
         return np.bincount(flat, minlength=self.frequencies.size)
 
     def slots(self, symbols: NDArray[np.int32], indices: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Return each symbol's position in its table: ``symbol + R``, or ``2R + 1`` (the escape) outside ``-R..R``.
-
-        Shapes and ranges as for ``bits``. Raises ``TypeError`` for another dtype, ``ValueError`` for another shape or range.
-        """
-        if symbols.dtype != np.int32:
-            raise TypeError(f"symbols must be int32, not {symbols.dtype}")
+        """Return each symbol's position in its table: ``symbol + R``, or ``2R + 1`` (the escape) outside ``-R..R``."""
         self.check_indices(indices)
-        if symbols.shape != indices.shape:
-            raise ValueError(f"symbols and indices differ in shape: {symbols.shape} and {indices.shape}")
-        if symbols.size and (symbols.min() < -MAX_SYMBOL or symbols.max() > MAX_SYMBOL):
-            raise ValueError(f"symbols must lie in -{MAX_SYMBOL}..{MAX_SYMBOL}")
         radii = self.radii[indices]
         return np.where(np.abs(symbols) <= radii, symbols + radii, 2 * radii + 1)
 
     def check_indices(self, indices: NDArray[np.uint8]) -> None:
-        """Raise ``TypeError`` unless ``indices`` are uint8, ``ValueError`` unless one-dimensional and below ``len(self)``."""
-        if indices.dtype != np.uint8:
-            raise TypeError(f"indices must be uint8, not {indices.dtype}")
-        if indices.ndim != 1:
-            raise ValueError(f"indices must have one dimension, not {indices.ndim}")
+        """Raise ``ValueError`` unless ``indices``, which a bundle's graphs give, are below ``len(self)``."""
         if indices.size and indices.max() >= len(self):
             raise ValueError(f"table index {indices.max()} is out of range: there are {len(self)} tables")
 

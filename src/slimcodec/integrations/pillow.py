@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from slimcodec.container import MAX_FILE_BYTES, begins_slim, inspect
+from slimcodec.container import MAX_FILE_BYTES, inspect, is_slim
 from slimcodec.errors import FormatError, SlimError, VersionError
 from slimcodec.files import atomic_write
 from slimcodec.images import ImageWarning
@@ -140,7 +140,7 @@ def _whole(pillow_save: Any) -> Any:
     return save
 
 
-Image.register_open(FORMAT, SlimImageFile, begins_slim)
+Image.register_open(FORMAT, SlimImageFile, is_slim)
 Image.register_save(FORMAT, _save)
 Image.register_extension(FORMAT, SUFFIX)
 Image.register_mime(FORMAT, "image/x-slim")

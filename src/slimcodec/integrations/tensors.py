@@ -18,7 +18,7 @@ from slimcodec.batches import decode_many
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import Source, is_slim
 from slimcodec.errors import ImageError, SlimError, needs
-from slimcodec.files import read_anything
+from slimcodec.files import as_path
 from slimcodec.images import Pixels, load_image
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def decode_images(
     ``options`` are those of ``slimcodec.batches.decode_many``: ``batch_size`` is 8. Raises the first file's error.
     """
     codec = codec or default_codec(device=device)
-    target = device or codec.bundle.device
+    target = device or codec.bundle.parts.device
     return [as_tensor(array).to(target) for array in _decoded(srcs, codec, options)]
 
 
@@ -103,6 +103,12 @@ def _is_tensor(src: Source | Tensor) -> TypeGuard[Tensor]:
     return torch is not None and isinstance(src, torch.Tensor)
 
 
+def _read(source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
+
+
 def as_tensor(pixels: Pixels) -> Tensor:
     """The tensor [3, H, W] of an array [H, W, 3]."""
     with needs("torch", "a tensor"):
@@ -137,7 +143,7 @@ class PictureReader:
     def many(self, sources: Sequence[Source]) -> list[Any]:
         """What each file holds, in order; pictures of one size pass the networks together."""
         codec = default_codec(self.model, self.device)
-        files = [source if isinstance(source, bytes) else read_anything(source) for source in sources]
+        files = list(map(_read, sources))
         if self.output == "latent":
             return [codec.decode_latent(file) if is_slim(file) else codec.latents(file) for file in files]
         coded = iter(_decoded([file for file in files if is_slim(file)], codec, {"steps": self.steps}))

@@ -69,16 +69,14 @@ class PatchAutoencoder(nn.Module):
             # the KLT stays in float32: bfloat16 loses the DC coefficient; a strided convolution is the product with patches
             kernel = self.analysis.reshape(-1, 3, PATCH, PATCH)
             linear = F.conv2d(pictures.float(), kernel, -(self.analysis @ self.mean), stride=PATCH)
-        branch: Tensor = self.encoder(pictures.to(dtype_of(self.encoder)))
-        return linear + branch.float()
+        return linear + self.encoder(pictures.to(dtype_of(self.encoder))).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to pictures [B, 3, 16h, 16w], float32, near [-1, 1] and not clipped."""
         with torch.autocast(latents.device.type, enabled=False):
             patches = F.conv2d(latents.float(), self.synthesis[:, :, None, None], self.mean)
             linear = F.pixel_shuffle(patches, PATCH)
-        branch: Tensor = self.decoder(latents.to(dtype_of(self.decoder)))
-        return linear + branch.float()
+        return linear + self.decoder(latents.to(dtype_of(self.decoder))).float()
 
     def latent_scale(self) -> Tensor:
         """Picture energy of a unit of each latent channel [C]: the norm of its synthesis vector."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -29,8 +30,7 @@ from slimcodec.models.pretrained.references import (
     hub_folder,
     local_folder,
 )
-from slimcodec.models.runtime import Graph, OnnxRuntime
-from slimcodec.models.storage import hash_tensors, read_tensors, to_storage
+from slimcodec.models.runtime import Graph, OnnxRuntime, hash_tensors, read_tensors, to_storage
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from slimcodec.models.captioner import Tagger
     from slimcodec.models.compressor import Compressor
-    from slimcodec.models.native import NativeModel
+    from slimcodec.models.enhancer import NativeModel
     from slimcodec.models.parts import Parts
     from slimcodec.models.pretrained.hub import ImageToText, ZeroShotTagger
     from slimcodec.models.pretrained.pipeline import PretrainedModel
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: what config.json says of the bundle's identity
 IDENTITY = ("bundle_id", "sha256", "weights_sha256")
+#: what is fetched of a bundle at the hub
+HUB_FILES = ["*.safetensors", "*.onnx", "*.json", "*.txt", "*.model", "*.jinja"]
 #: most bytes of a bundle's config.json
 CONFIG_BYTES = 1 << 22
 
@@ -99,23 +101,13 @@ class Bundle:
 
     @cached_property
     def parts(self) -> Parts:
-        """The modules that are built, on their device."""
+        """The modules that are built, with their ``device`` and the ``dtype`` of the convolutional networks."""
         import torch
 
         from slimcodec.models.parts import Parts
 
         device, dtype = self._placed
         return Parts(self.stored, device, dtype or torch.float32)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the modules are."""
-        return self.parts.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the convolutional networks."""
-        return self.parts.dtype
 
     @cached_property
     def latent_model(self) -> NativeModel | PretrainedModel:
@@ -125,7 +117,7 @@ class Bundle:
             from slimcodec.models.pretrained.pipeline import PretrainedModel
 
             return PretrainedModel(config.ldm, self.parts, self.pretrained_part, config.enhancer)
-        from slimcodec.models.native import NativeModel
+        from slimcodec.models.enhancer import NativeModel
 
         return NativeModel(config, self.parts, self.text)
 
@@ -137,13 +129,12 @@ class Bundle:
     @property
     def compressor(self) -> Compressor:
         """The latent compressor; convolutions in ``dtype``, gains and transforms of patches in float32."""
-        return cast("Compressor", self.module("compressor"))
+        return self.module("compressor")
 
     @property
     def captioners(self) -> list[Tagger]:
         """The taggers; the first one names captions."""
-        numbers = range(len(self.config.captioners))
-        return [cast("Tagger", self.module(f"captioner-{number}")) for number in numbers]
+        return [self.module(f"captioner-{number}") for number in range(len(self.config.captioners))]
 
     def module(self, part: str) -> Any:
         """The module of a part that runtimes run."""
@@ -165,7 +156,7 @@ class Bundle:
 
             self.latent_model.make_room()
             folder = self.pretrained_part(config.part.name).folder
-            return load_captioner(folder, config, self.vocabulary, str(self.device))
+            return load_captioner(folder, config, self.vocabulary, str(self.parts.device))
 
         captioner = self.parts.get("caption_model", build)
         # models that write call their own parts, past the hook of the whole
@@ -266,9 +257,20 @@ class Bundle:
 
         ``curve``: rows of measured figures for the card, all with the same keys. Raises ``SlimError`` where the hub refuses.
         """
-        from slimcodec.models.publishing import upload
+        from huggingface_hub import HfApi
 
-        return upload(self, repository, private=private, curve=curve)
+        from slimcodec.models.publishing import model_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            Path(folder, "README.md").write_text(model_card(self, repository, curve), encoding="utf-8")
+            try:
+                hub = HfApi()
+                address = hub.create_repo(repository, private=private, exist_ok=True)
+                hub.upload_folder(repo_id=repository, folder_path=folder)
+            except Exception as error:  # the hub client's errors have no common base
+                raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
+        return str(address)
 
     @classmethod
     def from_pretrained(
@@ -283,7 +285,11 @@ class Bundle:
         ``dtype``: float32 by default. ``base``: a folder in which pretrained parts are looked for first. Raises ``SlimError``
         for a damaged bundle, and ``ModelMismatchError`` where its hash differs.
         """
-        folder = _locate(source)
+        if source is None or source == EMBEDDED:
+            folder = EMBEDDED_BUNDLE
+        else:
+            found = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
+            folder = found or hub_folder(source, "", HUB_FILES)
         # what is installed with the code may be links, as some installers make them
         place = folder.joinpath if folder == EMBEDDED_BUNDLE else partial(inside, folder)
         try:
@@ -323,12 +329,3 @@ def _unpickled(offloaded: bool, values: Any, folder: Any, base: Any) -> Bundle:
     if offloaded:
         bundle.latent_model.offload()
     return bundle
-
-
-def _locate(source: str | Path | None) -> Path:
-    if source is None or source == EMBEDDED:
-        return EMBEDDED_BUNDLE
-    folder = local_folder(source, f"bundle; give {EMBEDDED}, a folder")
-    return folder or hub_folder(
-        source, "", ["*.safetensors", "*.onnx", "*.json", "*.txt", "*.model", "*.jinja"]
-    )

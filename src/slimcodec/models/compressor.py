@@ -35,8 +35,7 @@ class LevelBranch(nn.Module):
         if beside is not None:
             hidden = hidden + beside
         scale, shift = at_level(self.film, level).to(hidden.dtype)[..., None, None].chunk(2, dim=1)
-        result: Tensor = self.leave(self.blocks(hidden * (1 + scale) + shift))
-        return result
+        return self.leave(self.blocks(hidden * (1 + scale) + shift))
 
 
 class Compressor(nn.Module):

@@ -142,16 +142,6 @@ class CompressorConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     step_octaves: float = 0.0
 
-    @property
-    def analysis_radius(self) -> int:
-        """Coded positions that a symbol looks to each side."""
-        return BLOCK_RADIUS * self.analysis_blocks
-
-    @property
-    def synthesis_radius(self) -> int:
-        """Coded positions that a decompressed latent looks to each side."""
-        return BLOCK_RADIUS * self.synthesis_blocks
-
 
 @dataclass(frozen=True)
 class CaptionerConfig:

@@ -1,13 +1,15 @@
-"""Enhancement of a decompressed latent by a text-conditioned diffusion UNet of ours, in a few denoising steps.
+"""Our own latent diffusion model, as slim-tiny has it: patch autoencoder, diffusion UNet and a small text encoder.
 
-A straight path leads from the decompressed latent, plus a little noise of the size of what was lost, to the original; the UNet
-sees the decompressed latent beside the state and predicts the path's end, from which the velocity follows (flow matching,
-Lipman et al. 2023, between coupled ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.pretrained.networks``.
+The UNet enhances a decompressed latent by its caption, in a few denoising steps. A straight path leads from
+the decompressed latent, plus a little noise of the size of what was lost, to the original; the UNet sees the decompressed latent
+beside the state and predicts the path's end, from which the velocity follows (flow matching, Lipman et al. 2023, between coupled
+ends): mode ``bridge``. Pretrained UNets are served by ``slimcodec.models.pretrained.networks``.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError
+from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level, dtype_of, quality_to_level
-from slimcodec.models.config import EnhancerConfig
-from slimcodec.models.parts import CaptionEmbedding
+from slimcodec.models.config import BundleConfig, EnhancerConfig
+from slimcodec.models.networks import own_module
+from slimcodec.models.parts import CaptionEmbedding, LatentModel, Parts
+
+#: special tokens of our text encoders, in the order of their numbers
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
+#: longer captions are cut for the enhancer (the file keeps them whole)
+MAX_TOKENS = 24
 
 
 def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
@@ -73,7 +82,7 @@ def small_unet_config(latent_channels: int = 128, size: UNetSize | None = None) 
 class Enhancer(nn.Module):
     """A diffusers UNet and scheduler applied to decompressed latents."""
 
-    #: the side of a picture that it works on best: any
+    #: side in latent positions that it works on best: any
     tile = None
     error_scale: Tensor
 
@@ -110,8 +119,7 @@ class Enhancer(nn.Module):
         height, width = sample.shape[2:]
         sample = nn.functional.pad(sample, (0, width % 2, 0, height % 2), mode="replicate")
         output = self.unet(sample, time * 1000, text.states.to(dtype), timestep_cond=condition).sample
-        result: Tensor = output[:, :, :height, :width].float()
-        return result
+        return output[:, :, :height, :width].float()
 
     def start(self, latents: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """The beginning of the path: the decompressed latent plus noise of a share of the error scale."""
@@ -153,3 +161,107 @@ class Enhancer(nn.Module):
             velocity = (state - latents + scale * lost) / moment.reshape(-1, 1, 1, 1)
             state = scheduler.step(velocity, time, state).prev_sample
         return state
+
+
+class CaptionEncoder(nn.Module):
+    """Text to the hidden states that the enhancer's cross-attention reads."""
+
+    def __init__(self, tokenizer: Any, text_model: Any) -> None:
+        super().__init__()
+        self.tokenizer, self.text_model = tokenizer, text_model
+
+    def forward(self, captions: Sequence[str | None]) -> CaptionEmbedding:
+        """The embedding of captions; None is the empty caption, on which guidance is free to drop."""
+        limit = min(MAX_TOKENS, self.text_model.config.max_position_embeddings)
+        tokens = self.tokenizer(
+            [caption or "" for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        )
+        tokens = tokens.to(self.text_model.device)
+        output = self.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return CaptionEmbedding(output.last_hidden_state)
+
+
+def fast_tokenizer(tokenizer: Any, **options: Any) -> Any:
+    """A tokenizer of the library tokenizers as transformers calls it, with the special tokens of our text encoders."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, **options)
+
+
+def small_text_encoder(
+    corpus: Sequence[str], tokens: int = 2048, width: int = 128, layers: int = 2
+) -> CaptionEncoder:
+    """An untrained caption encoder: a byte-level BPE tokenizer fitted to ``corpus`` and a small CLIP text model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tokens,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    fast = fast_tokenizer(tokenizer, model_max_length=MAX_TOKENS)
+    config = CLIPTextConfig(
+        vocab_size=len(fast),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return CaptionEncoder(fast, CLIPTextModel(config))
+
+
+class NativeModel(LatentModel):
+    """Our networks; the branches of the autoencoder run in the parts' type, all else in float32."""
+
+    def __init__(self, config: BundleConfig, parts: Parts, text: tuple[Any, dict[str, Any]] | None) -> None:
+        """``text``: a tokenizer's JSON and the configuration of a CLIP text model."""
+        self.config, self.parts, self.text = config, parts, text
+
+    @property
+    def autoencoder(self) -> PatchAutoencoder:
+        return own_module("autoencoder", self.config, self.parts)
+
+    @property
+    def enhancer(self) -> Enhancer:
+        """The diffusion UNet with its scheduler; imports diffusers."""
+        config = self.config.enhancer
+        if config is None:
+            raise SlimError(f"the bundle {self.config.name} has no enhancer")
+        return self.parts.network("enhancer", lambda: Enhancer.build(config), meta=False)
+
+    @property
+    def text_encoder(self) -> CaptionEncoder:
+        """Tokenizer and text model; imports transformers."""
+        if self.text is None:
+            raise SlimError(f"the bundle {self.config.name} has no text encoder")
+        tokenizer, config = self.text
+
+        def build() -> CaptionEncoder:
+            from tokenizers import Tokenizer
+            from transformers import CLIPTextConfig, CLIPTextModel
+
+            fast = fast_tokenizer(Tokenizer.from_str(json.dumps(tokenizer)))
+            return CaptionEncoder(fast, CLIPTextModel(CLIPTextConfig.from_dict(config)))
+
+        return self.parts.network("text", build, meta=False)
+
+    def offload(self) -> None:
+        raise SlimError(f"offload moves pretrained parts, and {self.config.name} has none; leave it out")

@@ -15,7 +15,7 @@ from slimcodec.models.runtime import Graph
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
-    from slimcodec.models.storage import Stored
+    from slimcodec.models.runtime import Stored
 
 #: the folder of a bundle's graphs, and the file there that lists them
 FOLDER, INDEX = "graphs", "graphs.json"
@@ -150,5 +150,4 @@ def with_weights(graph: Graph, stored: Stored) -> bytes:
     for field, entries in ((model.graph.initializer, kept), (model.graph.node, [*nodes, *model.graph.node])):
         del field[:]
         field.extend(entries)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    return model.SerializeToString()

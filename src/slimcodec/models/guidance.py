@@ -1,23 +1,25 @@
 """Caption guidance: moves a decoded picture towards what the bundle's taggers know the caption by. No torch.
 
 Classifier guidance (Dhariwal & Nichol 2021, equation 10) with a linearised decoder: x = D(z0) + S (z - z0), S the KLT synthesis of
-our autoencoder, or a linear map that is fitted to a pretrained one. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a tagger is a network that
-runs forward (``tag_gradient``). Each step, another tagger sees another view: what pleases one network at one place is no evidence.
+our autoencoder, or a linear map that is fitted to a pretrained one. The loop runs the taggers on a small view of the picture and no
+decoder; the gradient of a tagger is a network that runs forward (``tag_gradient``). Each step, another tagger sees another view: what
+pleases one network at one place is no evidence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from slimcodec.models.runtime import Run
+
+if TYPE_CHECKING:
+    from slimcodec.models.bundle import Bundle
 
 #: pixels of the short side of a view, and at most of the long one
 VIEW_SIDE, LONGEST_VIEW = 192, 768
@@ -32,8 +34,6 @@ LOST_POWER = 1.5
 #: share of a patch, from its edge, over which a jump to the next one is spread; spreading over half a patch loses evidence
 JOINT = 0.25
 Floats = NDArray[np.float32]
-#: a tagger's gradient [1, 3, H, W] at a view [1, 3, H, W] in [-1, 1] for a target [1, tags], one-hot
-Gradient = Callable[[Floats, Floats], Floats]
 
 
 def at_quality(table: Floats, quality: int) -> Floats:
@@ -43,76 +43,69 @@ def at_quality(table: Floats, quality: int) -> Floats:
     return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
 
 
-def tagger_gradients(run: Run, taggers: int) -> list[Gradient]:
-    """The gradients of a bundle's taggers; ``run`` runs a network by its name."""
+class CaptionGuide:
+    """Moves one picture towards a tag, by the gradients of a bundle's taggers at small views of it.
 
-    def gradient(number: int, view: Floats, target: Floats) -> Floats:
-        return run(f"gradient-{number}", view, target)[0]
+    A view has ``cell`` pixels for a latent position, and ``basis`` [3 * cell * cell, C] is the synthesis at that size.
+    """
 
-    return [partial(gradient, number) for number in range(taggers)]
+    def __init__(self, run: Run, bundle: Bundle, size: Sequence[int], tag: int, seed: int) -> None:
+        """``run`` runs a network by its name; the bundle has taggers and a linear path from latents to pixels.
 
-
-@dataclass(frozen=True)
-class Views:
-    """What the gradients of one picture share: ``cell`` pixels a latent position, the basis of their patches, and the target."""
-
-    gradients: Sequence[Gradient]
-    cell: int
-    basis: Floats
-    target: Floats
-    rng: np.random.Generator
+        ``size``: height and width of the picture, whole patches. ``seed`` draws the views.
+        """
+        assert bundle.linear_path is not None
+        self.run, self.taggers = run, len(bundle.config.captioners)
+        #: from a latent position, or a patch of them, to its P x P pixels [3 * P * P, C], rows in the order of ``pixel_unshuffle``
+        self.synthesis = bundle.linear_path
+        self.patch = math.isqrt(len(self.synthesis) // 3)
+        self.rows, self.columns = (side // self.patch for side in size)
+        cell = min(VIEW_SIDE / min(self.rows, self.columns), LONGEST_VIEW / max(self.rows, self.columns))
+        self.cell = max(1, min(self.patch, round(cell)))
+        patterns = resized(self.synthesis.T.reshape(-1, 3, self.patch, self.patch), (self.cell, self.cell))
+        self.basis = patterns.reshape(len(patterns), -1).T
+        self.target = np.eye(1, len(bundle.vocabulary), tag, dtype=np.float32)
+        self.rng = np.random.Generator(np.random.Philox(key=seed))
 
     def picture(self, latent: Floats) -> Floats:
         """The picture [1, 3, cell * h, cell * w] of a latent [1, C, h, w] by the linear path alone."""
         return _shuffled(mixed(self.basis, latent), self.cell)
 
     def pull(self, step: int, picture: Floats) -> Floats:
-        """The gradient [1, C, h, w] of log p(target) at a picture, of the tagger whose turn it is, along the basis."""
-        gradient = _seen(self.gradients[step % len(self.gradients)], picture, self.target, self.rng)
+        """The gradient [1, C, h, w] of log p(tag), along the basis, of the tagger whose turn it is.
+
+        It sees the picture [1, 3, cell * h, cell * w] shifted and mirrored at random.
+        """
+        size = picture.shape[2:]
+        shifts = [int(self.rng.integers(-int(SHIFT * side), int(SHIFT * side) + 1)) for side in size]
+        mirror = slice(None, None, -1 if self.rng.random() < 0.5 else None)
+        view = np.roll(picture, shifts, (2, 3))[..., mirror]
+        seen = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in size]
+        view = np.ascontiguousarray(resized(view, seen, smooth=False))
+        (found,) = self.run(f"gradient-{step % self.taggers}", view, self.target)
+        gradient = resized(found, size, smooth=False)[..., mirror]
+        gradient = np.roll(gradient, [-shift for shift in shifts], (2, 3))
         return mixed(self.basis.T, unshuffled(gradient, self.cell))
 
-
-class CaptionGuide:
-    """Guides pictures by captions with the gradients of some taggers of one vocabulary; serves several threads."""
-
-    def __init__(self, gradients: Sequence[Gradient], tags: int, synthesis: Floats) -> None:
-        """``synthesis`` [3 * P * P, C]: from a latent position, or a patch of them, to its P x P pixels.
-
-        Its rows are in the order of ``pixel_unshuffle``.
-        """
-        self.gradients, self.tags, self.synthesis = gradients, tags, synthesis
-        self.patch = math.isqrt(len(synthesis) // 3)
-
-    def change(
-        self, pixels: NDArray[np.uint8], tag: int, lost: Floats, *, strength: float, steps: int, seed: int
-    ) -> Floats:
-        """The change [1, C, h, w] of the latent of a decoded picture, ``pixels`` [1, 3, P h, P w], towards a tag.
+    def change(self, pixels: NDArray[np.uint8], lost: Floats, *, strength: float, steps: int) -> Floats:
+        """The change [1, C, h, w] of the latent of the decoded picture, ``pixels`` [1, 3, P h, P w], towards the tag.
 
         ``lost`` [C] is the standard deviation of what the compressor lost. The change has a root mean square of at most
-        ``strength`` in those units. ``seed`` draws the views.
+        ``strength`` in those units.
         """
-        rows, columns = (side // self.patch for side in pixels.shape[2:])
-        views, lost = self.views(rows, columns, tag, seed), lost[:, None, None]
         small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
-            (columns * views.cell, rows * views.cell), Image.Resampling.BILINEAR
+            (self.columns * self.cell, self.rows * self.cell), Image.Resampling.BILINEAR
         )
         picture = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
+        lost = lost[:, None, None]
         shares = DECAY ** np.arange(steps, dtype=np.float32)
-        change = np.zeros((1, len(lost), rows, columns), np.float32)
+        change = np.zeros((1, len(lost), self.rows, self.columns), np.float32)
         for step, share in enumerate(shares / shares.sum()):
-            direction = views.pull(step, picture + views.picture(change)) * lost**LOST_POWER
+            direction = self.pull(step, picture + self.picture(change)) * lost**LOST_POWER
             # few large values would take most of a step: they are clipped at one standard deviation
             direction = unit(unit(direction).clip(-1, 1))
             change = change + strength * share * lost * direction
         return change.astype(np.float32)
-
-    def views(self, rows: int, columns: int, tag: int, seed: int) -> Views:
-        """Views of pictures of ``rows`` x ``columns`` latent positions, drawn by ``seed``, in which taggers look for a tag."""
-        cell = _cell(rows, columns, self.patch)
-        target = np.zeros((1, self.tags), np.float32)
-        target[0, tag] = 1
-        rng = np.random.Generator(np.random.Philox(key=seed))
-        return Views(self.gradients, cell, self._basis(cell), target, rng)
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
         """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path with its patches joined.
@@ -131,17 +124,13 @@ class CaptionGuide:
             moved[:, :, band] = (pixels[:, :, band] + difference).round().clip(0, 255)
         return moved
 
-    def _basis(self, cell: int) -> Floats:
-        """The synthesis at ``cell`` pixels a side of a latent position, [3 * cell * cell, C]."""
-        patterns = self.synthesis.T.reshape(-1, 3, self.patch, self.patch)
-        return resized(patterns, (cell, cell)).reshape(len(patterns), -1).T
 
-
-def resized(x: NDArray[Any], size: tuple[int, int], *, smooth: bool = True) -> Floats:
+def resized(x: NDArray[Any], size: Sequence[int], *, smooth: bool = True) -> Floats:
     """x [..., H, W] at another size, by bilinear interpolation; ``smooth``: averaged where it becomes smaller."""
+    if x.shape[-2:] == tuple(size):
+        return x.astype(np.float32)
     rows, columns = (_resizing(*sides, smooth) for sides in zip(x.shape[-2:], size, strict=True))
-    result: Floats = rows @ x.astype(np.float32) @ columns.T
-    return result
+    return rows @ x.astype(np.float32) @ columns.T
 
 
 def _resizing(before: int, after: int, smooth: bool) -> Floats:
@@ -151,27 +140,6 @@ def _resizing(before: int, after: int, smooth: bool) -> Floats:
     centres = (np.arange(after) + 0.5) * scale - 0.5
     weights = (1 - np.abs(np.arange(before) - centres[:, None]) / reach).clip(0)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-def _cell(rows: int, columns: int, patch: int) -> int:
-    """Pixels a side of a latent position in a view, ``patch`` in the picture."""
-    cell = min(VIEW_SIDE / min(rows, columns), LONGEST_VIEW / max(rows, columns))
-    return max(1, min(patch, round(cell)))
-
-
-def _seen(gradient: Gradient, picture: Floats, target: Floats, rng: np.random.Generator) -> Floats:
-    """The gradient [1, 3, H, W] of log p(target) for a picture seen shifted and mirrored at random."""
-    size = picture.shape[2:]
-    shifts = [int(rng.integers(-int(SHIFT * side), int(SHIFT * side) + 1)) for side in size]
-    mirror = slice(None, None, -1 if rng.random() < 0.5 else None)
-    view = np.roll(picture, shifts, (2, 3))[..., mirror]
-    seen = [max(STRIDE, round(side / STRIDE) * STRIDE) for side in size]
-    if seen != list(size):
-        view = resized(view, (seen[0], seen[1]), smooth=False)
-    found = gradient(np.ascontiguousarray(view), target)
-    if seen != list(size):
-        found = resized(found, (size[0], size[1]), smooth=False)
-    return np.roll(found[..., mirror], [-shift for shift in shifts], (2, 3))
 
 
 def mixed(matrix: Floats, x: Floats) -> Floats:

@@ -13,8 +13,7 @@ from slimcodec.entropy.coder import SymbolDecoder, SymbolEncoder
 from slimcodec.entropy.step_map import map_calls, read_map, write_map
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.models.config import HYPER_STRIDE, MEAN_BITS, SCALES, PriorConfig
-from slimcodec.models.runtime import Run
-from slimcodec.models.storage import check_shapes
+from slimcodec.models.runtime import Run, check_shapes
 
 #: symbols beyond this are clipped; the tables' escape carries 16 bits
 SYMBOL_LIMIT = 32767
@@ -58,25 +57,23 @@ def anchor_mask(height: int, width: int) -> NDArray[np.bool_]:
 class LatentCodec:
     """Codes one latent at a time; encoder and decoder run the same integer networks on the same integers."""
 
-    def __init__(self, run: Run, tables: SymbolTables, channels: int, *, steps: bool = False) -> None:
-        """``steps``: the last of the ``channels`` is a map of steps, zeros and ones that are coded for themselves."""
-        self.run, self.tables, self.channels, self.steps = run, tables, channels, steps
-        #: channels that the prior codes
-        self.coded = channels - steps
+    def __init__(
+        self, run: Run, tensors: Mapping[str, NDArray[Any]], config: PriorConfig, *, steps: bool
+    ) -> None:
+        """``tensors``: a bundle's part ``prior``; ``ValueError`` or ``KeyError`` where they do not fit, or are not exact.
 
-    @classmethod
-    def from_tensors(
-        cls, run: Run, tensors: Mapping[str, NDArray[Any]], config: PriorConfig, *, steps: bool
-    ) -> LatentCodec:
-        """The exact stage of a bundle's part ``prior``; ``ValueError`` or ``KeyError`` where its tensors do not fit, or are not exact."""
+        ``steps``: the last channel is a map of steps, zeros and ones that are coded for themselves.
+        """
         missing = {"tables.frequencies", "tables.radii"} - set(tensors)
         if missing:
             raise ValueError(f"the symbol tables lack {', '.join(sorted(missing))}")
-        tables = SymbolTables(tensors["tables.frequencies"], tensors["tables.radii"])
-        if len(tables) != SCALES:
-            raise ValueError(f"{len(tables)} symbol tables in place of {SCALES}")
+        self.tables = SymbolTables(tensors["tables.frequencies"], tensors["tables.radii"])
+        if len(self.tables) != SCALES:
+            raise ValueError(f"{len(self.tables)} symbol tables in place of {SCALES}")
         check_prior({name: value for name, value in tensors.items() if "tables." not in name}, config)
-        return cls(run, tables, config.channels, steps=steps)
+        self.run, self.channels, self.steps = run, config.channels, steps
+        #: channels that the prior codes
+        self.coded = config.channels - steps
 
     def quantise(self, values: NDArray[Any], hyper: NDArray[Any], quality: int) -> CodedLatent:
         """Symbols of values y [1, C, h, w] and hyper-latents [1, Ch, ceil(h/4), ceil(w/4)], both floating point."""

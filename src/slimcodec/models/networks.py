@@ -24,8 +24,7 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.parts import Parts, tensors_of
 from slimcodec.models.prior import ExactPrior
-from slimcodec.models.runtime import Graph
-from slimcodec.models.storage import Stored
+from slimcodec.models.runtime import Graph, Stored
 from slimcodec.models.surroundings import undisturbed
 
 if TYPE_CHECKING:
@@ -150,13 +149,11 @@ def networks(config: BundleConfig) -> dict[str, Network]:
     return {name: network for name, network in found.items() if name != "tag" or config.captioners}
 
 
-def own_module(part: str, config: BundleConfig, parts: Parts) -> nn.Module:
+def own_module(part: str, config: BundleConfig, parts: Parts) -> Any:
     """The module of a part of our own networks; its convolutions run in the type of ``parts``, all else in float32."""
     if part == "prior":
         channels = config.compressor.prior.channels
-        return parts.get(
-            part, lambda: ExactPrior.from_tensors(channels, tensors_of(parts.stored[part])).to(parts.device)
-        )
+        return parts.get(part, lambda: ExactPrior(channels, tensors_of(parts.stored[part])).to(parts.device))
     if part == "compressor":
         # transforms of patches are linear paths
         fast = ("analysis", "synthesis", "analysis_steps", "synthesis_steps", "hyper_analysis")
@@ -168,7 +165,7 @@ def own_module(part: str, config: BundleConfig, parts: Parts) -> nn.Module:
 
 
 class TorchRuntime:
-    """A ``Runtime`` in torch, on any device and in any type."""
+    """Networks in torch, on any device and in any type; its methods are those of ``OnnxRuntime``."""
 
     name = "torch"
 
@@ -180,7 +177,7 @@ class TorchRuntime:
 
     @property
     def dtype(self) -> str:
-        return str(self.bundle.dtype).removeprefix("torch.")
+        return str(self.bundle.parts.dtype).removeprefix("torch.")
 
     @undisturbed
     def run(self, name: str, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -195,7 +192,7 @@ class TorchRuntime:
 
     def own(self, array: NDArray[Any]) -> Tensor:
         """A tensor on the codec's device."""
-        return torch.from_numpy(array).to(self.bundle.device)
+        return torch.from_numpy(array).to(self.bundle.parts.device)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         # torch takes an array's strides as they are; it warns of memory that it may not write

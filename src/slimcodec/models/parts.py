@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcodec.errors import SlimError, failed_import
-from slimcodec.models.storage import Stored, check_shapes, unpacked
+from slimcodec.models.runtime import Stored, check_shapes, unpacked
 from slimcodec.models.surroundings import building
 
 T = TypeVar("T")
@@ -59,8 +59,7 @@ class Parts:
                         raise
                     message = f"the bundle's part {name} does not fit its configuration: {error}"
                     raise SlimError(message) from error
-            part: T = self._built[name]
-            return part
+            return self._built[name]
 
     def network(self, name: str, build: Callable[[], M], fast: Sequence[str] = (), *, meta: bool = True) -> M:
         """The part of a name as a module on the device, frozen, with the stored tensors.
@@ -96,28 +95,16 @@ class CaptionEmbedding:
 
 
 class LatentModel(ABC):
-    """A latent diffusion model: ours (``native``), or a pipeline of diffusers (``pretrained.pipeline``).
+    """A latent diffusion model: ours (``enhancer``), or a pipeline of diffusers (``pretrained.pipeline``).
 
-    Pictures are [B, 3, H, W] in [-1, 1], latents [B, C, H / stride, W / stride], both float32. Every network is loaded when
-    it is first needed. ``SlimError`` names a network that the model lacks, and why.
+    Its networks are the properties ``autoencoder`` (``encode`` and ``decode``), ``enhancer`` (see ``Enhancer.forward``) and
+    ``text_encoder``. Pictures are [B, 3, H, W] in [-1, 1], latents [B, C, H / stride, W / stride], both float32. Every network
+    is loaded when it is first needed. ``SlimError`` names a network that the model lacks, and why.
     """
 
-    #: what ``offload`` has set up
+    #: what ``offload`` has set up, after which the device holds one network at a time, that which runs
     offloaded: Any = None
     parts: Parts
-
-    @property
-    @abstractmethod
-    def autoencoder(self) -> Any:
-        """The latent space: ``encode`` and ``decode``."""
-
-    @property
-    @abstractmethod
-    def enhancer(self) -> Any:
-        """The UNet with its scheduler, decompressed latents to enhanced ones (see ``Enhancer.forward``).
-
-        ``tile``: side in latent positions that it works on best, None: any.
-        """
 
     @property
     @abstractmethod
@@ -127,12 +114,7 @@ class LatentModel(ABC):
     def embed_captions(self, captions: Sequence[str | None]) -> CaptionEmbedding:
         """Captions as the enhancer takes them; None is no caption."""
         with self.parts.lock, torch.no_grad():
-            embedding: CaptionEmbedding = self.text_encoder(captions)
-        return embedding
-
-    @abstractmethod
-    def offload(self) -> None:
-        """From now on the device holds one network at a time, that which runs."""
+            return self.text_encoder(captions)
 
     def make_room(self, module: Any = None) -> None:  # noqa: B027  networks that stay on the device need none
         """With ``offload``: takes the network on the device away, and brings another ``module`` there."""

@@ -10,6 +10,7 @@ Tensors are channels-last, [B, h, w, C]. Means live on a grid of 1/16, scales ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcodec.models.blocks import at_level
-from slimcodec.models.config import ACTIVATION_BITS, SCALES, LayerConfig, PriorConfig
+from slimcodec.models.config import ACTIVATION_BITS, SCALES, LayerConfig
 from slimcodec.models.latent_codec import check_layer
 
 #: activations are clipped to 0..2^15-1 units of 2^-8
@@ -159,7 +160,7 @@ class PriorNetwork(nn.Module):
     ``level`` is what the layers take: a tensor [B] of positions between levels, or a quality [1] of 1..100.
     """
 
-    def __init__(self, channels: int, layers: dict[str, nn.Module]) -> None:
+    def __init__(self, channels: int, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.channels = channels
         self.layers = nn.ModuleDict(layers)
@@ -191,12 +192,6 @@ class PriorNetwork(nn.Module):
         return mean, scale
 
 
-def float_prior(config: PriorConfig) -> PriorNetwork:
-    """A trainable prior."""
-    layers: dict[str, nn.Module] = {name: FloatLayer(layer) for name, layer in config.layers().items()}
-    return PriorNetwork(config.channels, layers)
-
-
 class ExactPrior(nn.Module):
     """The integer prior that the codec runs: hyper-latents and symbols in, table indices and means out.
 
@@ -205,22 +200,18 @@ class ExactPrior(nn.Module):
 
     hyper_index: Tensor
 
-    def __init__(self, network: PriorNetwork, hyper_index: Tensor) -> None:
+    def __init__(self, channels: int, tensors: dict[str, Tensor]) -> None:
+        """``tensors``: the integers that ``quantise_prior`` made, which ``check_prior`` has looked at."""
         super().__init__()
-        self.network = network
-        #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
-        self.register_buffer("hyper_index", hyper_index.long())
-
-    @classmethod
-    def from_tensors(cls, channels: int, tensors: dict[str, Tensor]) -> ExactPrior:
-        """Builds the prior from the integer tensors that ``quantise_prior`` made, which ``check_prior`` has looked at."""
         # in order: the graph that is made of a prior is the same each time
         names = sorted({name.split(".")[0] for name in tensors} - {"hyper_index", "tables"})
-        layers: dict[str, nn.Module] = {
+        layers = {
             name: ExactLayer(*(tensors[f"{name}.{part}"] for part in ("weight", "bias", "meta")))
             for name in names
         }
-        return cls(PriorNetwork(channels, layers), tensors["hyper_index"])
+        self.network = PriorNetwork(channels, layers)
+        #: table index of each hyper-latent channel at each level, in 1/16 [levels, Ch]
+        self.register_buffer("hyper_index", tensors["hyper_index"].long())
 
     def hyper_indices(self, quality: Tensor) -> Tensor:
         """Table index of each hyper-latent channel [Ch], int64."""

@@ -1,4 +1,4 @@
-"""Bundles that leave this machine: their pretrained parts, copies that hold them all, and the hub with a model card."""
+"""Bundles that leave this machine: their pretrained parts, copies that hold them all, and their model card."""
 
 from __future__ import annotations
 
@@ -84,22 +84,6 @@ def _copy(part: FoundPart, folder: Path) -> None:
     for path in sorted(part.folder.iterdir()):
         if path in weights or path.suffix == ".json" or path.name in OTHER_FILES:
             shutil.copyfile(path, folder / path.name)
-
-
-def upload(bundle: Bundle, repository: str, *, private: bool, curve: Sequence[dict[str, Any]]) -> str:
-    """Uploads a bundle with its model card to a hub id and returns the address; ``SlimError`` where the hub refuses."""
-    from huggingface_hub import HfApi
-
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.save_pretrained(folder)
-        (Path(folder) / "README.md").write_text(model_card(bundle, repository, curve), encoding="utf-8")
-        try:
-            hub = HfApi()
-            address = hub.create_repo(repository, private=private, exist_ok=True)
-            hub.upload_folder(repo_id=repository, folder_path=folder)
-        except Exception as error:  # the hub client's errors have no common base
-            raise SlimError(f"{repository}: the hub did not take the bundle ({error})") from error
-    return str(address)
 
 
 def model_card(bundle: Bundle, repository: str, curve: Sequence[dict[str, Any]] = ()) -> str:

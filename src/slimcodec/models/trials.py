@@ -8,7 +8,6 @@ nothing of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -36,10 +35,7 @@ REFINEMENTS, RATE = 3, 0.5
 
 @dataclass(frozen=True)
 class Trials:
-    """Tries values of latents [1, C, h, w] under an interest [1, 1, h, w] at a quality.
-
-    ``run`` runs a network by its name.
-    """
+    """Tries values of latents [1, C, h, w] under an interest [1, 1, h, w] at a quality; ``run`` runs a network by its name."""
 
     run: Run
     coder: LatentCodec
@@ -82,26 +78,21 @@ class Trials:
         totals = [cost.sum() for cost in (*costs, self._cost(linear, tried[-1], interest))]
         return tried[int(np.argmin(totals))]
 
-    def _network(self, name: str, *arrays: NDArray[Any]) -> Floats:
-        (result,) = self.run(name, *arrays)
-        return result
-
     def _linear(self, latent: Floats, interest: Floats) -> Floats:
-        return self._network("analyse_linearly", latent, np.array([self.quality]), interest)
+        return self.run("analyse_linearly", latent, np.array([self.quality]), interest)[0]
 
     def _lost(self, linear: Floats, values: Floats, interest: Floats) -> Floats:
         """What the latent of the ``linear`` values has and others lack [1, coded channels, h, w], in steps of quantisation."""
-        decompressed = self._network("synthesise", values, np.array([self.quality]))
+        (decompressed,) = self.run("synthesise", values, np.array([self.quality]))
         lost = linear - self._linear(decompressed, interest)
         return lost[:, : self.coder.coded] / np.float32(OPEN)
 
     def _cost(self, linear: Floats, values: Floats, interest: Floats) -> Floats:
         """Squared error in steps, and what the bits are worth [h, w]."""
-        hyper = self._network("hyper_analyse", values, np.array([self.quality]))
+        (hyper,) = self.run("hyper_analyse", values, np.array([self.quality]))
         symbols = self.coder.quantise(values, hyper, self.quality)
         lost = self._lost(linear, symbols.values, interest)
-        cost: Floats = np.square(lost).sum((0, 1)) + BIT * self.coder.bit_map(symbols)
-        return cost
+        return np.square(lost).sum((0, 1)) + BIT * self.coder.bit_map(symbols)
 
 
 def strays(values: Floats, linear: Floats) -> list[tuple[int, int]]:
@@ -117,8 +108,7 @@ def strays(values: Floats, linear: Floats) -> list[tuple[int, int]]:
 
 def _mean(x: Floats, side: int) -> Floats:
     """Means of [h, w] over the window around every position; the border is repeated."""
-    mean: Floats = sliding_window_view(np.pad(x, side // 2, "edge"), (side, side)).mean((2, 3))
-    return mean
+    return sliding_window_view(np.pad(x, side // 2, "edge"), (side, side)).mean((2, 3))
 
 
 def _with_map(coded: Floats, linear: Floats) -> Floats:

@@ -25,7 +25,6 @@ from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoenco
 from slimcodec.models.prior import (
     FloatLayer,
     PriorNetwork,
-    float_prior,
     index_of_scale,
     quantise_prior,
     scale_of_index,
@@ -41,7 +40,8 @@ class CompressionModel(nn.Module):
         super().__init__()
         config = compressor.config.prior
         self.compressor = compressor
-        self.prior: PriorNetwork = float_prior(config)
+        layers = {name: FloatLayer(layer) for name, layer in config.layers().items()}
+        self.prior = PriorNetwork(config.channels, layers)
         self.hyper_scale = nn.Parameter(torch.zeros(config.levels, config.hyper_channels))
         self.autoencoder = autoencoder if isinstance(autoencoder, PatchAutoencoder) else None
 

@@ -29,6 +29,7 @@ from slimcodec.models.config import (
     EnhancerConfig,
     PriorConfig,
 )
+from slimcodec.models.guidance import unshuffled
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -113,7 +114,7 @@ def changed(
         bundle.stored | dict(parts or {}),
         vocabulary or bundle.vocabulary,
         bundle.text,
-        str(bundle.device),
+        str(bundle.parts.device),
     )
 
 
@@ -199,9 +200,8 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
     """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
-    channels, height, width = array.shape
-    parts = array.reshape(channels, height // side, side, width // side, side).transpose(1, 3, 0, 2, 4)
-    return parts.reshape(-1, channels * side**2)
+    values = unshuffled(array[None], side)[0]
+    return np.ascontiguousarray(values.reshape(len(values), -1).T)
 
 
 def decompressed(
@@ -236,12 +236,12 @@ def with_transform_code(
     with torch.random.fork_rng(devices=[]):
         # the same model gives the same bundle
         torch.manual_seed(0)
-        model = CompressionModel(Compressor(network), autoencoder).to(bundle.device)
+        model = CompressionModel(Compressor(network), autoencoder).to(bundle.parts.device)
     low, high = LAMBDAS
-    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.device)
+    lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.parts.device)
     stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
     start_as_transform(
-        model, autoencoder, stacked.to(bundle.device).float() / 127.5 - 1, lambdas, predicted=0.7
+        model, autoencoder, stacked.to(bundle.parts.device).float() / 127.5 - 1, lambdas, predicted=0.7
     )
     with torch.no_grad():
         # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code

@@ -220,7 +220,8 @@ class RoiCaptioner:
         crop = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         if self.bundle is None:
             return self.model.captions([crop])[0]
-        picture = torch.from_numpy(crop).to(self.bundle.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        seen = torch.from_numpy(crop).to(self.bundle.parts.device)
+        picture = seen.permute(2, 0, 1)[None].float() / 127.5 - 1
         tagger = self.bundle.captioners[0]
         logits = tagger(picture)[0].float().cpu().numpy()
         caption = tagger.config.caption(logits, self.bundle.vocabulary)

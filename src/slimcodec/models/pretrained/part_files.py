@@ -12,7 +12,7 @@ from typing import Any
 
 from slimcodec.errors import SlimError
 from slimcodec.files import JSON_BYTES, load_json, read_bounded
-from slimcodec.models.storage import read_header
+from slimcodec.models.runtime import read_header
 
 CONFIGS = ("config.json", "scheduler_config.json")
 #: what a tokenizer or an image processor is made of

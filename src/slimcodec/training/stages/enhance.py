@@ -13,8 +13,7 @@ from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.errors import SlimError
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.blocks import at_level
-from slimcodec.models.enhancer import Enhancer
-from slimcodec.models.native import CaptionEncoder
+from slimcodec.models.enhancer import CaptionEncoder, Enhancer
 from slimcodec.models.pretrained.networks import (
     Autoencoder,
     Denoiser,

@@ -9,8 +9,7 @@ from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.config import PATCH, EnhancerConfig
-from slimcodec.models.enhancer import Enhancer, small_unet_config
-from slimcodec.models.native import CaptionEncoder, small_text_encoder
+from slimcodec.models.enhancer import CaptionEncoder, Enhancer, small_text_encoder, small_unet_config
 from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import psnr, weighted_mse
