@@ -32,8 +32,8 @@ from slimcodec.training.create import create
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
-from slimcodec.training.stages import latents, train_stage
-from slimcodec.training.stages.latents import LatentCache
+from slimcodec.training.stages import compressor, train_stage
+from slimcodec.training.stages.compressor import LatentCache
 
 #: the published weights, with a picture, its latent and that decoded, for those who have them
 PUBLISHED = Path(os.environ.get("SLIMCODEC_TAEF2", Path(__file__).parents[2] / "shared" / "ldm"))
@@ -279,7 +279,7 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
         return F.avg_pool2d(pictures, 8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "NOTED", 2)
+        patch.setattr(compressor, "NOTED", 2)
         cache = LatentCache(tmp_path / "cache", crops, 3, 8, 8, "test")
         with pytest.raises(KeyboardInterrupt):
             cache.fill(encode)
