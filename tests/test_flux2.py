@@ -292,6 +292,21 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
         assert np.array_equal(one, other)
 
 
+def test_a_cache_that_another_process_has_filled_stays(weights: Path, tmp_path: Path) -> None:
+    settings = (*TRAINING, f"ldm.source={weights}", f"out={tmp_path}")
+    crops = Run(load_recipe("hub-latent", settings)).data.crops("latents")
+    # all processes open the cache before the first one fills it
+    first, second = (LatentCache(tmp_path / "cache", crops, 3, 8, 8, "test") for _ in range(2))
+    first.fill(lambda pictures: F.avg_pool2d(pictures, 8))
+    kept = np.array(first.arrays("r")[0])
+
+    def encode(pictures: Tensor) -> Tensor:
+        raise AssertionError("the latents are there")
+
+    second.fill(encode)
+    assert np.array_equal(second.arrays("r")[0], kept)
+
+
 @pytest.mark.parametrize("quality", [5, 60, 100])
 def test_symbols_of_this_latent_are_exact(quality: int) -> None:
     folder = Path(__file__).parents[1] / "bundles" / "slim-flux2"

@@ -163,23 +163,31 @@ class LatentCache:
         self.folder, self.crops, self.stride, self.count = folder, crops, stride, count
         self.channels, self.side = channels, crops.size // stride
         self.about = {"of": about, "count": count, "size": crops.size, "seed": crops.seed}
-        self.done = 0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "done.json").exists():
-            noted = json.loads((folder / "done.json").read_text())
-            if noted["about"] != self.about:
-                raise SlimError(
-                    f"{folder}: holds latents of {noted['about']}, not of {self.about}; remove it"
-                )
-            self.done = noted["done"]
+        _ = self.done
+
+    @property
+    def done(self) -> int:
+        """The number of crops whose latents are on disk, by this process or another."""
+        note = self.folder / "done.json"
+        if not note.exists():
+            return 0
+        noted = json.loads(note.read_text())
+        if noted["about"] != self.about:
+            raise SlimError(
+                f"{self.folder}: holds latents of {noted['about']}, not of {self.about}; remove it"
+            )
+        return int(noted["done"])
 
     def fill(self, encode: Callable[[Tensor], Tensor]) -> None:
         """Computes what is missing; goes on where an earlier call was stopped."""
-        if self.done == self.count:
+        # read now: another process may have filled the folder since this one opened it
+        done = self.done
+        if done == self.count:
             return
-        arrays = self.arrays("r+" if self.done else "w+")
+        arrays = self.arrays("r+" if done else "w+")
         batch, steps = self.crops.batch, -(-self.count // self.crops.batch)
-        first = self.done // batch
+        first = done // batch
         with progress(steps, "batches of latents", first, logger.info) as bar, torch.no_grad():
             for step in range(first, steps):
                 crops = self.crops(step)
@@ -206,7 +214,6 @@ class LatentCache:
         for array in arrays:
             array.flush()
         atomic_write(self.folder / "done.json", json.dumps({"done": done, "about": self.about}).encode())
-        self.done = done
 
 
 def cached_crops(
