@@ -39,6 +39,7 @@ from slimcodec.training.compression_model import (
     latent_codec_parts,
     start_as_transform,
 )
+from slimcodec.training.pseudo_labels import lending_bundle
 from slimcodec.training.recipe import DefaultsRecipe
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
 
     ``tags``: a file of tags, a line each, that a zero-shot model chooses from.
     """
-    place = Path(source).expanduser()
-    if source != EMBEDDED and not (place / "vocabulary.txt").is_file():
+    other = lending_bundle(source)
+    if other is None:
         part = refer("captioner", pretrained_folder(source), source)
         vocabulary = read_vocabulary(tags) if tags else ()
         return changed(bundle, None, vocabulary, caption_model=CaptionModelConfig(part, prompt))
@@ -131,9 +132,6 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
         raise SlimError(
             f"{source}: a bundle's captioner has tags of its own; --tags goes with a zero-shot model"
         )
-    other = Bundle.from_pretrained(source)
-    if not other.captioners:
-        raise SlimError(f"{source}: this bundle has no captioner; choose another one")
     # one is enough to name and to guide
     parts = {"captioner-0": other.stored["captioner-0"]}
     return changed(bundle, parts, other.vocabulary, captioners=other.config.captioners[:1])

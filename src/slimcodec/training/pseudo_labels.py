@@ -192,22 +192,30 @@ def roi_box(
     return x0, y0, x1, y1
 
 
+def lending_bundle(source: str, device: str = "cpu") -> Bundle | None:
+    """The bundle whose captioner a source ("slim-tiny", a folder or a hub id) means; None where it is a model of transformers.
+
+    Raises ``SlimError`` where it is neither, and for a bundle without a captioner.
+    """
+    if source != EMBEDDED and "bundle_id" not in read_json(pretrained_folder(source) / "config.json"):
+        return None
+    bundle = Bundle.from_pretrained(source, device)
+    if not bundle.config.captioners:
+        raise SlimError(f"{source}: this bundle has no captioner; choose another one")
+    return bundle
+
+
 class RoiCaptioner:
     """Captions the region of interest of a photo.
 
-    ``source``: a bundle with a captioner ("slim-tiny" or a folder), or a folder or hub id of an image-to-text model of
-    transformers that needs no prompt (BLIP, GIT). Raises ``SlimError`` where it is neither.
+    ``source``: a bundle with a captioner, or a folder or hub id of an image-to-text model of transformers that needs no prompt
+    (BLIP, GIT). Raises ``SlimError`` where it is neither.
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        self.bundle: Bundle | None = None
-        folder: str | Path = EMBEDDED if source == EMBEDDED else pretrained_folder(source)
-        if folder == EMBEDDED or "bundle_id" in read_json(Path(folder) / "config.json"):
-            self.bundle = Bundle.from_pretrained(folder, device)
-            if not self.bundle.captioners:
-                raise SlimError(f"{source}: this bundle has no captioner; choose another one")
-        else:
-            self.model = ImageToText(Path(folder), device)
+        self.bundle = lending_bundle(source, device)
+        if self.bundle is None:
+            self.model = ImageToText(pretrained_folder(source), device)
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None = None) -> str | None:
