@@ -18,7 +18,6 @@ from torch import Tensor
 
 from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import file_sha256
 from slimcodec.models.config import CaptionModelConfig
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.models.pretrained.references import hub_folder, local_folder
@@ -74,11 +73,6 @@ def class_names(model: Any) -> tuple[str, ...]:
     names = [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
     numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
     return () if numbered else tuple(names)
-
-
-def weights_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
-    return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
 
 
 @dataclass(frozen=True)
