@@ -214,10 +214,8 @@ class EfficientNetLite:
 
 def onnx_session(path: str | Path) -> Any:
     """An onnxruntime session on the processor with one thread; ``SlimError`` for a file that is missing or no model."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise SlimError("ONNX files need onnxruntime: pip install 'slimcodec[eval]'") from error
+    import onnxruntime
+
     if not Path(path).is_file():
         raise SlimError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
