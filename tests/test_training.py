@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import slimcodec
 from slimcodec import SlimError
-from slimcodec.data.classifiers import class_activation, load_teacher
+from slimcodec.data.classifiers import class_activation, load_classifier
 from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, picture_tiles
 from slimcodec.data.masks import mask_from_boxes
 from slimcodec.data.photos import Photo
@@ -279,17 +279,19 @@ def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
     torch.jit.save(traced, str(tmp_path / "a.pt"))
 
     tagger = Tagger(CaptionerConfig(tags=9, side=32)).eval()
-    start_from_classifier(tagger, load_teacher(tmp_path / "a.pt"))
+    start_from_classifier(tagger, load_classifier(tmp_path / "a.pt", as_teacher=True))
     pictures = torch.rand(2, 3, 40, 50) * 2 - 1
     with torch.no_grad():
         scores = tagger(pictures)
         assert torch.allclose(scores[:, :7], original(pictures), atol=1e-5)
     assert float(scores[:, 7:].max()) <= -6
     with pytest.raises(SlimError, match="7 classes, the vocabulary 5 tags"):
-        start_from_classifier(Tagger(CaptionerConfig(tags=5, side=32)), load_teacher(tmp_path / "a.pt"))
+        start_from_classifier(
+            Tagger(CaptionerConfig(tags=5, side=32)), load_classifier(tmp_path / "a.pt", as_teacher=True)
+        )
     torch.jit.save(torch.jit.trace(Classifier(), torch.rand(1, 3, 32, 32)), str(tmp_path / "b.pt"))
     with pytest.raises(SlimError, match="MobileNet-v2"):
-        start_from_classifier(tagger, load_teacher(tmp_path / "b.pt"))
+        start_from_classifier(tagger, load_classifier(tmp_path / "b.pt", as_teacher=True))
 
 
 def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:

@@ -147,8 +147,7 @@ class Classifier:
 
     def scores(self, pixels: Pixels) -> NDArray[np.float32]:
         """Scores [classes] of a picture [H, W, 3] uint8."""
-        scores: NDArray[np.float32] = self._logits(self.preprocessing.network_input(pixels))[0].numpy()
-        return scores
+        return self._logits(self.preprocessing.network_input(pixels))[0].numpy()
 
     def judge(self, pixels: Pixels, label: int) -> tuple[int, int]:
         """The class that is named first, and the rank of ``label``, 0 being first; among equals the lower class is first."""
@@ -187,18 +186,18 @@ class Classifier:
 
 
 def load_classifier(
-    source: str, protocol: str = "icm-256", device: str = "cpu", *, as_teacher: bool = False
+    source: str | Path, protocol: str = "icm-256", device: str = "cpu", *, as_teacher: bool = False
 ) -> Classifier:
     """A classifier from an ONNX or TorchScript file (.pt, .pth, .ts), a transformers folder, a hub id, or a name of ``SIDES``.
 
     ``source@SIDE`` sets the input side. Beside a file, ``FILE.json`` may hold "side", "mean" and "std" (of RGB in 0..1);
     without it pictures are given as RGB in [0, 1], at the side that the ONNX file states, else 224. Under protocol
     ``icm-256`` the whole square is the input (a transformers model gets it in its coded size, no 224 crop), under ``full``
-    the centre square. ``as_teacher``: see ``load_teacher``.
+    the centre square. ``as_teacher``: with feature maps, which training learns from; an ONNX file has none.
 
-    Raises ``SlimError`` for what is missing, unreadable or no classifier.
+    Raises ``SlimError`` for what is missing, unreadable or no classifier, and where a teacher's feature maps cannot be told.
     """
-    name, at, number = source.rpartition("@")
+    name, at, number = str(source).rpartition("@")
     side = int(number) if at and number.isdecimal() else 0
     given, full = Path(name if side else source), protocol == "full"
     if str(given) in SIDES:
@@ -223,14 +222,6 @@ def load_classifier(
         preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
     label = given.name if given.is_dir() else str(given)
     return Classifier(label, model.sha256(), preprocessing, model, device)
-
-
-def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
-    """A classifier with feature maps, which training learns from: all that ``load_classifier`` takes but ONNX files.
-
-    Raises ``SlimError`` where there is none, or its feature maps cannot be told.
-    """
-    return load_classifier(str(source), device=device, as_teacher=True)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:

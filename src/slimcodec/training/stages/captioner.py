@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.classifiers import Classifier, load_teacher
+from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.data.networks import SIDES, EfficientNetLite, ScriptNetwork, read_weights
 from slimcodec.errors import SlimError
@@ -136,7 +136,7 @@ def start_from_weights(tagger: Tagger, run: Run) -> None:
     """
     network = tagger.config.network
     if network in SIDES:
-        start_from_classifier(tagger, load_teacher(network))
+        start_from_classifier(tagger, load_classifier(network, as_teacher=True))
         return
     if run.data.teachers:
         start_from_classifier(tagger, run.data.teachers[0])
