@@ -90,9 +90,9 @@ def reference(folder: Path, part: str, x: Tensor) -> Tensor:
 
 
 def autoencoder(folder: Path) -> Any:
-    facts = refer_ldm(str(folder))
-    assert not facts.has_denoiser and facts.config.stride == 8
-    return load_autoencoder(find_part(facts.config.parts[0]), torch.float32)
+    config, _ = refer_ldm(str(folder))
+    assert config.part("unet") is None and config.stride == 8
+    return load_autoencoder(find_part(config.parts[0]), torch.float32)
 
 
 def test_taef2_is_what_its_files_describe(weights: Path) -> None:

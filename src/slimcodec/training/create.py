@@ -27,8 +27,10 @@ from slimcodec.models.config import (
     CaptionModelConfig,
     CompressorConfig,
     EnhancerConfig,
+    LdmConfig,
     PriorConfig,
 )
+from slimcodec.models.guidance import unshuffled
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -78,28 +80,32 @@ def create(
     folder of pictures for the transform of an untrained compressor; ``strength``: share of the schedule at quality 1 and 100, None
     where its noise is as large as what the compressor loses. Raises ``SlimError`` where a part is missing, or two do not fit.
     """
-    facts = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
-    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0) if facts.has_denoiser else None
+    model, channels = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
     config = BundleConfig(
         name or Path(ldm).name,
-        enhancer=enhancer,
-        steps=steps if facts.has_denoiser else 0,
+        steps=steps,
         machine_guidance=DefaultsRecipe.machine_guidance,
         text_scale=text_scale,
-        ldm=facts.config,
     )
-    bundle = Bundle(config, {}, read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"), device=device)
-    pictures = _samples(photos)
+    bundle = bundle_on(model, config, EnhancerConfig("noise", channels, noise=1.0), device)
+    bundle = changed(bundle, vocabulary=read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"))
+    pictures, enhancer = _samples(photos), bundle.config.enhancer
     if compressor:
-        bundle = with_compressor(bundle, facts.latent_channels, compressor)
+        bundle = with_compressor(bundle, channels, compressor)
     else:
-        bundle = with_transform_code(bundle, facts.latent_channels, pictures)
+        bundle = with_transform_code(bundle, channels, pictures)
     if enhancer is not None and bundle.config.enhancer == enhancer:
         strength = strength or measured_strength(bundle, pictures)
         bundle = changed(bundle, enhancer=replace(enhancer, strength=strength))
     if captioner:
         bundle = with_captioner(bundle, captioner, prompt, tags)
     return with_guide(bundle, pictures)
+
+
+def bundle_on(ldm: LdmConfig, config: BundleConfig, enhancer: EnhancerConfig, device: str) -> Bundle:
+    """A bundle on a pretrained model with no parts of ours; an autoencoder without a denoiser gets no enhancer, and no steps."""
+    known: dict[str, Any] = {"enhancer": enhancer} if ldm.part("unet") else {"steps": 0}
+    return Bundle(replace(config, ldm=ldm, **known), {}, (), device=device)
 
 
 def changed(
@@ -197,9 +203,8 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
     """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
-    channels, height, width = array.shape
-    parts = array.reshape(channels, height // side, side, width // side, side).transpose(1, 3, 0, 2, 4)
-    return parts.reshape(-1, channels * side**2)
+    (values,) = unshuffled(array[None], side)
+    return np.ascontiguousarray(values.reshape(len(values), -1).T)
 
 
 def decompressed(
