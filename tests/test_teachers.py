@@ -18,7 +18,12 @@ from slimcodec.data.classifiers import class_activation, load_classifier
 from slimcodec.data.networks import EfficientNetLite, TransformersNetwork, last_of_each_stride
 from slimcodec.models.captioner import InvertedResidual, Tagger
 from slimcodec.models.config import CaptionerConfig
-from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
+from slimcodec.models.pretrained.hub import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    read_preprocessing,
+)
 from slimcodec.training.batches import Draws
 from slimcodec.training.losses import Features, Fidelity
 from slimcodec.training.recipe import load_recipe
@@ -196,7 +201,7 @@ def test_a_model_without_a_classifier_is_not_filled_with_random_weights(tmp_path
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({}, Preprocessing(192)),
+        ({}, Preprocessing(192, IMAGENET_MEAN, IMAGENET_STD)),
         ({"size": 160, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
         (
             {

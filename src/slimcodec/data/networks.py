@@ -91,7 +91,7 @@ class TransformersNetwork:
     token matters to the logits, and a gradient there says nothing of places. Raises ``SlimError`` for other networks.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", side: int = 0) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", side: int | None = None) -> None:
         from transformers import AutoModelForImageClassification
 
         self.model: Any = load_model(AutoModelForImageClassification, folder, device)

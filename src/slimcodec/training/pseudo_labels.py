@@ -21,7 +21,13 @@ from slimcodec.errors import SlimError
 from slimcodec.files import atomic_open
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED
-from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
+from slimcodec.models.pretrained.hub import (
+    DEFAULT_SIDE,
+    ImageToText,
+    clean_caption,
+    pretrained_folder,
+    unit_picture,
+)
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
 
@@ -86,7 +92,7 @@ class Labeller:
     def _classify(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.float32] | None]:
         side = getattr(self.teachers[0], "side", DEFAULT_SIDE)
         resized = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
-        picture = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None].float().contiguous() / 255
+        picture = unit_picture(resized, self.device).contiguous()
         mask = None
         with torch.no_grad():
             if self.activation and self.segmenter is None:
