@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small import small_bundle
 from support import NAMES, photo
 from torch import Tensor, nn
 
@@ -36,6 +39,7 @@ from slimcodec.training.losses import (
     weighted_mse,
 )
 from slimcodec.training.recipe import RECIPES, load_recipe
+from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 
 
@@ -335,18 +339,24 @@ def test_sheets_show_pictures_of_any_precision() -> None:
     assert drawn.size == (2 * 8 + 3 * GAP, 2 * (8 + LINE) + 3 * GAP)
 
 
-def test_a_bundle_says_what_made_it_and_nothing_of_the_machine() -> None:
+def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    other = small_bundle()
+    other.save_pretrained(disk / "slim")
     settings = (
-        "data=/disk/a",
-        'captioner.also=["/disk/slim"]',
-        "teachers.models=/disk/t.pt",
+        f"out={disk / 'run'}",
+        f"data={disk}",
+        f'captioner.also=["{disk / "slim"}"]',
+        f"teachers.models={disk / 't.pt'}",
         "enhance.rate=1",
     )
-    made = training_record(
-        load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"]
-    )
+    run = Run(load_recipe("smoke", settings), source="smoke", settings=settings)
+    save_file({"x": torch.zeros(1)}, run.weights_path("captioner"), {"steps": "7"})
+    vars(run.data)["teachers"] = [SimpleNamespace(sha256="x")]
+    made = training_record(run)
     assert made["commands"][1] == (
-        "slim train all --config tiny-cpu --set data=PHOTOS --set teachers.models=CLASSIFIERS "
-        """--set 'captioner.also=["BUNDLE-3f7f14c7"]' --set enhance.rate=1"""
+        "slim train all --config smoke --set data=PHOTOS --set teachers.models=CLASSIFIERS "
+        f"""--set 'captioner.also=["BUNDLE-{other.bundle_id}"]' --set enhance.rate=1"""
     )
-    assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == ["BUNDLE-3f7f14c7"]
+    assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == [f"BUNDLE-{other.bundle_id}"]
+    assert made["teachers"] == ["x"] and made["stages"] == {"captioner": {"steps": "7"}}
