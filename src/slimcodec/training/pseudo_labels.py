@@ -42,7 +42,7 @@ INSIDE = 0.5
 class Photos(Protocol):
     """Photos from which a step draws: a ``PhotoSet``, a ``PhotoStream`` or ``PseudoLabelled`` ones."""
 
-    def pool(self, step: int) -> Pool | Sequence[Photo | None]:
+    def pool(self, step: int) -> Pool:
         """What the batch of a step is drawn from."""
         ...
 
