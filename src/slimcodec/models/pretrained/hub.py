@@ -197,7 +197,6 @@ class ImageToText:
     """An image-to-text model: of its own accord (BLIP, GIT), or answering a prompt (BLIP-2, Florence-2, chat models)."""
 
     def __init__(self, folder: Path, device: str = "cpu", prompt: str = "") -> None:
-        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
         from transformers import AutoModelForImageTextToText
 
         self.model = load_model(AutoModelForImageTextToText, folder, device)
@@ -243,7 +242,6 @@ class ZeroShotTagger:
 
     @torch.no_grad()
     def __init__(self, folder: Path, tags: Sequence[str], device: str, threshold: float) -> None:
-        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
         from transformers import AutoModelForZeroShotImageClassification
 
         if not tags:
