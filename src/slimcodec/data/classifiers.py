@@ -208,9 +208,7 @@ def _found(path: Path) -> Path:
         raise SlimError(f"{error} ({ACCEPTED})") from error
 
 
-def _file_preprocessing(
-    path: Path, side: int = 0, stated: int | None = None, full: bool = False
-) -> Preprocessing:
+def _file_preprocessing(path: Path, side: int, stated: int | None, full: bool) -> Preprocessing:
     """The preprocessing of a file's network: ``side`` as asked, ``stated`` by the network, or as the file beside it says."""
     if stated and side and stated != side:
         raise SlimError(f"{path}: it takes {stated}x{stated} pictures, not {side}x{side}")

@@ -35,6 +35,7 @@ from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer
+from slimcodec.training.batches import scaled
 from slimcodec.training.compression_model import (
     CompressionModel,
     fitted_tables,
@@ -242,10 +243,8 @@ def with_transform_code(
         model = CompressionModel(Compressor(network), autoencoder).to(bundle.device)
     low, high = LAMBDAS
     lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.device)
-    stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
-    start_as_transform(
-        model, autoencoder, stacked.to(bundle.device).float() / 127.5 - 1, lambdas, predicted=0.7
-    )
+    batch = scaled([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
+    start_as_transform(model, autoencoder, batch.to(bundle.device), lambdas, predicted=0.7)
     with torch.no_grad():
         # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code
         for branch in (model.compressor.analysis, model.compressor.synthesis):
