@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from slimcodec.codec import Codec, fast_dtype
 from slimcodec.container import EMBEDDED_BUNDLE
-from slimcodec.data.classifiers import load_teacher
+from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
 from slimcodec.encoder import Roi
@@ -75,7 +75,7 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
     vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
     options = replace(recipe.optimisation, steps=arguments.captioner_steps, warmup=20)
     tagger = Tagger(replace(recipe.network, tags=len(vocabulary), roi=True))
-    start_from_classifier(tagger, load_teacher(arguments.teacher))
+    start_from_classifier(tagger, load_classifier(arguments.teacher, as_teacher=True))
     # only where things are is learned here: photos without a label serve as well
     views = LabelledViews(
         photos,

@@ -22,7 +22,7 @@ from skimage import data
 
 import slimcodec
 from slimcodec.codec import Codec
-from slimcodec.data.classifiers import Classifier, centre_square, load_classifier
+from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, contact_sheet
 from slimcodec.data.photos import Photo
 from slimcodec.data.sources import open_labelled
@@ -33,6 +33,7 @@ from slimcodec.evaluation.figures import TOLERANCE, judged_tile
 from slimcodec.evaluation.peers import PictureCodec, best_that_fits, load_peer
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels, as_file
+from slimcodec.models.pretrained.hub import centre_square
 
 #: a function of skimage.data for each kind; all are in the public domain or under CC0
 FREE_PHOTOS = {

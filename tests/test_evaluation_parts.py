@@ -16,13 +16,14 @@ from judges import colour_classifier
 from PIL import Image
 from support import NAMES, photo
 
-from slimcodec.data.classifiers import Preprocessing, centre_square, load_classifier, stated_size
+from slimcodec.data.classifiers import load_classifier, stated_size
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import open_labelled
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import check_labels, prepare
 from slimcodec.evaluation.curves import SlimSettings, chosen_curves, slim_settings, wrong_class
 from slimcodec.evaluation.peers import PEERS, CommandCodec, load_peer
+from slimcodec.models.pretrained.hub import Preprocessing, centre_square
 
 
 def png(picture: Image.Image) -> bytes:

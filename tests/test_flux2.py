@@ -32,8 +32,8 @@ from slimcodec.training.create import create
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
-from slimcodec.training.stages import latents, train_stage
-from slimcodec.training.stages.latents import LatentCache
+from slimcodec.training.stages import compressor, train_stage
+from slimcodec.training.stages.compressor import LatentCache
 
 #: the published weights, with a picture, its latent and that decoded, for those who have them
 PUBLISHED = Path(os.environ.get("SLIMCODEC_TAEF2", Path(__file__).parents[2] / "shared" / "ldm"))
@@ -90,9 +90,9 @@ def reference(folder: Path, part: str, x: Tensor) -> Tensor:
 
 
 def autoencoder(folder: Path) -> Any:
-    facts = refer_ldm(str(folder))
-    assert not facts.has_denoiser and facts.config.stride == 8
-    return load_autoencoder(find_part(facts.config.parts[0]), torch.float32)
+    config, _ = refer_ldm(str(folder))
+    assert config.part("unet") is None and config.stride == 8
+    return load_autoencoder(find_part(config.parts[0]), torch.float32)
 
 
 def test_taef2_is_what_its_files_describe(weights: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
         return F.avg_pool2d(pictures, 8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "NOTED", 2)
+        patch.setattr(compressor, "NOTED", 2)
         cache = LatentCache(tmp_path / "cache", crops, 3, 8, 8, "test")
         with pytest.raises(KeyboardInterrupt):
             cache.fill(encode)
@@ -290,6 +290,21 @@ def test_a_filled_cache_goes_on_where_it_was_stopped(weights: Path, tmp_path: Pa
     whole.fill(lambda pictures: F.avg_pool2d(pictures, 8))
     for one, other in zip(resumed.arrays("r"), whole.arrays("r"), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_a_cache_that_another_process_has_filled_stays(weights: Path, tmp_path: Path) -> None:
+    settings = (*TRAINING, f"ldm.source={weights}", f"out={tmp_path}")
+    crops = Run(load_recipe("hub-latent", settings)).data.crops("latents")
+    # all processes open the cache before the first one fills it
+    first, second = (LatentCache(tmp_path / "cache", crops, 3, 8, 8, "test") for _ in range(2))
+    first.fill(lambda pictures: F.avg_pool2d(pictures, 8))
+    kept = np.array(first.arrays("r")[0])
+
+    def encode(pictures: Tensor) -> Tensor:
+        raise AssertionError("the latents are there")
+
+    second.fill(encode)
+    assert np.array_equal(second.arrays("r")[0], kept)
 
 
 @pytest.mark.parametrize("quality", [5, 60, 100])

@@ -203,7 +203,7 @@ def part(tmp_path: Path) -> PartReference:
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "config.json").write_text('{"_class_name": "Thing"}')
-    return PartReference("vae", fingerprint(folder).sha256, str(folder))
+    return PartReference("vae", fingerprint(folder)[0], str(folder))
 
 
 def test_links_out_of_a_packed_part_are_refused(part: PartReference, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from pretrained import (
     save_pipeline,
     tiny_autoencoder,
 )
+from small import small_bundle
 from support import photo, slim
 
 import slimcodec
@@ -37,7 +38,7 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import LdmConfig
 from slimcodec.models.pretrained.pipeline import REQUIRED, refer_ldm
 from slimcodec.models.publishing import save
-from slimcodec.training.create import create
+from slimcodec.training.create import create, with_captioner
 
 OFFLINE = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -151,7 +152,7 @@ def test_the_id_is_that_of_what_decodes(home: Path, tmp_path: Path) -> None:
         path.write_text(json.dumps(settings | {"_diffusers_version": "9", "_name_or_path": "x"}))
     unet = tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
     unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert refer_ldm(str(tmp_path / "copy")).config.part("unet") == replace(
+    assert refer_ldm(str(tmp_path / "copy"))[0].part("unet") == replace(
         config.ldm.parts[1], source=str(tmp_path / "copy"), megabytes=config.ldm.parts[1].megabytes
     )
     codec = slimcodec.load(home / "bundles" / "sd1", base=tmp_path / "copy")
@@ -216,6 +217,17 @@ def test_no_hub_and_no_cache_is_an_error_that_names_the_id(cache: Path, tmp_path
         create("no/body", captioner="")
     with pytest.raises(SlimError, match="no such model"):
         create(str(tmp_path / "nowhere"), captioner="")
+
+
+def test_a_bundle_at_the_hub_lends_its_captioner(cache: Path, home: Path) -> None:
+    repository = cache.with_name("models--someone--tagger")
+    lender = small_bundle()
+    lender.save_pretrained(repository / "snapshots" / ("1" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    bundle = with_captioner(Bundle.from_pretrained(home / "bundles" / "sd1"), "someone/tagger")
+    assert bundle.config.caption_model is None and bundle.vocabulary == lender.vocabulary
+    assert bundle.config.captioners == lender.config.captioners[:1] and len(bundle.captioners) == 1
 
 
 @pytest.mark.parametrize("change", ["missing", "altered", "cut", "config"])

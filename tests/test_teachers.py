@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 import slimcodec
 from slimcodec import SlimError
-from slimcodec.data.classifiers import class_activation, load_classifier, load_teacher
+from slimcodec.data.classifiers import class_activation, load_classifier
 from slimcodec.data.networks import EfficientNetLite, TransformersNetwork, last_of_each_stride
 from slimcodec.models.captioner import InvertedResidual, Tagger
 from slimcodec.models.config import CaptionerConfig
-from slimcodec.models.pretrained.hub import Preprocessing, read_preprocessing
+from slimcodec.models.pretrained.hub import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    read_preprocessing,
+)
 from slimcodec.training.batches import Draws
 from slimcodec.training.losses import Features, Fidelity
 from slimcodec.training.recipe import load_recipe
@@ -81,7 +86,7 @@ def normalised(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["ResNet", "ConvNext", "MobileNetV2"])
 def test_a_convolutional_teacher_gives_logits_and_a_map_a_stride(kind: str, tmp_path: Path) -> None:
     model = classifier(kind, tmp_path)
-    teacher = load_teacher(str(tmp_path))
+    teacher = load_classifier(str(tmp_path), as_teacher=True)
     assert (teacher.side, teacher.classes) == (96, len(LABELS))
     assert teacher.name == tmp_path.name and len(teacher.sha256) == 64
     x = pictures(96)
@@ -102,7 +107,7 @@ def test_a_convolutional_teacher_gives_logits_and_a_map_a_stride(kind: str, tmp_
 @pytest.mark.parametrize(("kind", "patch"), [("ViT", 16), ("Dinov2", 14)])
 def test_a_transformer_teacher_gives_its_tokens_as_a_grid(kind: str, patch: int, tmp_path: Path) -> None:
     model = classifier(kind, tmp_path)
-    teacher = load_teacher(str(tmp_path))
+    teacher = load_classifier(str(tmp_path), as_teacher=True)
     for side in (96, 160):
         x = pictures(side)
         logits, *maps = teacher(x)
@@ -119,7 +124,7 @@ def test_a_transformer_teacher_gives_its_tokens_as_a_grid(kind: str, patch: int,
 @pytest.mark.parametrize("kind", ["ResNet", "ViT"])
 def test_activation_maps_and_feature_loss_work_with_a_transformers_teacher(kind: str, tmp_path: Path) -> None:
     classifier(kind, tmp_path)
-    teacher = load_teacher(str(tmp_path))
+    teacher = load_classifier(str(tmp_path), as_teacher=True)
     x = pictures(96)
     logits, heat = class_activation(teacher, x.clone())
     cells = 3 if kind == "ResNet" else 6
@@ -139,7 +144,7 @@ def test_activation_maps_and_feature_loss_work_with_a_transformers_teacher(kind:
 
 def test_the_gradient_at_a_transformers_map_is_that_at_its_tokens(tmp_path: Path) -> None:
     model = classifier("ViT", tmp_path)
-    teacher = load_teacher(str(tmp_path))
+    teacher = load_classifier(str(tmp_path), as_teacher=True)
     logits, grid = teacher(pictures(96).requires_grad_())
     (ours,) = torch.autograd.grad(logits[:, 2].sum(), grid)
     outputs = model(normalised(pictures(96)), output_hidden_states=True)
@@ -161,7 +166,7 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     script = Script().eval()
     file = tmp_path / "judge.pt"
     torch.jit.save(torch.jit.script(script), str(file))
-    teacher = load_teacher(file)
+    teacher = load_classifier(file, as_teacher=True)
     assert (teacher.side, teacher.name) == (224, "judge.pt") and len(teacher.sha256) == 64
     x = pictures(64)
     assert all(torch.equal(a, b) for a, b in zip(teacher(x), script(x), strict=True))
@@ -170,18 +175,18 @@ def test_a_torchscript_teacher_is_loaded_by_its_file(tmp_path: Path) -> None:
     assert torch.equal(teacher.features(x, 1)[1][0], script(x)[1])
     file.write_bytes(b"no script")
     with pytest.raises(SlimError, match="judge.pt: not a TorchScript file.*image-classification folder"):
-        load_teacher(file)
+        load_classifier(file, as_teacher=True)
 
 
 def test_what_is_no_teacher_is_an_error_that_says_what_is_accepted(tmp_path: Path) -> None:
     for missing in ("nothing", "folder/nothing.pt", str(tmp_path / "nothing")):
         with pytest.raises(SlimError, match="TorchScript file, a transformers image-classification folder"):
-            load_teacher(missing)
+            load_classifier(missing, as_teacher=True)
     with pytest.raises(SlimError, match="config.json.*TorchScript file, a transformers"):
-        load_teacher(tmp_path)
+        load_classifier(tmp_path, as_teacher=True)
     classifier("Swin", tmp_path / "swin")
     with pytest.raises(SlimError, match="plain vision transformer"):
-        load_teacher(tmp_path / "swin")
+        load_classifier(tmp_path / "swin", as_teacher=True)
 
 
 def test_a_model_without_a_classifier_is_not_filled_with_random_weights(tmp_path: Path) -> None:
@@ -190,13 +195,13 @@ def test_a_model_without_a_classifier_is_not_filled_with_random_weights(tmp_path
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
     ResNetModel(config).save_pretrained(tmp_path)
     with pytest.raises(SlimError, match="no weights for classifier"):
-        load_teacher(tmp_path)
+        load_classifier(tmp_path, as_teacher=True)
 
 
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({}, Preprocessing(192)),
+        ({}, Preprocessing(192, IMAGENET_MEAN, IMAGENET_STD)),
         ({"size": 160, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
         (
             {
@@ -286,7 +291,7 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     side: int, tmp_path: Path
 ) -> None:
     mobilenet(tmp_path / "a.pt")
-    teacher = load_teacher(tmp_path / "a.pt")
+    teacher = load_classifier(tmp_path / "a.pt", as_teacher=True)
     assert teacher._quick is not None
     quick, slow = pictures(side).requires_grad_(), pictures(side).requires_grad_()
     ours, theirs = teacher.features(quick, 3)[1], teacher(slow)[1:4]
@@ -305,7 +310,9 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
     answer = teacher.features(pictures(side), 2, with_logits=True)[0]
     assert answer is not None and torch.allclose(answer, teacher(pictures(side))[0], rtol=1e-3, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        rough_answer, rough = load_teacher(tmp_path / "a.pt").features(pictures(side), 3, with_logits=True)
+        rough_answer, rough = load_classifier(tmp_path / "a.pt", as_teacher=True).features(
+            pictures(side), 3, with_logits=True
+        )
     assert rough_answer is not None
     for a, b in zip([*rough, rough_answer], [*ours, answer], strict=True):
         assert a.dtype == torch.float32 and float((a - b).norm() / b.norm()) < 0.2
@@ -323,7 +330,7 @@ def test_maps_of_a_mobilenet_come_from_a_network_that_is_quick_to_train_through(
 @pytest.mark.slow
 def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None:
     wrapped = mobilenet(tmp_path / "clipped.pt", clip=0.1)
-    teacher = load_teacher(tmp_path / "clipped.pt")
+    teacher = load_classifier(tmp_path / "clipped.pt", as_teacher=True)
     assert teacher._quick is None
     for a, b in zip(teacher.features(pictures(64), 2)[1], wrapped(pictures(64))[1:3], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
@@ -332,7 +339,7 @@ def test_a_script_that_does_something_else_is_run_itself(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
     mobilenet(tmp_path / "a.pt")
-    teacher = load_teacher(tmp_path / "a.pt")
+    teacher = load_classifier(tmp_path / "a.pt", as_teacher=True)
     clean = pictures(64) * 2 - 1
     noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
 
@@ -362,7 +369,10 @@ def test_the_feature_loss_is_the_same_by_both_ways(tmp_path: Path) -> None:
 
 def test_efficientnet_lite_is_teacher_judge_and_where_the_captioner_starts() -> None:
     picture = photo("chelsea", 240, 240)
-    judge, teacher = load_classifier("efficientnet-lite1"), load_teacher("efficientnet-lite0")
+    judge, teacher = (
+        load_classifier("efficientnet-lite1"),
+        load_classifier("efficientnet-lite0", as_teacher=True),
+    )
     pixels = np.asarray(picture)
     names = slimcodec.load().bundle.vocabulary
     assert "cat" in names[int(judge.scores(pixels).argmax())]
@@ -394,7 +404,7 @@ def test_the_captioner_stage_keeps_the_tags_of_its_package_and_trains_the_roi_he
     ]
     frozen = [*settings, "captioner.train_head=false"]
     stage = CaptionerStage.build(Run(load_recipe("smoke", frozen)))
-    teacher = load_teacher("efficientnet-lite0")
+    teacher = load_classifier("efficientnet-lite0", as_teacher=True)
     assert isinstance(teacher.network, EfficientNetLite)
     assert torch.equal(stage.model.head.weight[:1000], teacher.network.tagger.head.weight)
     trained = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}

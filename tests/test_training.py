@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small import small_bundle
 from support import NAMES, photo
 from torch import Tensor, nn
 
 import slimcodec
 from slimcodec import SlimError
-from slimcodec.data.classifiers import class_activation, load_teacher
+from slimcodec.data.classifiers import class_activation, load_classifier
 from slimcodec.data.contact_sheet import GAP, LINE, contact_sheet, map_tiles, picture_tiles
 from slimcodec.data.masks import mask_from_boxes
 from slimcodec.data.photos import Photo
@@ -36,6 +39,7 @@ from slimcodec.training.losses import (
     weighted_mse,
 )
 from slimcodec.training.recipe import RECIPES, load_recipe
+from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 
 
@@ -279,17 +283,19 @@ def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
     torch.jit.save(traced, str(tmp_path / "a.pt"))
 
     tagger = Tagger(CaptionerConfig(tags=9, side=32)).eval()
-    start_from_classifier(tagger, load_teacher(tmp_path / "a.pt"))
+    start_from_classifier(tagger, load_classifier(tmp_path / "a.pt", as_teacher=True))
     pictures = torch.rand(2, 3, 40, 50) * 2 - 1
     with torch.no_grad():
         scores = tagger(pictures)
         assert torch.allclose(scores[:, :7], original(pictures), atol=1e-5)
     assert float(scores[:, 7:].max()) <= -6
     with pytest.raises(SlimError, match="7 classes, the vocabulary 5 tags"):
-        start_from_classifier(Tagger(CaptionerConfig(tags=5, side=32)), load_teacher(tmp_path / "a.pt"))
+        start_from_classifier(
+            Tagger(CaptionerConfig(tags=5, side=32)), load_classifier(tmp_path / "a.pt", as_teacher=True)
+        )
     torch.jit.save(torch.jit.trace(Classifier(), torch.rand(1, 3, 32, 32)), str(tmp_path / "b.pt"))
     with pytest.raises(SlimError, match="MobileNet-v2"):
-        start_from_classifier(tagger, load_teacher(tmp_path / "b.pt"))
+        start_from_classifier(tagger, load_classifier(tmp_path / "b.pt", as_teacher=True))
 
 
 def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
@@ -333,18 +339,24 @@ def test_sheets_show_pictures_of_any_precision() -> None:
     assert drawn.size == (2 * 8 + 3 * GAP, 2 * (8 + LINE) + 3 * GAP)
 
 
-def test_a_bundle_says_what_made_it_and_nothing_of_the_machine() -> None:
+def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    other = small_bundle()
+    other.save_pretrained(disk / "slim")
     settings = (
-        "data=/disk/a",
-        'captioner.also=["/disk/slim"]',
-        "teachers.models=/disk/t.pt",
+        f"out={disk / 'run'}",
+        f"data={disk}",
+        f'captioner.also=["{disk / "slim"}"]',
+        f"teachers.models={disk / 't.pt'}",
         "enhance.rate=1",
     )
-    made = training_record(
-        load_recipe("tiny-cpu", settings), "tiny-cpu", settings, {}, ["x"], ["BUNDLE-3f7f14c7"]
-    )
+    run = Run(load_recipe("smoke", settings), source="smoke", settings=settings)
+    save_file({"x": torch.zeros(1)}, run.weights_path("captioner"), {"steps": "7"})
+    vars(run.data)["teachers"] = [SimpleNamespace(sha256="x")]
+    made = training_record(run)
     assert made["commands"][1] == (
-        "slim train all --config tiny-cpu --set data=PHOTOS --set teachers.models=CLASSIFIERS "
-        """--set 'captioner.also=["BUNDLE-3f7f14c7"]' --set enhance.rate=1"""
+        "slim train all --config smoke --set data=PHOTOS --set teachers.models=CLASSIFIERS "
+        f"""--set 'captioner.also=["BUNDLE-{other.bundle_id}"]' --set enhance.rate=1"""
     )
-    assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == ["BUNDLE-3f7f14c7"]
+    assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == [f"BUNDLE-{other.bundle_id}"]
+    assert made["teachers"] == ["x"] and made["stages"] == {"captioner": {"steps": "7"}}

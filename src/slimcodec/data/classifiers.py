@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from slimcodec.data.networks import (
@@ -32,6 +31,7 @@ from slimcodec.files import file_sha256
 from slimcodec.images import Pixels
 from slimcodec.models.pretrained.hub import (
     DEFAULT_SIDE,
+    Preprocessing,
     image_processor_settings,
     pretrained_folder,
     read_preprocessing,
@@ -39,68 +39,11 @@ from slimcodec.models.pretrained.hub import (
 
 #: outputs of the ImageNet classifiers that have a background class in front
 WITH_BACKGROUND = 1001
+#: settings of its preprocessing that a result leaves out where they are false
+RARE = ("bgr", "keep_shape")
 #: keys of the JSON file beside a classifier
 SIDECAR = ("side", "mean", "std")
 SUFFIXES = frozenset({".onnx", ".pt", ".pth", ".ts"})
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes a network's input: resized antialiased bilinear, RGB, (x / 255 - mean) / std.
-
-    ``side``: input side in pixels, or None for a network that takes the picture as it is. ``crop``: centre square after the
-    short side is resized to ``side / crop_share`` (protocol ``full``); without it the whole picture is resized to the square.
-    ``bgr``: the channels are blue, green and red.
-    """
-
-    side: int | None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    crop: bool = False
-    crop_share: float = 1.0
-    bgr: bool = False
-
-    @property
-    def normalises(self) -> bool:
-        """Whether the network sees other values than RGB in [0, 1]."""
-        return self.bgr or any(self.mean) or set(self.std) != {1.0}
-
-    def network_input(self, pixels: Pixels) -> Tensor:
-        """[H, W, 3] uint8 as [1, 3, S, S] float32."""
-        picture = Image.fromarray(pixels)
-        if self.side is not None and self.crop:
-            # the short side first, then the crop: what was cut off stays the same for every size
-            picture = centre_square(picture, round(self.side / self.crop_share))
-            margin = (picture.width - self.side) // 2
-            picture = picture.crop((margin, margin, margin + self.side, margin + self.side))
-        elif self.side is not None and picture.size != (self.side, self.side):
-            picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
-        scaled = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
-        return self.normalise(scaled).contiguous()
-
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] as the network's input of the same size; differentiable."""
-        if not self.normalises:
-            return pictures
-        pictures = pictures.flip(1) if self.bgr else pictures
-        mean, std = (pictures.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pictures - mean) / std
-
-
-def centre_square(picture: Image.Image, side: int) -> Image.Image:
-    """The centre square of ``side`` pixels after the short side is resized to it, antialiased bilinear.
-
-    Lengths and offsets are rounded as ``torchvision``'s Resize and CenterCrop do, on which the published numbers rest.
-    """
-    width, height = picture.size
-    if width <= height:
-        size = (side, int(side * height / width))
-    else:
-        size = (int(side * width / height), side)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - side) / 2.0), round((size[1] - side) / 2.0)
-    return picture.crop((left, top, left + side, top + side))
 
 
 class Classifier:
@@ -137,7 +80,7 @@ class Classifier:
     def describe(self) -> dict[str, Any]:
         """What a result says of this classifier."""
         known = asdict(self.preprocessing)
-        preprocessing = {key: value for key, value in known.items() if key != "bgr" or value}
+        preprocessing = {key: value for key, value in known.items() if key not in RARE or value}
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -147,8 +90,7 @@ class Classifier:
 
     def scores(self, pixels: Pixels) -> NDArray[np.float32]:
         """Scores [classes] of a picture [H, W, 3] uint8."""
-        scores: NDArray[np.float32] = self._logits(self.preprocessing.network_input(pixels))[0].numpy()
-        return scores
+        return self._logits(self.preprocessing.network_input(pixels))[0].numpy()
 
     def judge(self, pixels: Pixels, label: int) -> tuple[int, int]:
         """The class that is named first, and the rank of ``label``, 0 being first; among equals the lower class is first."""
@@ -187,18 +129,18 @@ class Classifier:
 
 
 def load_classifier(
-    source: str, protocol: str = "icm-256", device: str = "cpu", *, as_teacher: bool = False
+    source: str | Path, protocol: str = "icm-256", device: str = "cpu", *, as_teacher: bool = False
 ) -> Classifier:
     """A classifier from an ONNX or TorchScript file (.pt, .pth, .ts), a transformers folder, a hub id, or a name of ``SIDES``.
 
     ``source@SIDE`` sets the input side. Beside a file, ``FILE.json`` may hold "side", "mean" and "std" (of RGB in 0..1);
     without it pictures are given as RGB in [0, 1], at the side that the ONNX file states, else 224. Under protocol
     ``icm-256`` the whole square is the input (a transformers model gets it in its coded size, no 224 crop), under ``full``
-    the centre square. ``as_teacher``: see ``load_teacher``.
+    the centre square. ``as_teacher``: with feature maps, which training learns from; an ONNX file has none.
 
-    Raises ``SlimError`` for what is missing, unreadable or no classifier.
+    Raises ``SlimError`` for what is missing, unreadable or no classifier, and where a teacher's feature maps cannot be told.
     """
-    name, at, number = source.rpartition("@")
+    name, at, number = str(source).rpartition("@")
     side = int(number) if at and number.isdecimal() else 0
     given, full = Path(name if side else source), protocol == "full"
     if str(given) in SIDES:
@@ -215,22 +157,14 @@ def load_classifier(
         return Classifier(path.name, file_sha256(path), preprocessing, network, device)
     known = read_preprocessing(path)
     # a teacher's pictures have the side that it was trained on
-    side = side or (known.side if as_teacher else 0)
-    model = TransformersNetwork(path, device, side if as_teacher else 0)
-    preprocessing = Preprocessing(side or None, known.mean, known.std, bgr=known.bgr)
+    given_side = side or (known.side if as_teacher else None)
+    model = TransformersNetwork(path, device, given_side if as_teacher else None)
+    preprocessing = replace(known, side=given_side, keep_shape=False)
     if full:
         stated, crop, share = stated_size(image_processor_settings(path))
-        preprocessing = replace(preprocessing, side=side or stated, crop=crop, crop_share=share)
+        preprocessing = replace(preprocessing, side=given_side or stated, crop=crop, crop_share=share)
     label = given.name if given.is_dir() else str(given)
     return Classifier(label, model.sha256(), preprocessing, model, device)
-
-
-def load_teacher(source: str | Path, device: str = "cpu") -> Classifier:
-    """A classifier with feature maps, which training learns from: all that ``load_classifier`` takes but ONNX files.
-
-    Raises ``SlimError`` where there is none, or its feature maps cannot be told.
-    """
-    return load_classifier(str(source), device=device, as_teacher=True)
 
 
 def class_activation(classifier: Network, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,9 +208,7 @@ def _found(path: Path) -> Path:
         raise SlimError(f"{error} ({ACCEPTED})") from error
 
 
-def _file_preprocessing(
-    path: Path, side: int = 0, stated: int | None = None, full: bool = False
-) -> Preprocessing:
+def _file_preprocessing(path: Path, side: int, stated: int | None, full: bool) -> Preprocessing:
     """The preprocessing of a file's network: ``side`` as asked, ``stated`` by the network, or as the file beside it says."""
     if stated and side and stated != side:
         raise SlimError(f"{path}: it takes {stated}x{stated} pictures, not {side}x{side}")

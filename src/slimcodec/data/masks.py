@@ -285,9 +285,10 @@ def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
 
 def input_size(size: tuple[int, int], preprocessing: hub.Preprocessing) -> tuple[int, int]:
     """The (width, height) at which a model sees a photo: its square, or the photo's shape with the model's shorter side."""
+    short = preprocessing.side or hub.DEFAULT_SIDE
     if not preprocessing.keep_shape:
-        return preprocessing.side, preprocessing.side
-    scale = preprocessing.side / min(size)
+        return short, short
+    scale = short / min(size)
     width, height = (max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in size)
     return width, height
 
@@ -328,8 +329,8 @@ class Segmenter:
         height, width = pixels.shape[:2]
         size = input_size((width, height), self.preprocessing)
         scaled = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-        picture = torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None].float() / 255
-        outputs = self.model(pixel_values=self.preprocessing(picture))
+        picture = self.preprocessing.normalise(hub.unit_picture(scaled, self.device))
+        outputs = self.model(pixel_values=picture)
         if self.queries:
             probabilities = query_probabilities(outputs.class_queries_logits, outputs.masks_queries_logits)
         else:

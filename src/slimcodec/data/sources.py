@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from slimcodec.data.photos import Record, read_record
-from slimcodec.errors import SlimError
+from slimcodec.errors import SlimError, needs
 from slimcodec.files import is_hub_id, visible_files
 from slimcodec.images import as_file
 
@@ -47,10 +47,8 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     ``metadata.jsonl``, as ``datasets`` reads them), a hub id ``owner/name`` whose ``split`` is taken, or ``generated:N``. Raises
     ``SlimError`` where nothing is found.
     """
-    try:
+    with needs("eval", "reading photos"):
         import datasets
-    except ModuleNotFoundError as error:
-        raise SlimError("photos need the datasets library: pip install 'slimcodec[eval]'") from error
 
     if spec.startswith(GENERATED):
         count = spec.removeprefix(GENERATED)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from slimcodec import __version__
-from slimcodec.data.classifiers import centre_square, load_classifier
+from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
@@ -36,6 +36,7 @@ from slimcodec.evaluation.peers import PictureCodec
 from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels
+from slimcodec.models.pretrained.hub import centre_square
 from slimcodec.processes import Pool, progress, run_pool
 
 #: what a codec is given and what a classifier sees, as docs/protocol.md describes it

@@ -93,7 +93,7 @@ def start_as_transform(
     """Makes an untrained compressor the KLT of patches of the latents of ``pictures`` [B, 3, H, W] in [-1, 1], with gains.
 
     Latents are weighted by what they cost in the picture, so that the first coefficients matter most there; coefficients have
-    unit variance. Returns that weight of each channel (``latent_scale``). Raises ``SlimError`` where there are more of them than values in a patch.
+    unit variance. Returns that weight of each channel (``latent_scale``).
     """
     device = next(autoencoder.parameters()).device
     latents = torch.cat([autoencoder.encode(picture[None].to(device)) for picture in pictures])

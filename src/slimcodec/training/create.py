@@ -27,6 +27,7 @@ from slimcodec.models.config import (
     CaptionModelConfig,
     CompressorConfig,
     EnhancerConfig,
+    LdmConfig,
     PriorConfig,
 )
 from slimcodec.models.guidance import unshuffled
@@ -34,12 +35,14 @@ from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer
+from slimcodec.training.batches import scaled
 from slimcodec.training.compression_model import (
     CompressionModel,
     fitted_tables,
     latent_codec_parts,
     start_as_transform,
 )
+from slimcodec.training.pseudo_labels import lending_bundle
 from slimcodec.training.recipe import DefaultsRecipe
 
 logger = logging.getLogger(__name__)
@@ -78,28 +81,32 @@ def create(
     folder of pictures for the transform of an untrained compressor; ``strength``: share of the schedule at quality 1 and 100, None
     where its noise is as large as what the compressor loses. Raises ``SlimError`` where a part is missing, or two do not fit.
     """
-    facts = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
-    enhancer = EnhancerConfig("noise", facts.latent_channels, noise=1.0) if facts.has_denoiser else None
+    model, channels = refer_ldm(ldm, autoencoder, text_encoder, alternatives)
     config = BundleConfig(
         name or Path(ldm).name,
-        enhancer=enhancer,
-        steps=steps if facts.has_denoiser else 0,
+        steps=steps,
         machine_guidance=DefaultsRecipe.machine_guidance,
         text_scale=text_scale,
-        ldm=facts.config,
     )
-    bundle = Bundle(config, {}, read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"), device=device)
-    pictures = _samples(photos)
+    bundle = bundle_on(model, config, EnhancerConfig("noise", channels, noise=1.0), device)
+    bundle = changed(bundle, vocabulary=read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt"))
+    pictures, enhancer = _samples(photos), bundle.config.enhancer
     if compressor:
-        bundle = with_compressor(bundle, facts.latent_channels, compressor)
+        bundle = with_compressor(bundle, channels, compressor)
     else:
-        bundle = with_transform_code(bundle, facts.latent_channels, pictures)
+        bundle = with_transform_code(bundle, channels, pictures)
     if enhancer is not None and bundle.config.enhancer == enhancer:
         strength = strength or measured_strength(bundle, pictures)
         bundle = changed(bundle, enhancer=replace(enhancer, strength=strength))
     if captioner:
         bundle = with_captioner(bundle, captioner, prompt, tags)
     return with_guide(bundle, pictures)
+
+
+def bundle_on(ldm: LdmConfig, config: BundleConfig, enhancer: EnhancerConfig, device: str) -> Bundle:
+    """A bundle on a pretrained model with no parts of ours; an autoencoder without a denoiser gets no enhancer, and no steps."""
+    known: dict[str, Any] = {"enhancer": enhancer} if ldm.part("unet") else {"steps": 0}
+    return Bundle(replace(config, ldm=ldm, **known), {}, (), device=device)
 
 
 def changed(
@@ -123,8 +130,8 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
 
     ``tags``: a file of tags, a line each, that a zero-shot model chooses from.
     """
-    place = Path(source).expanduser()
-    if source != EMBEDDED and not (place / "vocabulary.txt").is_file():
+    other = lending_bundle(source)
+    if other is None:
         part = refer("captioner", pretrained_folder(source), source)
         vocabulary = read_vocabulary(tags) if tags else ()
         return changed(bundle, None, vocabulary, caption_model=CaptionModelConfig(part, prompt))
@@ -132,9 +139,6 @@ def with_captioner(bundle: Bundle, source: str, prompt: str = "", tags: str = ""
         raise SlimError(
             f"{source}: a bundle's captioner has tags of its own; --tags goes with a zero-shot model"
         )
-    other = Bundle.from_pretrained(source)
-    if not other.captioners:
-        raise SlimError(f"{source}: this bundle has no captioner; choose another one")
     # one is enough to name and to guide
     parts = {"captioner-0": other.stored["captioner-0"]}
     return changed(bundle, parts, other.vocabulary, captioners=other.config.captioners[:1])
@@ -200,7 +204,7 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
     """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
-    values = unshuffled(array[None], side)[0]
+    (values,) = unshuffled(array[None], side)
     return np.ascontiguousarray(values.reshape(len(values), -1).T)
 
 
@@ -239,10 +243,8 @@ def with_transform_code(
         model = CompressionModel(Compressor(network), autoencoder).to(bundle.parts.device)
     low, high = LAMBDAS
     lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.parts.device)
-    stacked = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
-    start_as_transform(
-        model, autoencoder, stacked.to(bundle.parts.device).float() / 127.5 - 1, lambdas, predicted=0.7
-    )
+    batch = scaled([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
+    start_as_transform(model, autoencoder, batch.to(bundle.parts.device), lambdas, predicted=0.7)
     with torch.no_grad():
         # branches that have learnt nothing say nothing, and neither does the prior: what is left is a static code
         for branch in (model.compressor.analysis, model.compressor.synthesis):

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from slimcodec.container import EMBEDDED_BUNDLE
-from slimcodec.data.classifiers import Classifier, load_teacher
+from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, contact_sheet, overlay
 from slimcodec.data.masks import Annotation, Segmenter, read_annotations
 from slimcodec.data.photos import Photo, PhotoSet, PhotoStream
@@ -54,7 +54,8 @@ class TrainingData:
         sources: list[str] = []
         for pattern in self.recipe.teachers.models:
             sources += sorted(glob.glob(str(Path(pattern).expanduser()))) or [pattern]
-        return [load_teacher(source, str(self.accelerator.device)) for source in sources]
+        device = str(self.accelerator.device)
+        return [load_classifier(source, device=device, as_teacher=True) for source in sources]
 
     @cached_property
     def photo_set(self) -> PhotoSet:

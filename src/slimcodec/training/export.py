@@ -24,7 +24,7 @@ from slimcodec.models.pretrained.networks import Autoencoder
 from slimcodec.training.batches import is_drawn, shuffled
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
-from slimcodec.training.recipe import STAGES, Recipe
+from slimcodec.training.recipe import STAGES
 from slimcodec.training.run import Run, revision
 from slimcodec.training.stages import same_vocabulary
 from slimcodec.training.stages.captioner import tagger_config
@@ -64,7 +64,7 @@ def make_bundle(run: Run) -> Bundle:
     else:
         bundle = changed(pretrained, vocabulary=run.data.vocabulary)
     bundle = changed(
-        bundle, latent_codec_parts(model), compressor=recipe.compressor.network, training=run_record(run)
+        bundle, latent_codec_parts(model), compressor=recipe.compressor.network, training=training_record(run)
     )
     # before tables are fitted: the captioner tells the compressor where to look
     if run.has_weights("captioner"):
@@ -123,37 +123,20 @@ def some_photos(run: Run, count: int) -> list[NDArray[np.uint8]]:
     return list(islice(drawn, count))
 
 
-def run_record(run: Run) -> dict[str, Any]:
-    """What made the bundle of a run, as ``training_record`` writes it."""
+def training_record(run: Run) -> dict[str, Any]:
+    """What made the bundle of a run, and the commands that make it again."""
+    recipe = run.recipe
     stages = {stage: run.about(stage) for stage in STAGES if run.has_weights(stage)}
-    teachers = [teacher.sha256 for teacher in run.data.teachers]
-    # by their ids: where a bundle lay says nothing to others
-    others = run.recipe.captioner.also if run.pretrained is None and "captioner" in stages else ()
+    # by their ids: where a bundle, or the data, lay on the machine that trained says nothing to others
+    others = recipe.captioner.also if run.pretrained is None and "captioner" in stages else ()
     also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in others]
-    return training_record(run.recipe, run.source, run.settings, stages, teachers, also)
-
-
-def training_record(
-    recipe: Recipe,
-    source: str,
-    settings: Sequence[str],
-    stages: dict[str, dict[str, str]],
-    teachers: Sequence[str],
-    also: Sequence[str] = (),
-) -> dict[str, Any]:
-    """What made the bundle, and the commands that make it again.
-
-    ``source`` and ``settings``: the recipe's name and its ``key=value`` changes; ``stages``: what is noted beside each stage's
-    weights; ``teachers``: their hashes; ``also``: ids of the bundles whose captioners are packed too.
-    """
-    # where the data lay on the machine that trained says nothing to others
     keys = ["out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also"]
     local = bool(recipe.ldm.source) and not is_hub_id(recipe.ldm.source)
     if local:
         keys.append("ldm.source")
     private = tuple(f"{key}=" for key in keys)
-    public_settings = [setting for setting in settings if not setting.startswith(private)]
-    command = ["slim train all", f"--config {source}", "--set data=PHOTOS"]
+    public_settings = [setting for setting in run.settings if not setting.startswith(private)]
+    command = ["slim train all", f"--config {run.source}", "--set data=PHOTOS"]
     if recipe.data.thumbnails:
         command.append("--set data.thumbnails=THUMBNAILS")
     if recipe.teachers.models:
@@ -161,7 +144,7 @@ def training_record(
     if local:
         command.append("--set ldm.source=MODEL")
     if also:
-        command += ["--set", shlex.quote(f"captioner.also={json.dumps(list(also), separators=(',', ':'))}")]
+        command += ["--set", shlex.quote(f"captioner.also={json.dumps(also, separators=(',', ':'))}")]
     public = replace(
         recipe,
         out="",
@@ -179,6 +162,6 @@ def training_record(
             " ".join(command + [f"--set {shlex.quote(setting)}" for setting in public_settings]),
         ],
         "stages": stages,
-        "teachers": list(teachers),
+        "teachers": [teacher.sha256 for teacher in run.data.teachers],
         "recipe": to_plain(public),
     }

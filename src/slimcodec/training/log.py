@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,12 @@ def load_tensors(path: Path) -> Any:
             step, _, count = map(int, match.groups())
             found.setdefault((step, count), []).append(part)
     whole = [key for key, parts in found.items() if len(parts) == key[1]]
+    # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
+    read = partial(torch.load, map_location="cpu", weights_only=True)
+    states = [read(path)] if path.exists() else []
     if whole:
         step, count = max(whole)
         places = (path.with_name(f"{path.name}.{step}-{number}-of-{count}") for number in range(count))
-        content = io.BytesIO(b"".join(place.read_bytes() for place in places))
-        return torch.load(content, map_location="cpu", weights_only=True)
-    # several processes on processors have devices of names ("cpu:0") to which tensors cannot be mapped in reading
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        states.append(read(io.BytesIO(b"".join(place.read_bytes() for place in places))))
+    # a killed writer leaves the older of the two
+    return max(states, key=lambda state: state["step"], default=None)

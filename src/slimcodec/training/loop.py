@@ -200,10 +200,7 @@ class Steps(torch.utils.data.Dataset[list[Any]]):
 
 
 def shares_of(accelerator: Accelerator, options: Optimisation) -> list[range]:
-    """The numbers of the pictures of a batch in each piece that this process works on.
-
-    Raises ``SlimError`` where the batch cannot be divided evenly.
-    """
+    """The numbers of the pictures of a batch in each piece that this process works on."""
     count = accelerator.num_processes * options.accumulate
     if options.batch % count:
         raise SlimError(

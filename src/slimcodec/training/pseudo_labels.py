@@ -21,7 +21,13 @@ from slimcodec.errors import SlimError
 from slimcodec.files import atomic_open
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED
-from slimcodec.models.pretrained.hub import DEFAULT_SIDE, ImageToText, clean_caption, pretrained_folder
+from slimcodec.models.pretrained.hub import (
+    DEFAULT_SIDE,
+    ImageToText,
+    clean_caption,
+    pretrained_folder,
+    unit_picture,
+)
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
 
@@ -36,7 +42,7 @@ INSIDE = 0.5
 class Photos(Protocol):
     """Photos from which a step draws: a ``PhotoSet``, a ``PhotoStream`` or ``PseudoLabelled`` ones."""
 
-    def pool(self, step: int) -> Pool | Sequence[Photo | None]:
+    def pool(self, step: int) -> Pool:
         """What the batch of a step is drawn from."""
         ...
 
@@ -86,7 +92,7 @@ class Labeller:
     def _classify(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.float32] | None]:
         side = getattr(self.teachers[0], "side", DEFAULT_SIDE)
         resized = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
-        picture = torch.from_numpy(resized).to(self.device).permute(2, 0, 1)[None].float().contiguous() / 255
+        picture = unit_picture(resized, self.device).contiguous()
         mask = None
         with torch.no_grad():
             if self.activation and self.segmenter is None:
@@ -192,22 +198,29 @@ def roi_box(
     return x0, y0, x1, y1
 
 
+def lending_bundle(source: str, device: str = "cpu") -> Bundle | None:
+    """The bundle whose captioner a source ("slim-tiny", a folder or a hub id) means; None where it is a model of transformers.
+
+    Raises ``SlimError`` where it is neither, and for a bundle without a captioner.
+    """
+    if source != EMBEDDED and "bundle_id" not in read_json(pretrained_folder(source) / "config.json"):
+        return None
+    bundle = Bundle.from_pretrained(source, device)
+    if not bundle.config.captioners:
+        raise SlimError(f"{source}: this bundle has no captioner; choose another one")
+    return bundle
+
+
 class RoiCaptioner:
     """Captions the region of interest of a photo.
 
-    ``source``: a bundle with a captioner ("slim-tiny" or a folder), or a folder or hub id of an image-to-text model of
-    transformers that needs no prompt (BLIP, GIT). Raises ``SlimError`` where it is neither.
+    ``source``: as of ``lending_bundle``; of models of transformers, an image-to-text model that needs no prompt (BLIP, GIT).
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
-        self.bundle: Bundle | None = None
-        folder: str | Path = EMBEDDED if source == EMBEDDED else pretrained_folder(source)
-        if folder == EMBEDDED or "bundle_id" in read_json(Path(folder) / "config.json"):
-            self.bundle = Bundle.from_pretrained(folder, device)
-            if not self.bundle.captioners:
-                raise SlimError(f"{source}: this bundle has no captioner; choose another one")
-        else:
-            self.model = ImageToText(Path(folder), device)
+        self.bundle = lending_bundle(source, device)
+        if self.bundle is None:
+            self.model = ImageToText(pretrained_folder(source), device)
 
     @torch.no_grad()
     def __call__(self, pixels: NDArray[np.uint8], mask: NDArray[np.float32] | None = None) -> str | None:

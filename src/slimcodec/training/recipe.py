@@ -245,8 +245,7 @@ class Recipe:
 
     def optimisation(self, stage: str) -> Optimisation:
         """A stage's steps and rates."""
-        options: Optimisation = getattr(self, stage).optimisation
-        return options
+        return getattr(self, stage).optimisation
 
     def check(self) -> None:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""

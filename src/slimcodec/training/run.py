@@ -26,6 +26,7 @@ from slimcodec.files import atomic_write
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED, BundleConfig, EnhancerConfig
 from slimcodec.models.pretrained.pipeline import refer_ldm
+from slimcodec.training.create import bundle_on
 from slimcodec.training.data import TrainingData
 from slimcodec.training.loop import Stage, restore, train
 from slimcodec.training.losses import Features, Fidelity, RateDistortion
@@ -66,26 +67,15 @@ class Run:
         ldm, network = self.recipe.ldm, self.recipe.compressor.network
         if not ldm.source:
             return None
-        facts = refer_ldm(ldm.source, ldm.autoencoder, ldm.text_encoder)
-        if network.latent_channels != facts.latent_channels or network.patch < 2:
+        model, channels = refer_ldm(ldm.source, ldm.autoencoder, ldm.text_encoder)
+        if network.latent_channels != channels or network.patch < 2:
             raise SlimError(
-                f"compressor.network: latents of {ldm.source} have {facts.latent_channels} channels; set "
-                f"latent_channels={facts.latent_channels}, patch=2 and prior.channels={4 * facts.latent_channels}"
+                f"compressor.network: latents of {ldm.source} have {channels} channels; set "
+                f"latent_channels={channels}, patch=2 and prior.channels={4 * channels}"
             )
-        enhancer = None
-        if facts.has_denoiser:
-            enhancer = EnhancerConfig(
-                "trained", facts.latent_channels, noise=ldm.noise, strength=ldm.strength
-            )
-        guidance = self.recipe.defaults.machine_guidance
-        config = BundleConfig(
-            self.recipe.name,
-            enhancer=enhancer,
-            steps=1 if enhancer else 0,
-            machine_guidance=guidance,
-            ldm=facts.config,
-        )
-        return Bundle(config, {}, (), device=str(self.accelerator.device))
+        config = BundleConfig(self.recipe.name, machine_guidance=self.recipe.defaults.machine_guidance)
+        enhancer = EnhancerConfig("trained", channels, noise=ldm.noise, strength=ldm.strength)
+        return bundle_on(model, config, enhancer, str(self.accelerator.device))
 
     @cached_property
     def replaced(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slimcodec.entropy.caption import normalise_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.files import file_sha256
+from slimcodec.images import Pixels
 from slimcodec.models.config import CaptionModelConfig
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.models.pretrained.references import hub_folder, local_folder
@@ -76,29 +76,68 @@ def class_names(model: Any) -> tuple[str, ...]:
     return () if numbered else tuple(names)
 
 
-def weights_sha256(path: Path) -> str:
-    """SHA-256, in hex, of a file, or of a folder's .safetensors files in the order of their names."""
-    return file_sha256(*(sorted(path.glob("*.safetensors")) if path.is_dir() else [path]))
-
-
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a vision model wants to see: pictures of ``side`` pixels, each channel normalised by ``mean`` and ``std``.
+    """How a picture becomes a network's input: resized antialiased bilinear, RGB, (x / 255 - mean) / std.
 
-    ``side`` is that of a square, or the shorter one of a picture whose shape is kept (``keep_shape``); ``bgr`` models were
-    trained on blue, green and red in this order.
+    ``side``: input side in pixels, or None for a network that takes the picture as it is. ``crop``: centre square after the
+    short side is resized to ``side / crop_share`` (protocol ``full``); without it the whole picture is resized to the square.
+    ``bgr``: the channels are blue, green and red. ``keep_shape``: ``side`` is the shorter one of a picture that keeps its shape.
     """
 
-    side: int = DEFAULT_SIDE
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    keep_shape: bool = False
+    side: int | None
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop: bool = False
+    crop_share: float = 1.0
     bgr: bool = False
+    keep_shape: bool = False
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W], RGB in [0, 1], as the model's input of the same shape."""
+    @property
+    def normalises(self) -> bool:
+        """Whether the network sees other values than RGB in [0, 1]."""
+        return self.bgr or any(self.mean) or set(self.std) != {1.0}
+
+    def network_input(self, pixels: Pixels) -> Tensor:
+        """[H, W, 3] uint8 as [1, 3, S, S] float32."""
+        picture = Image.fromarray(pixels)
+        if self.side is not None and self.crop:
+            # the short side first, then the crop: what was cut off stays the same for every size
+            picture = centre_square(picture, round(self.side / self.crop_share))
+            margin = (picture.width - self.side) // 2
+            picture = picture.crop((margin, margin, margin + self.side, margin + self.side))
+        elif self.side is not None and picture.size != (self.side, self.side):
+            picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
+        return self.normalise(unit_picture(np.array(picture))).contiguous()
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] as the network's input of the same size; differentiable."""
+        if not self.normalises:
+            return pictures
+        pictures = pictures.flip(1) if self.bgr else pictures
         mean, std = (pictures.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return ((pictures.flip(1) if self.bgr else pictures) - mean) / std
+        return (pictures - mean) / std
+
+
+def centre_square(picture: Image.Image, side: int) -> Image.Image:
+    """The centre square of ``side`` pixels after the short side is resized to it, antialiased bilinear.
+
+    Lengths and offsets are rounded as ``torchvision``'s Resize and CenterCrop do, on which the published numbers rest.
+    """
+    width, height = picture.size
+    if width <= height:
+        size = (side, int(side * height / width))
+    else:
+        size = (int(side * width / height), side)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((size[0] - side) / 2.0), round((size[1] - side) / 2.0)
+    return picture.crop((left, top, left + side, top + side))
+
+
+def unit_picture(pixels: Pixels, device: torch.device | str = "cpu") -> Tensor:
+    """A picture [H, W, 3] uint8 as [1, 3, H, W] float32 in [0, 1]."""
+    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
@@ -117,7 +156,8 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         if not settings.get("do_normalize", True):
             mean, std = (0, 0, 0), (1, 1, 1)
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
-        return Preprocessing(_side(size), mean, std, keep_shape, bool(settings.get("do_flip_channel_order")))
+        bgr = bool(settings.get("do_flip_channel_order"))
+        return Preprocessing(_side(size), mean, std, bgr=bgr, keep_shape=keep_shape)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         files = " or ".join(PROCESSOR_FILES)
         raise SlimError(f"{folder}: {files}: not the settings of an image processor ({error!r})") from error
@@ -157,7 +197,6 @@ class ImageToText:
     """An image-to-text model: of its own accord (BLIP, GIT), or answering a prompt (BLIP-2, Florence-2, chat models)."""
 
     def __init__(self, folder: Path, device: str = "cpu", prompt: str = "") -> None:
-        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
         from transformers import AutoModelForImageTextToText
 
         self.model = load_model(AutoModelForImageTextToText, folder, device)
@@ -203,7 +242,6 @@ class ZeroShotTagger:
 
     @torch.no_grad()
     def __init__(self, folder: Path, tags: Sequence[str], device: str, threshold: float) -> None:
-        """Raises ``SlimError`` where transformers cannot load the model or its processor."""
         from transformers import AutoModelForZeroShotImageClassification
 
         if not tags:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,7 +170,12 @@ class Denoiser(nn.Module):
             pooled = captions.pooled.to(dtype)
             conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(dtype)}
         if self.unet.config.time_cond_proj_dim is not None:
-            scale = guidance_embedding(text_scale, self.unet.config.time_cond_proj_dim)
+            from diffusers import LatentConsistencyModelPipeline
+
+            # by it LCM is told the strength of guidance (Luo et al. 2023); the method reads nothing of its pipeline
+            embed: Any = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+            strength = torch.tensor([text_scale - 1], dtype=torch.float64)
+            scale = embed(None, strength, self.unet.config.time_cond_proj_dim)
             conditions["timestep_cond"] = scale.to(sample.device, dtype).expand(len(sample), -1)
         output: Tensor = self.unet(sample.to(dtype), times, captions.states.to(dtype), **conditions).sample
         return output.float()
@@ -255,14 +259,6 @@ def fitting_strength(errors: tuple[float, float], scheduler: Any) -> tuple[float
         return min(max(int((ratio < error).sum()), 1) / len(ratio), 1.0)
 
     return share(errors[0]), share(errors[1])
-
-
-def guidance_embedding(text_scale: float, width: int) -> Tensor:
-    """The sinusoidal code [1, width] by which LCM is told the strength of guidance (Luo et al. 2023)."""
-    half = width // 2
-    rates = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * (text_scale - 1.0) * rates
-    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
 
 
 class PromptEncoder(nn.Module):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,6 @@ TAEF2_CONFIG: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """Hashes of a part's folder (see ``PartReference``) and the size of its files in bytes."""
-
-    sha256: str
-    encoder_sha256: str
-    size: int
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ``SlimError`` if it cannot be read."""
     try:
@@ -87,9 +77,10 @@ def weight_files(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(files.items()))
 
 
-def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
-    """Hashes of a part: its configuration, the tensors of a variant of its weights, and the files of a tokenizer.
+def fingerprint(folder: Path, variant: str = "") -> tuple[str, str, int]:
+    """A part's ``sha256`` and ``encoder_sha256`` (see ``PartReference``), and the size of its files in bytes.
 
+    Hashed are its configuration, the tensors of a variant of its weights, and the files of a tokenizer.
     Memory stays at a few megabytes. Raises ``SlimError`` where a file is damaged, or weights are there in pickled form only.
     """
     names = CONFIGS[:1] if is_taef2(folder) else [name for name in CONFIGS if (folder / name).exists()]
@@ -118,7 +109,7 @@ def fingerprint(folder: Path, variant: str = "") -> Fingerprint:
             for offset in range(0, length, BLOCK):
                 chosen.update(file.read(min(BLOCK, length - offset)))
         size += length
-    return Fingerprint(decoding.hexdigest(), encoder.hexdigest() if split else "", size)
+    return decoding.hexdigest(), encoder.hexdigest() if split else "", size
 
 
 def _clean(config: Any) -> Any:

@@ -7,7 +7,6 @@ configurations: Stable Diffusion 1.x and 2.x, Turbo, LCM, SDXL. Nothing here is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,23 +39,10 @@ OPTIONAL = ("tokenizer_2", "text_encoder_2")
 PIPELINE = "model; give a pipeline's folder"
 
 
-@dataclass(frozen=True)
-class LdmFacts:
-    """What a bundle has to know of a model before its weights are loaded."""
-
-    config: LdmConfig
-    latent_channels: int
-
-    @property
-    def has_denoiser(self) -> bool:
-        """Whether the model is more than an autoencoder."""
-        return self.config.part("unet") is not None
-
-
 def refer_ldm(
     source: str, autoencoder: str = "", text_encoder: str = "", alternatives: Sequence[str] = ()
-) -> LdmFacts:
-    """References to the parts of a pipeline's folder or hub id, each hashed as it is now; of an autoencoder's, to that alone.
+) -> tuple[LdmConfig, int]:
+    """The parts of a pipeline's folder or hub id, each hashed as it is now, or of an autoencoder alone; and its latent channels.
 
     ``autoencoder`` takes the place of the pipeline's VAE (an AutoencoderTiny, for speed), ``text_encoder`` that of its first
     text encoder; both are folders or hub ids. ``alternatives``: other homes of the whole pipeline. Raises ``SlimError``
@@ -84,11 +70,11 @@ def refer_ldm(
     vae, unet = (model_settings(folders[name]) for name in ("vae", "unet"))
     _check(source, vae, unet)
     zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in folders))
-    return LdmFacts(LdmConfig(tuple(parts), stride_of(vae), zeros), int(vae["latent_channels"]))
+    return LdmConfig(tuple(parts), stride_of(vae), zeros), int(vae["latent_channels"])
 
 
-def _refer_autoencoder(source: str, alternatives: Sequence[str]) -> LdmFacts:
-    """The facts of an autoencoder without a denoiser, a folder or hub id of its own."""
+def _refer_autoencoder(source: str, alternatives: Sequence[str]) -> tuple[LdmConfig, int]:
+    """As ``refer_ldm``, of an autoencoder without a denoiser, a folder or hub id of its own."""
     folder = local_folder(source, PIPELINE) or part_from_hub(source, "", "")
     if not has_part(folder):
         raise SlimError(
@@ -97,7 +83,7 @@ def _refer_autoencoder(source: str, alternatives: Sequence[str]) -> LdmFacts:
     settings = model_settings(folder)
     _check_autoencoder(source, settings)
     part = refer("vae", folder, source, "", alternatives)
-    return LdmFacts(LdmConfig((part,), stride_of(settings)), int(settings["latent_channels"]))
+    return LdmConfig((part,), stride_of(settings)), int(settings["latent_channels"])
 
 
 def _check_autoencoder(source: str, settings: dict[str, Any]) -> None:

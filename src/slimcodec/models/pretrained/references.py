@@ -173,13 +173,13 @@ def _match(root: Path, reference: PartReference, place: str, reasons: list[str])
         return None
     for variant in weight_files(folder) or {"": []}:
         try:
-            actual = fingerprint(folder, variant)
+            sha256, encoder_sha256, _ = fingerprint(folder, variant)
         except SlimError as error:
             reasons.append(str(error))
             continue
-        if (actual.sha256, actual.encoder_sha256) == (reference.sha256, reference.encoder_sha256):
+        if (sha256, encoder_sha256) == (reference.sha256, reference.encoder_sha256):
             return FoundPart(folder, variant, place)
-        digest = actual.sha256 if actual.sha256 != reference.sha256 else actual.encoder_sha256
+        digest = sha256 if sha256 != reference.sha256 else encoder_sha256
         reasons.append(f"{folder} is another or an altered one, its sha256 is {digest[:16]}")
     return None
 
@@ -209,16 +209,16 @@ def refer(
         raise SlimError(
             f"{source}: has no {subfolder or 'config.json'}; give a folder or hub id that save_pretrained wrote"
         )
-    actual = fingerprint(folder, next(iter(weight_files(folder)), ""))
+    sha256, encoder_sha256, size = fingerprint(folder, next(iter(weight_files(folder)), ""))
     return PartReference(
         name,
-        actual.sha256,
+        sha256,
         source,
         subfolder,
         # snapshots in the hub's cache are named by their commits
         top.name if top.parent.name == "snapshots" else "",
-        actual.encoder_sha256,
-        round(actual.size / 1e6, 3),
+        encoder_sha256,
+        round(size / 1e6, 3),
         licence_of(top),
         tuple(alternatives),
     )

@@ -12,10 +12,9 @@ from slimcodec.models.captioner import Tagger
 from slimcodec.training.loop import Stage
 from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage, start_from_weights, tagger_config
-from slimcodec.training.stages.compressor import CompressorStage
+from slimcodec.training.stages.compressor import CompressorStage, LatentStage
 from slimcodec.training.stages.enhance import enhance_stage
 from slimcodec.training.stages.latent_diffusion import AutoencoderStage, DiffusionStage
-from slimcodec.training.stages.latents import LatentStage
 
 logger = logging.getLogger(__name__)
 

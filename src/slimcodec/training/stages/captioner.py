@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from slimcodec.data.classifiers import Classifier, load_teacher
+from slimcodec.data.classifiers import Classifier, load_classifier
 from slimcodec.data.contact_sheet import Tile, map_tiles, picture_tiles
 from slimcodec.data.networks import SIDES, EfficientNetLite, ScriptNetwork, read_weights
 from slimcodec.errors import SlimError
@@ -130,13 +130,10 @@ def tagger_config(run: Run) -> CaptionerConfig:
 
 
 def start_from_weights(tagger: Tagger, run: Run) -> None:
-    """Copies the weights of a network that comes as a package, else the first teacher's, else the embedded bundle's tagger's.
-
-    Raises ``SlimError`` where those are another network's, or the embedded vocabulary is another.
-    """
+    """Copies the weights of a network that comes as a package, else the first teacher's, else the embedded bundle's tagger's."""
     network = tagger.config.network
     if network in SIDES:
-        start_from_classifier(tagger, load_teacher(network))
+        start_from_classifier(tagger, load_classifier(network, as_teacher=True))
         return
     if run.data.teachers:
         start_from_classifier(tagger, run.data.teachers[0])
@@ -159,7 +156,7 @@ def start_from_weights(tagger: Tagger, run: Run) -> None:
 def start_from_classifier(tagger: Tagger, teacher: Classifier) -> None:
     """Copies a classifier's weights into a tagger of the same network whose first tags are the classifier's classes.
 
-    Tags beyond them start as very unlikely. Raises ``SlimError`` for another network, and where there are more classes than tags.
+    Tags beyond them start as very unlikely.
     """
     network, kind = teacher.network, tagger.config.network
     example = "a TorchScript MobileNet-v2" if kind == "mobilenet-v2" else kind

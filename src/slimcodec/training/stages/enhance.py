@@ -42,7 +42,7 @@ MATRICES = {f".lora_A.{ADAPTER}.weight": ".down.weight", f".lora_B.{ADAPTER}.wei
 
 
 @dataclass
-class Decompressed:
+class Asked:
     """What the UNet is asked about: latents and what the compressor leaves of them, ``rough``, by quality [B].
 
     ``at_start`` [B]: pictures at the start of the path; ``regions`` [B, 1, h, w]: RoI weights of latent positions.
@@ -110,7 +110,7 @@ class EnhanceStage(Stage[Batch]):
         at_start = draws.every(START_SHARE)
         captions = drop_captions(batch.captions, recipe.caption_dropout, draws)
         regions = roi_weights(nn.functional.avg_pool2d(batch.masks, self.autoencoder.stride), background)
-        asked = Decompressed(latents, rough, quality, at_start, captions, regions)
+        asked = Asked(latents, rough, quality, at_start, captions, regions)
         squared, unchanged, clean = self.denoise(asked, draws)
         loss = recipe.denoising * squared.mean()
         terms = {"denoising": squared.detach().mean()}
@@ -141,7 +141,7 @@ class EnhanceStage(Stage[Batch]):
             }
         return loss, terms
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def denoise(self, asked: Asked, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Asks the UNet at random places on the path.
 
         Weighted squared errors [B] of its estimate and of none, and the clean latents that its estimate means.
@@ -182,7 +182,7 @@ class OwnEnhanceStage(EnhanceStage):
         for row, quality in enumerate(torch.linspace(1, 100, self.enhancer.config.levels).tolist()):
             self.enhancer.error_scale[row] = self.compression_error(quality, OWN_BATCHES, (0, 2, 3)).sqrt()
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def denoise(self, asked: Asked, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """A straight path from the decompressed latent; the UNet predicts the loss of the compressor in units of its scale."""
         latents, rough, level = asked.latents, asked.rough, self.codec.compressor.level(asked.quality)
         scale = at_level(self.enhancer.error_scale, level)[..., None, None]
@@ -224,7 +224,7 @@ class PretrainedEnhanceStage(EnhanceStage):
             self.enhancer.config = replace(self.enhancer.config, strength=strength)
         self.model = self.trained_with({"lora": low_rank_matrices(self.enhancer)})
 
-    def denoise(self, asked: Decompressed, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def denoise(self, asked: Asked, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """States a z + s e at steps up to T, with e = a_T (z^ - z) / s_T + nu n, and the UNet's prediction there."""
         denoiser, latents, rough = self.enhancer, asked.latents, asked.rough
         kind = denoiser.scheduler.config.prediction_type
