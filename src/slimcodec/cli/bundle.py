@@ -7,6 +7,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.options import FAILED, complain, failing, printable, say
+from slimcodec.errors import describe
 
 bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
 
@@ -121,16 +122,18 @@ def verify(source: Folder, base: options.Base = None) -> None:
     Exit status: 0 all there, 1 something is missing or altered.
     """
     with failing(source):
-        from slimcodec.models.publishing import part_states
+        from slimcodec.batches import attempt
 
-        states = part_states(_load(source, base))
-        for state in states:
-            if state.found is None:
-                complain(state.problem)
+        loaded, missing = _load(source, base), 0
+        for reference in loaded.references():
+            part = attempt(loaded.pretrained_part, reference.name)
+            if isinstance(part, Exception):
+                complain(describe(part))
+                missing += 1
             else:
-                say(printable(f"{state.reference.name:<15} {state.found.place:<7} {state.found.folder}"))
-        missing = sum(state.found is None for state in states)
-        say(f"{len(states) - missing} of {len(states)} pretrained parts are there and as they must be")
+                say(printable(f"{reference.name:<15} {part.place:<7} {part.folder}"))
+        count = len(loaded.references())
+        say(f"{count - missing} of {count} pretrained parts are there and as they must be")
     if missing:
         raise typer.Exit(FAILED)
 
