@@ -13,7 +13,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.inputs import find_inputs
-from slimcodec.cli.options import FAILED, complain, failing, printable, say, stop
+from slimcodec.cli.options import FAILED, complain, failing, option, printable, say, stop
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
 from slimcodec.processes import track
@@ -125,10 +125,8 @@ def _read_each(
 
 def map_(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Picture.")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
-    quality: Annotated[
-        int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100.")
-    ] = 50,
+    out: Annotated[str, option("PNG", "Picture to write.", "--out", "-o")],
+    quality: Annotated[int, option("Q", "Quality, 1 to 100.", "--quality", "-q", min=1, max=100)] = 50,
     roi: options.Roi = "auto",
     effort: options.Effort = None,
     model: options.Model = None,
