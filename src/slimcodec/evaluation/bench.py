@@ -21,7 +21,7 @@ from slimcodec.data.classifiers import centre_square, load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, SlimCodec
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, PictureCodec, SlimCodec
 from slimcodec.evaluation.measures import (
     FIDELITY,
     TRUTH_SCORE,
@@ -32,7 +32,6 @@ from slimcodec.evaluation.measures import (
     ms_ssim,
     psnr,
 )
-from slimcodec.evaluation.peers import PictureCodec
 from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels

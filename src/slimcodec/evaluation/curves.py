@@ -18,7 +18,7 @@ from slimcodec.data.photos import Photo
 from slimcodec.encoder import EFFORT
 from slimcodec.entropy.caption import decode_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
+from slimcodec.evaluation.peers import CommandCodec, Peer, load_peer
 from slimcodec.images import Pixels
 
 T = TypeVar("T")
@@ -142,6 +142,11 @@ class SlimCodec:
         named = tag if tag is not None and tag < len(names) else None
         right = named is not None and names[named] == names[photo.class_index]
         return {"class": named, "right": right, "bytes": len(section)}
+
+
+#: a codec makes the whole file of ``photo.pixels``, without EXIF data or colour profile, decodes such bytes to the picture
+#: [H, W, 3] uint8 in the size that was encoded, and describes its version and settings for the result
+PictureCodec = SlimCodec | CommandCodec | Peer
 
 
 @dataclass(frozen=True)
