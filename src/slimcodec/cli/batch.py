@@ -264,11 +264,14 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
+    info = output.info
+    if isinstance(info, SlimInfo):
+        info = {key: getattr(info, key) for key in ("width", "height", "bpp", "quality", "caption")}
     tally.add(
         {
             "source": str(job.source),
             "target": str(job.target),
-            **(output.info if isinstance(output.info, dict) else _described(output.info)),
+            **info,
             "bytes_in": output.bytes_in,
             "bytes_out": len(output.data) if output.written is None else output.written,
             "source_deleted": deleted,
@@ -277,10 +280,6 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
     )
     for place, reason in output.kept:
         tally.fail(f"{job.source}: {place}", f"kept as it is: {reason}")
-
-
-def _described(info: SlimInfo) -> dict[str, Any]:
-    return {key: getattr(info, key) for key in ("width", "height", "bpp", "quality", "caption")}
 
 
 def file_state(path: Path) -> FileState:
