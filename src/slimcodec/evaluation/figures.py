@@ -257,7 +257,9 @@ def example_sheet(
             detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
             row.append(judged_tile(codec.decode(data), photo, judge, (curve.name, detail), names))
             if slim and curve is mapped:
-                drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell).convert("RGB")
+                # of the file itself: another effort puts the bits elsewhere
+                bits = slim.coder.bit_map(slim.read(data)[1])
+                drawn = draw_bits(photo.pixels, bits, slim.cell)
                 words = ("bit map", f"of {curve.name}")
                 row.insert(1, Tile(np.asarray(drawn), words, (BLACK, DETAIL)))
         rows.append(row)
