@@ -60,13 +60,12 @@ class Plot:
 def rate_accuracy(result: Result, judge: str) -> Plot:
     """Top-1 of a classifier against bits per pixel, every curve but those with wrong captions."""
     measure = f"top1 {judge}"
-    shown = [curve for curve in result.curves if not curve.control]
     level = float(result.uncompressed[measure].mean())
     axes = _axes(f"top-1, %  ({judge})", result)
     _level(axes, level, f"uncompressed {level:.1f}", GREY)
-    if any(curve.slim and curve.slim.enhanced for curve in shown):
+    if any(curve.slim and curve.slim.enhanced for curve in result.shown):
         _caption_level(axes, result, level)
-    _draw_curves(axes, shown, measure)
+    _draw_curves(axes, result.shown, measure)
     axes.set_ylim(0, max(level, 1) * 1.12)
     text = (
         f"Top-1 accuracy of {judge} against bits per pixel of whole files, {len(result)} photos; bars are 95 % intervals "
@@ -78,7 +77,7 @@ def rate_accuracy(result: Result, judge: str) -> Plot:
 def rate_distortion(result: Result, measure: str, label: str) -> Plot:
     """A fidelity measure against bits per pixel."""
     axes = _axes(label, result)
-    _draw_curves(axes, (curve for curve in result.curves if not curve.control), measure)
+    _draw_curves(axes, result.shown, measure)
     return _plot(axes, _slug(f"rate {measure}"), f"{label} against bits per pixel, {len(result)} photos.")
 
 
