@@ -158,8 +158,7 @@ def encode(
       slim encode 'shards-{000..009}.tar' -o out/ --engine ray
       slim encode - -o - < photo.jpg > photo.slim
     """
-    rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
-    given = options.given(**rates)
+    given = options.given(quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
     if len(given) > 1:
         stop(f"give one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
@@ -177,22 +176,21 @@ def encode(
     shards = STREAM not in (*inputs, out) and only_shards(inputs)
     if delete_source and (shards or any(map(is_url, (*inputs, out)))):
         stop("--delete-source is for local pictures; leave it out for shards and URLs", USAGE)
-    load = (
-        partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
-        if shards
-        else partial(encoder, loading, settings, roi, max_pixels, delete_source)
-    )
+    if shards:
+        load = partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
+        kind: dict[str, Any] = {"reads": SHARDS, "writes": SHARDS}
+    else:
+        load = partial(encoder, loading, settings, roi, max_pixels, delete_source)
+        kind = {"reads": PictureSuffixes(), "writes": (".slim",), "batch_size": batch_size}
+        kind["keep_suffix"] = keep_suffix
     run_batch(
         load,
         inputs,
         out,
-        reads=SHARDS if shards else PictureSuffixes(),
-        writes=SHARDS if shards else (".slim",),
+        **kind,
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
-        batch_size=1 if shards else batch_size,
-        keep_suffix=keep_suffix and not shards,
         accepted=accepted,
         pool=options.pool(engine, jobs, device, address, block=1 if shards else 16),
     )

@@ -150,8 +150,8 @@ def map_(
 
     import slimcodec
     from slimcodec.data.contact_sheet import draw_bits
-    from slimcodec.files import atomic_open
-    from slimcodec.images import ImageWarning, load_image
+    from slimcodec.files import atomic_write
+    from slimcodec.images import ImageWarning, as_file, load_image
 
     with failing():
         codec = slimcodec.load(model, device=device)
@@ -165,10 +165,8 @@ def map_(
         coded = codec.quantise(pixels, quality, roi=options.region_of(roi), **options.given(effort=effort))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
-        picture = draw_bits(pixels, bits, cell)
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_open(out) as file:
-            picture.save(file, "PNG")
+        atomic_write(out, as_file(draw_bits(pixels, bits, cell)))
     total, most = float(bits.sum()), float(bits.max())
     say(f"{out}: {total / 8:,.0f} bytes in the latent, at most {most:.1f} bits in {cell}x{cell} pixels")
     if region is not None:

@@ -116,11 +116,8 @@ def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
 
 def only_shards(arguments: Sequence[str]) -> bool:
     """Whether all that is found are shards; a folder that has pictures too is a folder of pictures."""
-    found = find_inputs(arguments, SHARDS).inputs
-    if not found or any(item.path.suffix.lower() not in SHARDS for item in found):
-        return False
-    pictures = find_inputs(arguments, PictureSuffixes()).inputs
-    return all(item.path.suffix.lower() in SHARDS for item in pictures)
+    found = find_inputs(arguments, PictureSuffixes(*SHARDS)).inputs
+    return bool(found) and all(item.path.suffix.lower() in SHARDS for item in found)
 
 
 def _expanded(arguments: Sequence[str]) -> Iterator[str]:
