@@ -106,16 +106,23 @@ class Tally:
     def print(self, seconds: float) -> None:
         """Print the summary to stdout: a line, or a JSON object where rows were kept."""
         count, pictures = self.count, self.pictures
-        totals = {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
         bpp = self.bpp / pictures if pictures else None
         if self.rows is not None:
-            files: dict[str, Any] = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
-            files["passed_over"] = self.passed_over
-            say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
+            summary = {
+                "files": self.rows,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "passed_over": self.passed_over,
+                "bytes_in": self.bytes_in,
+                "bytes_out": self.bytes_out,
+                "mean_bpp": bpp,
+                "seconds": round(seconds, 4),
+            }
+            say(json.dumps(summary, indent=2))
             return
         line = f"{count} file{'s' * (count != 1)}"
         line += ": " if pictures == count else f" of {pictures:,} pictures: "
-        line += f"{totals['bytes_in']:,} bytes in, {totals['bytes_out']:,} bytes out"
+        line += f"{self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out"
         line += "" if bpp is None else f", mean {bpp:.4f} bpp"
         line += f", {seconds:.1f} s"
         if self.skipped:

@@ -192,7 +192,8 @@ def chosen_curves(
     """The curves of codec ``names`` ("slim" stands for all of SLIM's) and command ``templates``.
 
     ``qualities``: "NAME=Q,Q", needed for commands; ``steps`` and ``guidance``: lists of numbers for SLIM, by default 0 steps
-    and the bundle's, guidance "none" for no curve with a caption; ``effort``: of its encoder. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
+    and the bundle's, guidance "none" for no curve with a caption; ``effort``: of its encoder. Raises ``SlimError`` for a codec
+    that is unknown or not installed, and for an option that says nothing.
     """
     ladders = dict(_ladder(text) for text in qualities)
     curves: list[Curve] = []

@@ -230,9 +230,7 @@ def example_sheet(
 ) -> list[list[Tile]]:
     """``count`` photos of the result, where SLIM's bits went, and each codec's picture of at most ``target`` bytes.
 
-    The photos are the first by id, a hash of their bytes: nobody chose them. Of each codec the largest quality that fits is
-    shown; a codec that cannot make a file so small shows its smallest one, and its bytes say so.
-
+    The photos are the first by id, a hash of their bytes: nobody chose them. Where no file is so small the smallest is shown.
     Raises ``SlimError`` where the data set lacks a photo of the result, or the classifier is not one of the result's.
     """
     protocol = result.described["protocol"]["name"]
