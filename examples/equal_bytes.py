@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,7 +29,7 @@ from slimcodec.decoder import Sampling
 from slimcodec.evaluation.bench import prepare
 from slimcodec.evaluation.curves import class_names
 from slimcodec.evaluation.figures import TOLERANCE, judged_tile
-from slimcodec.evaluation.peers import PictureCodec, best_that_fits, load_peer
+from slimcodec.evaluation.peers import Peer, best_that_fits, load_peer
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels, as_file
 from slimcodec.models.pretrained.hub import centre_square
@@ -101,11 +100,8 @@ class Preset:
             self.codec.decoder.pictures([self.codec.decoder.decompress(data)], self.sampling)[0]
         )
 
-    def describe(self) -> dict[str, Any]:
-        return {}
 
-
-def columns(codec: Codec) -> dict[str, PictureCodec]:
+def columns(codec: Codec) -> dict[str, Peer | Preset]:
     """The codecs by name; presets that decode alike share one."""
     names: dict[Sampling, list[str]] = {}
     for name, sampling in (

@@ -99,11 +99,11 @@ def test_large_photos_are_reduced_and_it_is_said(small: Codec, cat: Path) -> Non
 @pytest.mark.parametrize("name", PEERS.values())
 def test_peers_spend_as_many_bytes_or_say_that_they_cannot(shown: tuple[Demo, Subject], name: str) -> None:
     demo, subject = shown
-    fitting, unfit = demo.spend(subject, name, 3000), demo.spend(subject, name, 100)
-    assert fitting.fits and 1000 < len(fitting.data) <= 3000
-    assert not unfit.fits and len(unfit.data) > 100
-    with Image.open(io.BytesIO(fitting.data)) as picture:
-        assert np.array_equal(np.asarray(picture.convert("RGB")), fitting.pixels)
+    (fitting, pixels), (unfit, _) = demo.spend(subject, name, 3000), demo.spend(subject, name, 100)
+    assert 1000 < len(fitting) <= 3000
+    assert len(unfit) > 100
+    with Image.open(io.BytesIO(fitting)) as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), pixels)
 
 
 def test_verdicts_come_from_the_captioner_or_the_given_classifier(

@@ -19,6 +19,7 @@ from test_evaluation import crops, write
 
 import slimcodec
 from slimcodec.cli import app
+from slimcodec.cli.info import LIBRARIES
 from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Record
 from slimcodec.evaluation.bench import prepare
@@ -170,3 +171,11 @@ def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -
         assert not loaded, (name, loaded)
     styles = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.css"))
     assert not re.search(r"url\(\"?https?:", styles)
+
+
+def test_the_doctor_lists_the_libraries_of_each_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in ("torch", "train"):
+        needed = [line for line in project["optional-dependencies"][extra] if ";" not in line]
+        names = {re.split(r"[\[<>=]", line)[0] for line in needed} - {"slimcodec"}
+        assert set(LIBRARIES[extra].split()) == names, extra

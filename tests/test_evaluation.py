@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from pyarrow import parquet
 from support import NAMES, photo, slim
 
 import slimcodec
+from slimcodec.codec import default_codec
 from slimcodec.data.classifiers import load_classifier
+from slimcodec.data.contact_sheet import draw_bits
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos, open_labelled
 from slimcodec.errors import SlimError
 from slimcodec.evaluation.bench import Setup, Worker, check, prepare, run
 from slimcodec.evaluation.curves import chosen_curves
+from slimcodec.evaluation.figures import example_sheet
+from slimcodec.evaluation.peers import best_that_fits
 from slimcodec.evaluation.results import from_json, load_all
 
 COUNT = 20
@@ -353,6 +358,17 @@ def test_the_report(desk: Path, smoke: Body, tmp_path: Path) -> None:
     assert page.count('<div class="photos">') == 2 and page.count("<figure><img src") > 4
     assert "its smallest" in page and "BD-rate at equal top-1" in text
     assert str(tmp_path) not in page + text
+
+
+def test_the_bit_map_is_that_of_the_file_beside_it(smoke: Body, desk: Path) -> None:
+    result, samples = from_json(smoke), open_labelled(str(desk / "photos.parquet"), labelled=False)
+    ((_, mapped, *_),) = example_sheet(result, samples, str(desk / "judge.onnx"), 600, 1, None, "cpu")
+    curve, codec = result.curves[0], default_codec()
+    assert mapped.lines == ("bit map", f"of {curve.name}")
+    photo = prepare(samples.read(samples.ids.index(result.photos["id"][0])), "full")
+    _, data = best_that_fits(partial(curve.codec().encode, photo), curve.qualities, 600)
+    bits = codec.coder.bit_map(codec.read(data)[1])
+    assert np.array_equal(mapped.pixels, np.asarray(draw_bits(photo.pixels, bits, codec.cell)))
 
 
 def test_a_report_without_controls_is_refused(

@@ -12,9 +12,8 @@ from slimcodec.cli.bench import bench, report
 from slimcodec.cli.bundle import bundle
 from slimcodec.cli.decode import decode
 from slimcodec.cli.demo import demo
-from slimcodec.cli.doctor import doctor
 from slimcodec.cli.encode import encode
-from slimcodec.cli.info import info, map_, verify
+from slimcodec.cli.info import doctor, info, map_, verify
 from slimcodec.cli.options import FAILED, complain, say
 from slimcodec.cli.train import train
 from slimcodec.errors import describe

@@ -106,16 +106,23 @@ class Tally:
     def print(self, seconds: float) -> None:
         """Print the summary to stdout: a line, or a JSON object where rows were kept."""
         count, pictures = self.count, self.pictures
-        totals = {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
         bpp = self.bpp / pictures if pictures else None
         if self.rows is not None:
-            files: dict[str, Any] = {"files": self.rows, "skipped": self.skipped, "failed": self.failed}
-            files["passed_over"] = self.passed_over
-            say(json.dumps(files | totals | {"mean_bpp": bpp, "seconds": round(seconds, 4)}, indent=2))
+            summary = {
+                "files": self.rows,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "passed_over": self.passed_over,
+                "bytes_in": self.bytes_in,
+                "bytes_out": self.bytes_out,
+                "mean_bpp": bpp,
+                "seconds": round(seconds, 4),
+            }
+            say(json.dumps(summary, indent=2))
             return
         line = f"{count} file{'s' * (count != 1)}"
         line += ": " if pictures == count else f" of {pictures:,} pictures: "
-        line += f"{totals['bytes_in']:,} bytes in, {totals['bytes_out']:,} bytes out"
+        line += f"{self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out"
         line += "" if bpp is None else f", mean {bpp:.4f} bpp"
         line += f", {seconds:.1f} s"
         if self.skipped:
@@ -264,11 +271,14 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
         if kept:
             tally.fail(job.source, f"{job.target} is written, but the source is kept: {kept}")
         deleted = not kept
+    info = output.info
+    if isinstance(info, SlimInfo):
+        info = {key: getattr(info, key) for key in ("width", "height", "bpp", "quality", "caption")}
     tally.add(
         {
             "source": str(job.source),
             "target": str(job.target),
-            **(output.info if isinstance(output.info, dict) else _described(output.info)),
+            **info,
             "bytes_in": output.bytes_in,
             "bytes_out": len(output.data) if output.written is None else output.written,
             "source_deleted": deleted,
@@ -277,10 +287,6 @@ def _finish(job: Job, outcome: Outcome, tally: Tally, accepted: Collection[str])
     )
     for place, reason in output.kept:
         tally.fail(f"{job.source}: {place}", f"kept as it is: {reason}")
-
-
-def _described(info: SlimInfo) -> dict[str, Any]:
-    return {key: getattr(info, key) for key in ("width", "height", "bpp", "quality", "caption")}
 
 
 def file_state(path: Path) -> FileState:

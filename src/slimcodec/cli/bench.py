@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.options import FAILED, USAGE, complain, failing, installed, say, stop
+from slimcodec.cli.options import FAILED, USAGE, complain, failing, installed, option, say, stop
 
-Split = Annotated[str, typer.Option(metavar="S", help="Split of a hub data set.")]
+Split = Annotated[str, option("S", "Split of a hub data set.")]
 
 
 def bench(
@@ -19,71 +19,55 @@ def bench(
     dataset: Annotated[
         str, typer.Argument(metavar="DATASET", help="Parquet file or glob, image folder, or hub id.")
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="JSON", help="Result file to write.")],
+    out: Annotated[str, option("JSON", "Result file to write.", "--out", "-o")],
     classifier: Annotated[
         list[str],
-        typer.Option(
+        option(
+            "FILE|ID[@SIDE]",
+            "Judge of pictures: ONNX or TorchScript file, transformers folder, or hub id (repeatable).",
             "--classifier",
             "-c",
-            metavar="FILE|ID[@SIDE]",
-            help="Judge of pictures: ONNX or TorchScript file, transformers folder, or hub id (repeatable).",
         ),
     ],
     codecs: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="Codecs to measure: slim, jpeg, jpeg2000, webp, avif, jxl, heic."),
+        str, option("A,B", "Codecs to measure: slim, jpeg, jpeg2000, webp, avif, jxl, heic.")
     ] = "slim,jpeg,jpeg2000,webp,avif",
     codec: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEMPLATE",
-            help="Codec run by two commands: 'name: enc PROG {in} {out} -q {q} : dec PROG {in} {out}' (repeatable).",
+        option(
+            "TEMPLATE",
+            "Codec run by two commands: 'name: enc PROG {in} {out} -q {q} : dec PROG {in} {out}' (repeatable).",
         ),
     ] = None,
     qualities: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=Q,Q", help="Qualities of a codec (default: about 0.02 to 1 bpp; repeatable)."
-        ),
+        option("NAME=Q,Q", "Qualities of a codec (default: about 0.02 to 1 bpp; repeatable)."),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="N,N", help="SLIM's denoising steps (default: 0 and the bundle's).")
+        str | None, option("N,N", "SLIM's denoising steps (default: 0 and the bundle's).")
     ] = None,
     guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="G,G|none", help="SLIM's caption guidance; none: no caption (default: the bundle's)."
-        ),
+        str | None, option("G,G|none", "SLIM's caption guidance; none: no caption (default: the bundle's).")
     ] = None,
     effort: options.Effort = None,
     protocol: Annotated[
-        str, typer.Option(metavar="P", help="Preparation of photos: icm-256 or full (docs/protocol.md).")
+        str, option("P", "Preparation of photos: icm-256 or full (docs/protocol.md).")
     ] = "icm-256",
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Photos to take (default: all).")
-    ] = None,
+    limit: Annotated[int | None, option("N", "Photos to take (default: all).", min=1)] = None,
     split: Split = "validation",
     label_column: Annotated[
-        str | None,
-        typer.Option(metavar="C", help="Column of class indices (default: imagenet_index, label or labels)."),
+        str | None, option("C", "Column of class indices (default: imagenet_index, label or labels).")
     ] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Labels of an image folder: lines 'file name, class index'."),
+        str | None, option("FILE", "Labels of an image folder: lines 'file name, class index'.")
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Names of an image folder's sub-folders, a line each, class 0 first."
-        ),
+        str | None, option("FILE", "Names of an image folder's sub-folders, a line each, class 0 first.")
     ] = None,
     detector: Annotated[
-        str | None,
-        typer.Option(metavar="ONNX", help="Detector: measure agreement of its boxes (mAP at IoU 0.5)."),
+        str | None, option("ONNX", "Detector: measure agreement of its boxes (mAP at IoU 0.5).")
     ] = None,
-    lpips: Annotated[
-        str | None, typer.Option(metavar="FILE", help="LPIPS network: a TorchScript file.")
-    ] = None,
+    lpips: Annotated[str | None, option("FILE", "LPIPS network: a TorchScript file.")] = None,
     model: options.Model = None,
     device: options.Device = "cpu",
     jobs: options.Jobs = 1,
@@ -133,22 +117,21 @@ def report(
         list[str],
         typer.Argument(metavar="RESULTS", help="Result files of slim bench, and files of published points."),
     ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to write the report to.")],
+    out: Annotated[str, option("DIR", "Folder to write the report to.", "--out", "-o")],
     anchor: Annotated[
-        str | None,
-        typer.Option(metavar="CURVE", help="Anchor of BD-rates (default: avif, or the first codec)."),
+        str | None, option("CURVE", "Anchor of BD-rates (default: avif, or the first codec).")
     ] = None,
     photos: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Data set of the results: add a sheet of examples.")
+        str | None, option("DATASET", "Data set of the results: add a sheet of examples.")
     ] = None,
     classifier: Annotated[
         str | None,
-        options.classifier("Judge of the examples: one of the results' classifiers."),
+        option("FILE|ID", "Judge of the examples: one of the results' classifiers.", "--classifier", "-c"),
     ] = None,
     target_bytes: Annotated[
-        int, typer.Option("--bytes", min=1, metavar="N", help="Largest file of an example, in bytes.")
+        int, option("N", "Largest file of an example, in bytes.", "--bytes", min=1)
     ] = 1000,
-    examples: Annotated[int, typer.Option(min=1, metavar="N", help="Number of example photos.")] = 4,
+    examples: Annotated[int, option("N", "Number of example photos.", min=1)] = 4,
     split: Split = "validation",
     model: options.Model = None,
     device: options.Device = "cpu",

@@ -6,59 +6,45 @@ from typing import Annotated, Any
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.options import FAILED, complain, failing, printable, say
+from slimcodec.cli.options import FAILED, complain, failing, option, printable, say
+from slimcodec.errors import describe
 
 bundle = typer.Typer(no_args_is_help=True, help="Make, show, check and pack bundles on pretrained models.")
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Bundle: a folder or a hub id.")]
+NewFolder = Annotated[str, option("DIR", "Folder to make.", "--out", "-o")]
 
 
 @bundle.command()
 def create(
-    ldm: Annotated[
-        str, typer.Option("--ldm", metavar="ID|FOLDER", help="Pretrained pipeline, a folder or a hub id.")
-    ],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
+    ldm: Annotated[str, option("ID|FOLDER", "Pretrained pipeline, a folder or a hub id.")],
+    out: NewFolder,
     autoencoder: Annotated[
-        str,
-        typer.Option(
-            metavar="ID|FOLDER", help="Autoencoder to use instead of the pipeline's, such as a tiny one."
-        ),
+        str, option("ID|FOLDER", "Autoencoder to use instead of the pipeline's, such as a tiny one.")
     ] = "",
     text_encoder: Annotated[
-        str, typer.Option(metavar="ID|FOLDER", help="Text encoder to use instead of the pipeline's first.")
+        str, option("ID|FOLDER", "Text encoder to use instead of the pipeline's first.")
     ] = "",
     captioner: Annotated[
         str,
-        typer.Option(
-            metavar="ID|FOLDER|none",
-            help="Captioner: image-to-text or zero-shot model, bundle, or none (default: slim-tiny).",
+        option(
+            "ID|FOLDER|none",
+            "Captioner: image-to-text or zero-shot model, bundle, or none (default: slim-tiny).",
         ),
     ] = "slim-tiny",
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Prompt of an image-to-text captioner.")] = "",
-    tags: Annotated[
-        str, typer.Option(metavar="FILE", help="Tags of a zero-shot captioner, one per line.")
-    ] = "",
-    compressor: Annotated[
-        str, typer.Option(metavar="RUN|DIR", help="Trained compressor (default: a transform code).")
-    ] = "",
+    prompt: Annotated[str, option("TEXT", "Prompt of an image-to-text captioner.")] = "",
+    tags: Annotated[str, option("FILE", "Tags of a zero-shot captioner, one per line.")] = "",
+    compressor: Annotated[str, option("RUN|DIR", "Trained compressor (default: a transform code).")] = "",
     alternative: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID|FOLDER", help="Another source of the pipeline; repeatable."),
+        list[str] | None, option("ID|FOLDER", "Another source of the pipeline; repeatable.")
     ] = None,
-    photos: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Pictures for the transform of an untrained compressor.")
-    ] = "",
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the bundle.")] = "",
-    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Default number of denoising steps.")] = 1,
-    text_scale: Annotated[
-        float, typer.Option(min=0, metavar="G", help="Classifier-free guidance scale; 1 is off.")
-    ] = 1.0,
+    photos: Annotated[str, option("FOLDER", "Pictures for the transform of an untrained compressor.")] = "",
+    name: Annotated[str, option("NAME", "Name of the bundle.")] = "",
+    steps: Annotated[int, option("N", "Default number of denoising steps.", min=0)] = 1,
+    text_scale: Annotated[float, option("G", "Classifier-free guidance scale; 1 is off.", min=0)] = 1.0,
     strength: Annotated[
         tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH", help="Shares of the noise schedule at quality 1 and 100 (default: measured)."
-        ),
+        option("LOW HIGH", "Shares of the noise schedule at quality 1 and 100 (default: measured)."),
     ] = None,
     device: options.Device = "cpu",
     pack: Annotated[bool, typer.Option("--pack", help="Copy the pretrained parts into the bundle.")] = False,
@@ -121,26 +107,24 @@ def verify(source: Folder, base: options.Base = None) -> None:
     Exit status: 0 all there, 1 something is missing or altered.
     """
     with failing(source):
-        from slimcodec.models.publishing import part_states
+        from slimcodec.batches import attempt
 
-        states = part_states(_load(source, base))
-        for state in states:
-            if state.found is None:
-                complain(state.problem)
+        loaded, missing = _load(source, base), 0
+        for reference in loaded.references():
+            part = attempt(loaded.pretrained_part, reference.name)
+            if isinstance(part, Exception):
+                complain(describe(part))
+                missing += 1
             else:
-                say(printable(f"{state.reference.name:<15} {state.found.place:<7} {state.found.folder}"))
-        missing = sum(state.found is None for state in states)
-        say(f"{len(states) - missing} of {len(states)} pretrained parts are there and as they must be")
+                say(printable(f"{reference.name:<15} {part.place:<7} {part.folder}"))
+        count = len(loaded.references())
+        say(f"{count - missing} of {count} pretrained parts are there and as they must be")
     if missing:
         raise typer.Exit(FAILED)
 
 
 @bundle.command()
-def pack(
-    source: Folder,
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder to make.")],
-    base: options.Base = None,
-) -> None:
+def pack(source: Folder, out: NewFolder, base: options.Base = None) -> None:
     """Copy a bundle with all pretrained parts that it names, for use without a network."""
     with failing(source):
         from slimcodec.models.publishing import save

@@ -11,6 +11,7 @@ import typer
 from slimcodec.cli import options
 from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.inputs import Job, PictureSuffixes
+from slimcodec.cli.options import option
 from slimcodec.container import MAX_FILE_BYTES, read_source
 
 if TYPE_CHECKING:
@@ -61,30 +62,21 @@ def decode(
     out: options.Out = None,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Denoising steps; 0 is fastest, without diffusion (default: the bundle's).",
-        ),
+        option("N", "Denoising steps; 0 is fastest, without diffusion (default: the bundle's).", min=0),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(
-            min=0, metavar="G", help="Strength of the caption guidance; 0 is off (default: the preset's)."
-        ),
+        option("G", "Strength of the caption guidance; 0 is off (default: the preset's).", min=0),
     ] = None,
     preset: Annotated[
         str,
-        typer.Option(
-            metavar="natural|machine",
-            help="Decode for people (natural) or for classifiers (machine: guided by the caption, 5 times slower).",
+        option(
+            "natural|machine",
+            "Decode for people (natural) or for classifiers (machine: guided by the caption, 5 times slower).",
         ),
     ] = "natural",
     guidance_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--guidance-steps", min=1, metavar="N", help="Gradient steps of caption guidance (default: 4)."
-        ),
+        int | None, option("N", "Gradient steps of caption guidance (default: 4).", min=1)
     ] = None,
     model: options.Model = None,
     device: options.Device = "cpu",

@@ -7,29 +7,26 @@ import signal
 import tempfile
 from typing import Annotated
 
-import typer
-
 from slimcodec.cli import options
-from slimcodec.cli.options import failing, say
+from slimcodec.cli.options import failing, option, say
 from slimcodec.errors import needs
 
 
 def demo(
     host: Annotated[
-        str,
-        typer.Option(metavar="H", help="Address to listen on (default: loopback, this machine alone)."),
+        str, option("H", "Address to listen on (default: loopback, this machine alone).")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P", help="Port (default: 7860).")] = 7860,
+    port: Annotated[int, option("P", "Port (default: 7860).", min=1, max=65535)] = 7860,
     classifier: Annotated[
         str | None,
-        options.classifier(
-            "Classifier of the pictures, such as an ONNX file (default: the bundle's captioner)."
+        option(
+            "FILE|ID",
+            "Classifier of the pictures, such as an ONNX file (default: the bundle's captioner).",
+            "--classifier",
+            "-c",
         ),
     ] = None,
-    side: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Longest side, to which photos are reduced; 0: never."),
-    ] = 1024,
+    side: Annotated[int, option("N", "Longest side, to which photos are reduced; 0: never.", min=0)] = 1024,
     model: options.Model = None,
     device: options.Device = "cpu",
     max_pixels: options.MaxPixels = None,

@@ -12,7 +12,7 @@ import typer
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
 from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, only_shards
-from slimcodec.cli.options import USAGE, stop
+from slimcodec.cli.options import USAGE, option, stop
 from slimcodec.files import is_url
 
 if TYPE_CHECKING:
@@ -85,21 +85,16 @@ def encode(
     ],
     out: options.Out = None,
     quality: Annotated[
-        int | None,
-        typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100 (default: 50)."),
+        int | None, option("Q", "Quality, 1 to 100 (default: 50).", "--quality", "-q", min=1, max=100)
     ] = None,
     target_bytes: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Take the best quality whose file has at most N bytes."),
+        int | None, option("N", "Take the best quality whose file has at most N bytes.", min=1)
     ] = None,
     target_bpp: Annotated[
-        float | None, typer.Option(metavar="R", help="Take the best quality of at most R bits per pixel.")
+        float | None, option("R", "Take the best quality of at most R bits per pixel.")
     ] = None,
     caption: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|TEXT", help="Caption: auto (bundle's captioner), none, or your text."
-        ),
+        str, option("auto|none|TEXT", "Caption: auto (bundle's captioner), none, or your text.")
     ] = "auto",
     roi: options.Roi = "auto",
     effort: options.Effort = None,
@@ -120,18 +115,16 @@ def encode(
     ] = False,
     lose: Annotated[
         str,
-        typer.Option(
-            metavar="KIND,...",
-            help="Losses to accept: frames, raw, depth, transparency, colour, vector, exif, gps, xmp, other.",
+        option(
+            "KIND,...",
+            "Losses to accept: frames, raw, depth, transparency, colour, vector, exif, gps, xmp, other.",
         ),
     ] = "",
     keep_suffix: Annotated[
         bool,
         typer.Option("--keep-suffix", help="Name results photo.jpg.slim, so that photo.png has its own."),
     ] = False,
-    column: Annotated[
-        str, typer.Option(metavar="C", help="Column of the pictures in a parquet file.")
-    ] = "image",
+    column: Annotated[str, option("C", "Column of the pictures in a parquet file.")] = "image",
     engine: options.Engine = "local",
     address: options.Address = None,
     as_json: options.Json = False,
@@ -165,8 +158,7 @@ def encode(
       slim encode 'shards-{000..009}.tar' -o out/ --engine ray
       slim encode - -o - < photo.jpg > photo.slim
     """
-    rates = {"quality": quality, "target_bytes": target_bytes, "target_bpp": target_bpp}
-    given = options.given(**rates)
+    given = options.given(quality=quality, target_bytes=target_bytes, target_bpp=target_bpp)
     if len(given) > 1:
         stop(f"give one of {', '.join('--' + name.replace('_', '-') for name in given)}", USAGE)
     if target_bpp is not None and not target_bpp > 0:
@@ -184,22 +176,21 @@ def encode(
     shards = STREAM not in (*inputs, out) and only_shards(inputs)
     if delete_source and (shards or any(map(is_url, (*inputs, out)))):
         stop("--delete-source is for local pictures; leave it out for shards and URLs", USAGE)
-    load = (
-        partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
-        if shards
-        else partial(encoder, loading, settings, roi, max_pixels, delete_source)
-    )
+    if shards:
+        load = partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
+        kind: dict[str, Any] = {"reads": SHARDS, "writes": SHARDS}
+    else:
+        load = partial(encoder, loading, settings, roi, max_pixels, delete_source)
+        kind = {"reads": PictureSuffixes(), "writes": (".slim",), "batch_size": batch_size}
+        kind["keep_suffix"] = keep_suffix
     run_batch(
         load,
         inputs,
         out,
-        reads=SHARDS if shards else PictureSuffixes(),
-        writes=SHARDS if shards else (".slim",),
+        **kind,
         jobs=jobs,
         overwrite=overwrite,
         as_json=as_json,
-        batch_size=1 if shards else batch_size,
-        keep_suffix=keep_suffix and not shards,
         accepted=accepted,
         pool=options.pool(engine, jobs, device, address, block=1 if shards else 16),
     )

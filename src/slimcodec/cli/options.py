@@ -17,65 +17,59 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
+
+def option(metavar: str, help: str, *flags: str, **rest: Any) -> Any:
+    """An option with a value; ``flags``, by default its parameter's name, and ``rest`` are those of ``typer.Option``."""
+    return typer.Option(*flags, metavar=metavar, help=help, **rest)
+
+
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")]
 Out = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "OUT",
+        "Output file, folder for several inputs, or - for standard output (default: beside each input).",
         "--out",
         "-o",
-        metavar="OUT",
-        help="Output file, folder for several inputs, or - for standard output (default: beside each input).",
     ),
 ]
 Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", metavar="M", help="Bundle: a folder or a hub id (default: slim-tiny)."),
+    str | None, option("M", "Bundle: a folder or a hub id (default: slim-tiny).", "--model", "-m")
 ]
-Base = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Folder that is searched first for pretrained parts.")
-]
-Device = Annotated[str, typer.Option(metavar="D", help="Device of the networks: cpu, cuda, cuda:1.")]
+Base = Annotated[str | None, option("FOLDER", "Folder that is searched first for pretrained parts.")]
+Device = Annotated[str, option("D", "Device of the networks: cpu, cuda, cuda:1.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        metavar="T",
-        help="Precision of the networks: float32, bfloat16, float16 (default: fastest on the device).",
-    ),
+    option("T", "Precision of the networks: float32, bfloat16, float16 (default: fastest on the device)."),
 ]
 Runtime = Annotated[
     str,
-    typer.Option(
-        metavar="auto|onnx|torch",
-        help="What runs the networks (auto: onnx, or torch where a device, a type or the bundle asks for it).",
+    option(
+        "auto|onnx|torch",
+        "What runs the networks (auto: onnx, or torch where a device, a type or the bundle asks for it).",
     ),
 ]
 Roi = Annotated[
     str,
-    typer.Option(
-        metavar="auto|none|MASK",
-        help="Region of interest: auto (bundle's captioner, from quality 32 on), none, or a mask picture, white inside.",
+    option(
+        "auto|none|MASK",
+        "Region of interest: auto (bundle's captioner, from quality 32 on), none, or a mask picture, white inside.",
     ),
 ]
 Effort = Annotated[
     int | None,
-    typer.Option(
+    option(
+        "N",
+        "Gradient steps by which rounding keeps what a classifier sees; 0 is fastest (default: 3).",
         min=0,
         max=32,
-        metavar="N",
-        help="Gradient steps by which rounding keeps what a classifier sees; 0 is fastest (default: 3).",
     ),
 ]
 Jobs = Annotated[
-    int,
-    typer.Option(
-        "--jobs", "-j", min=1, metavar="N", help="Worker processes, one thread each; 1 uses all threads."
-    ),
+    int, option("N", "Worker processes, one thread each; 1 uses all threads.", "--jobs", "-j", min=1)
 ]
 BatchSize = Annotated[
-    int,
-    typer.Option(
-        min=1, metavar="N", help="Files per batch; those of equal size pass the networks together, for a GPU."
-    ),
+    int, option("N", "Files per batch; those of equal size pass the networks together, for a GPU.", min=1)
 ]
 Offload = Annotated[
     bool,
@@ -83,26 +77,19 @@ Offload = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(
-        metavar="local|ray",
-        help="What runs the jobs: processes here (local), or actors of a Ray cluster (ray; --jobs: their number).",
+    option(
+        "local|ray",
+        "What runs the jobs: processes here (local), or actors of a Ray cluster (ray; --jobs: their number).",
     ),
 ]
 Address = Annotated[
-    str | None,
-    typer.Option(metavar="A", help="Address of the Ray cluster (default: RAY_ADDRESS, else a local one)."),
+    str | None, option("A", "Address of the Ray cluster (default: RAY_ADDRESS, else a local one).")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 MaxPixels = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Most pixels of a picture (default: Pillow's 89 million)."),
+    int | None, option("N", "Most pixels of a picture (default: Pillow's 89 million).", min=1)
 ]
-
-
-def classifier(help: str) -> Any:
-    """The option for one classifier, which ``help`` describes."""
-    return typer.Option("--classifier", "-c", metavar="FILE|ID", help=help)
 
 
 def given(**settings: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from slimcodec.cli.options import USAGE, failing, installed, say, stop
+from slimcodec.cli.options import USAGE, failing, installed, option, say, stop
 from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
@@ -23,18 +23,15 @@ def train(
     stage: Annotated[
         str, typer.Argument(metavar="STAGE|all|preview", help=f"One of {', '.join(STAGES)}; all; or preview.")
     ],
-    config: Annotated[
-        str, typer.Option("--config", "-c", metavar="RECIPE", help="Built-in recipe or .toml file.")
-    ] = "tiny-cpu",
+    config: Annotated[str, option("RECIPE", "Built-in recipe or .toml file.", "--config", "-c")] = "tiny-cpu",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")
+        list[str] | None, option("KEY=VALUE", "Change a value of the recipe.", "--set")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint; finished stages are kept.")
     ] = False,
     minutes: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="M", help="Stop with a checkpoint after so many minutes; exit status 3."),
+        float | None, option("M", "Stop with a checkpoint after so many minutes; exit status 3.", min=0)
     ] = None,
 ) -> None:
     """Train a bundle of your own, stage by stage.

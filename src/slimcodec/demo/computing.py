@@ -80,15 +80,6 @@ class Coded:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a peer does with some bytes: its best file that fits, else its smallest."""
-
-    data: bytes
-    pixels: Pixels
-    fits: bool
-
-
 class Demo:
     """The codec, and a classifier for its verdicts: the bundle's own captioner unless one is given."""
 
@@ -169,11 +160,11 @@ class Demo:
             seconds,
         )
 
-    def spend(self, subject: Subject, name: str, size: int) -> Spent:
-        """What the peer ``name``, one of the subject's encoders, makes of a photo with at most ``size`` bytes."""
+    def spend(self, subject: Subject, name: str, size: int) -> tuple[bytes, Pixels]:
+        """The peer ``name``'s best file of at most ``size`` bytes, else its smallest, and the picture decoded from it."""
         qualities = (min(self.peers[name].qualities), BEST_QUALITY)
         _, data = best_that_fits(subject.encoders[name], qualities, size)
-        return Spent(data, self.peers[name].decode(data), len(data) <= size)
+        return data, self.peers[name].decode(data)
 
     def verdict(self, pixels: Pixels) -> Verdict | None:
         """What the classifier says of a picture; None for a bundle without a captioner."""

@@ -84,11 +84,11 @@ def cards(demo: Demo, subject: Subject, coded: Coded) -> Iterator[str]:
     yield FIGURES.card("Original", raw, uri(subject.pixels), original, truth, "original")
     yield FIGURES.card("SLIM", *ours, verdict, truth, "ours")
     for name in subject.encoders:
-        spent = demo.spend(subject, name, len(coded.data))
+        data, pixels = demo.spend(subject, name, len(coded.data))
         # the browser shows the peer's own bytes
-        picture, size = uri(spent.data, f"image/{name.lower()}"), f"{len(spent.data):,} bytes"
-        if spent.fits:
-            yield FIGURES.card(name, size, picture, demo.verdict(spent.pixels), truth, "peer")
+        picture, size = uri(data, f"image/{name.lower()}"), f"{len(data):,} bytes"
+        if len(data) <= len(coded.data):
+            yield FIGURES.card(name, size, picture, demo.verdict(pixels), truth, "peer")
         else:
             yield FIGURES.card(name, f"cannot get that small: {size} at least", picture, None, truth, "unfit")
 

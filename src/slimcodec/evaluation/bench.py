@@ -21,7 +21,7 @@ from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Photo, Record
 from slimcodec.data.sources import LabelledPhotos
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, SlimCodec
+from slimcodec.evaluation.curves import IMAGENET_CLASSES, Curve, PictureCodec, SlimCodec
 from slimcodec.evaluation.measures import (
     FIDELITY,
     TRUTH_SCORE,
@@ -32,7 +32,6 @@ from slimcodec.evaluation.measures import (
     ms_ssim,
     psnr,
 )
-from slimcodec.evaluation.peers import PictureCodec
 from slimcodec.evaluation.results import FORMAT, assemble, to_text
 from slimcodec.files import atomic_write
 from slimcodec.images import Pixels
@@ -52,10 +51,7 @@ Row = dict[str, Any]
 
 
 def prepare(record: Record, protocol: str) -> Photo:
-    """The photo of a record under a protocol: upright sRGB, resized and cropped, its mask with it.
-
-    Raises ``ImageError`` for a photo that cannot be read.
-    """
+    """The photo of a record under a protocol: upright sRGB, resized and cropped, its mask with it."""
     photo = record.decode()
     if protocol == "full":
         return photo
@@ -203,10 +199,9 @@ def run(
     """Measures every photo and writes the result to ``out``; returns it.
 
     Each process works with one thread, so that the result does not depend on ``jobs``, times apart. Finished photos are kept
-    in ``<out>.partial`` until the end: the same run started again goes on from there. ``report`` takes lines about progress. ``pool``: takes the place of ``run_pool``.
-
-    Raises ``SlimError`` for labels that cannot be right, for a photo that cannot be coded, and where ``<out>.partial`` is from
-    another run.
+    in ``<out>.partial`` until the end: the same run started again goes on from there. ``report`` takes lines about progress,
+    ``pool`` the place of ``run_pool``. Raises ``SlimError`` for labels that cannot be right, for a photo that cannot be coded,
+    and where ``<out>.partial`` is from another run.
     """
     check(worker, samples)
     described = worker.describe()

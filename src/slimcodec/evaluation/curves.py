@@ -18,7 +18,7 @@ from slimcodec.data.photos import Photo
 from slimcodec.encoder import EFFORT
 from slimcodec.entropy.caption import decode_caption, tag_phrase
 from slimcodec.errors import SlimError
-from slimcodec.evaluation.peers import CommandCodec, PictureCodec, load_peer
+from slimcodec.evaluation.peers import CommandCodec, Peer, load_peer
 from slimcodec.images import Pixels
 
 T = TypeVar("T")
@@ -144,6 +144,11 @@ class SlimCodec:
         return {"class": named, "right": right, "bytes": len(section)}
 
 
+#: a codec makes the whole file of ``photo.pixels``, without EXIF data or colour profile, decodes such bytes to the picture
+#: [H, W, 3] uint8 in the size that was encoded, and describes its version and settings for the result
+PictureCodec = SlimCodec | CommandCodec | Peer
+
+
 @dataclass(frozen=True)
 class Curve:
     """A codec under fixed settings, and the qualities at which it is run.
@@ -187,7 +192,8 @@ def chosen_curves(
     """The curves of codec ``names`` ("slim" stands for all of SLIM's) and command ``templates``.
 
     ``qualities``: "NAME=Q,Q", needed for commands; ``steps`` and ``guidance``: lists of numbers for SLIM, by default 0 steps
-    and the bundle's, guidance "none" for no curve with a caption; ``effort``: of its encoder. Raises ``SlimError`` for a codec that is unknown or not installed, and for an option that says nothing.
+    and the bundle's, guidance "none" for no curve with a caption; ``effort``: of its encoder. Raises ``SlimError`` for a codec
+    that is unknown or not installed, and for an option that says nothing.
     """
     ladders = dict(_ladder(text) for text in qualities)
     curves: list[Curve] = []

@@ -60,13 +60,12 @@ class Plot:
 def rate_accuracy(result: Result, judge: str) -> Plot:
     """Top-1 of a classifier against bits per pixel, every curve but those with wrong captions."""
     measure = f"top1 {judge}"
-    shown = [curve for curve in result.curves if not curve.control]
     level = float(result.uncompressed[measure].mean())
     axes = _axes(f"top-1, %  ({judge})", result)
     _level(axes, level, f"uncompressed {level:.1f}", GREY)
-    if any(curve.slim and curve.slim.enhanced for curve in shown):
+    if any(curve.slim and curve.slim.enhanced for curve in result.shown):
         _caption_level(axes, result, level)
-    _draw_curves(axes, shown, measure)
+    _draw_curves(axes, result.shown, measure)
     axes.set_ylim(0, max(level, 1) * 1.12)
     text = (
         f"Top-1 accuracy of {judge} against bits per pixel of whole files, {len(result)} photos; bars are 95 % intervals "
@@ -78,7 +77,7 @@ def rate_accuracy(result: Result, judge: str) -> Plot:
 def rate_distortion(result: Result, measure: str, label: str) -> Plot:
     """A fidelity measure against bits per pixel."""
     axes = _axes(label, result)
-    _draw_curves(axes, (curve for curve in result.curves if not curve.control), measure)
+    _draw_curves(axes, result.shown, measure)
     return _plot(axes, _slug(f"rate {measure}"), f"{label} against bits per pixel, {len(result)} photos.")
 
 
@@ -231,9 +230,7 @@ def example_sheet(
 ) -> list[list[Tile]]:
     """``count`` photos of the result, where SLIM's bits went, and each codec's picture of at most ``target`` bytes.
 
-    The photos are the first by id, a hash of their bytes: nobody chose them. Of each codec the largest quality that fits is
-    shown; a codec that cannot make a file so small shows its smallest one, and its bytes say so.
-
+    The photos are the first by id, a hash of their bytes: nobody chose them. Where no file is so small the smallest is shown.
     Raises ``SlimError`` where the data set lacks a photo of the result, or the classifier is not one of the result's.
     """
     protocol = result.described["protocol"]["name"]
@@ -257,7 +254,9 @@ def example_sheet(
             detail = f"{len(data):,} bytes" + (f", quality {quality}" if fits else ": its smallest")
             row.append(judged_tile(codec.decode(data), photo, judge, (curve.name, detail), names))
             if slim and curve is mapped:
-                drawn = draw_bits(photo.pixels, slim.bit_map(photo.pixels, quality), slim.cell).convert("RGB")
+                # of the file itself: another effort puts the bits elsewhere
+                bits = slim.coder.bit_map(slim.read(data)[1])
+                drawn = draw_bits(photo.pixels, bits, slim.cell)
                 words = ("bit map", f"of {curve.name}")
                 row.insert(1, Tile(np.asarray(drawn), words, (BLACK, DETAIL)))
         rows.append(row)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, features
@@ -25,19 +25,6 @@ from slimcodec.images import Pixels, as_file
 
 #: seconds after which a command counts as stuck
 PATIENCE = 600
-
-
-class PictureCodec(Protocol):
-    """What the benchmark asks of a codec: real bytes, and the picture from these bytes alone."""
-
-    def encode(self, photo: Photo, quality: int) -> bytes:
-        """The whole file for ``photo.pixels``: no EXIF data, no colour profile."""
-
-    def decode(self, data: bytes) -> Pixels:
-        """The picture [H, W, 3] uint8 in the size that was encoded."""
-
-    def describe(self) -> dict[str, Any]:
-        """Version and settings, for the result."""
 
 
 @dataclass(frozen=True)

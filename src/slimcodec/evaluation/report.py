@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ MEASURES = (
 )
 #: what a block is, and its content: a heading or text, a table's headers and rows, a ``Plot``, rows of ``Tile``
 Block = tuple[str, Any]
+#: header and cell of each column
+Row = list[tuple[str, str]]
 
 
 def report(
@@ -119,9 +121,12 @@ def _setting(result: Result) -> list[Block]:
         MEASURES,
     ]
     rows = [
-        [f"uncompressed, {judge}", *(_with_interval(interval(result.uncompressed[f"top{k} {judge}"])) for k in (1, 5))]
+        [
+            f"uncompressed, {judge}",
+            *(_with_interval(interval(result.uncompressed[f"top{k} {judge}"])) for k in (1, 5)),
+        ]
         for judge in result.judges
-    ]  # fmt: skip
+    ]
     return [*(("text", line) for line in lines), ("table", (["", "top-1, %", "top-5, %"], rows))]
 
 
@@ -130,8 +135,7 @@ def _at_rates(result: Result) -> list[Block]:
     for judge in result.judges:
         rows = [
             [curve.name, *(_with_interval(relative_at(result, curve, judge, bpp)) or "–" for bpp in RATES)]
-            for curve in result.curves
-            if not curve.control
+            for curve in result.shown
         ]
         headers = [f"top-1 to uncompressed, %, by {judge}", *(f"{bpp:.2f} bpp" for bpp in RATES)]
         blocks.append(("table", (headers, rows)))
@@ -154,8 +158,8 @@ def _bd_tables(result: Result, anchor: MeasuredCurve) -> list[Block]:
                 *_compared(compare(bd_score, anchor, curve, top1), "", "{:.3f}..{:.3f} bpp"),
                 *_compared(compare(bd_rate, anchor, curve, "psnr"), " %", "{:.1f}..{:.1f} dB"),
             ]
-            for curve in result.curves
-            if curve is not anchor and not curve.control
+            for curve in result.shown
+            if curve is not anchor
         ]
         headers = [
             "curve", "BD-rate at equal top-1", "over", f"without container overhead of {anchor.name}", "BD-top-1, points", "over", "BD-rate at equal PSNR", "over",
@@ -194,71 +198,67 @@ def _controls(result: Result) -> list[Block]:
 def _controls_table(result: Result, curve: MeasuredCurve, judge: str) -> Block:
     top1 = f"top1 {judge}"
     points = zip(curve.points, *(control.points for control in result.controls(curve)), strict=True)
-    rows = [
+    return _table(
         [
-            f"{curve.name}, quality {point.quality}",
-            _mean(point.summary["bpp"], 3),
-            _with_interval(point.summary[top1]),
-            _with_interval(none.summary[top1]),
-            _signed(interval(point.values[top1] - none.values[top1])),
-            _with_interval(wrong.summary[f"kept {judge}"]),
-            _with_interval(wrong.summary[f"drawn_in {judge}"]),
+            (f"judged by {judge}", f"{curve.name}, quality {point.quality}"),
+            ("bpp", _mean(point.summary["bpp"], ".3f")),
+            ("top-1, %", _with_interval(point.summary[top1])),
+            ("no caption", _with_interval(none.summary[top1])),
+            ("difference, paired", _with_interval(interval(point.values[top1] - none.values[top1]), "+.1f")),
+            ("wrong caption: true kept", _with_interval(wrong.summary[f"kept {judge}"])),
+            ("wrong drawn in", _with_interval(wrong.summary[f"drawn_in {judge}"])),
         ]
         for point, none, wrong in points
-    ]
-    headers = [
-        f"judged by {judge}", "bpp", "top-1, %", "no caption", "difference, paired", "wrong caption: true kept", "wrong drawn in",
-    ]  # fmt: skip
-    return "table", (headers, rows)
+    )
 
 
 def _points_table(result: Result, fidelity: Sequence[str]) -> Block:
-    detected = bool(result.described.get("detector"))
-    headers = ["curve, quality", "bpp", "bytes", "of these header + caption"]
-    for judge in result.judges:
-        headers += [f"top-1, % ({judge})", "top-5, %", "top-1 to uncompressed"]
-    headers += (
-        [FIDELITY[name][0] for name in fidelity] + ["mAP@0.5"] * detected + ["encode, ms", "decode, ms"]
+    return _table(
+        _point_row(result, curve, point, fidelity)
+        for curve in result.curves
+        for point in sorted(curve.points, key=lambda point: float(np.mean(point.values["bytes"])))
     )
 
-    def row(curve: MeasuredCurve, point: Point) -> list[str]:
-        summary = point.summary
-        cells = [f"{curve.name}, {point.quality}", _mean(summary["bpp"], 4), _mean(summary["bytes"], 0, ",")]
-        with_parts = "header" in summary
-        cells.append(f"{_mean(summary['header'], 0)} + {_mean(summary['caption'], 1)}" if with_parts else "")
-        for judge in result.judges:
-            cells += [
-                _with_interval(summary[f"top1 {judge}"]),
-                _mean(summary[f"top5 {judge}"], 1),
-                _signed(summary[f"change {judge}"]),
-            ]
-        cells += [_mean(summary.get(name), FIDELITY[name][1]) for name in fidelity]
-        if detected:
-            precision = summary.get("map50")
-            cells.append(f"{100 * precision[0]:.1f}" if precision else "")
-        return [*cells, *(f"{point.milliseconds[name]:.0f}" for name in ("encode", "decode"))]
 
-    rows = [
-        row(curve, point)
-        for curve in result.curves
-        for point in sorted(curve.points, key=lambda p: float(np.mean(p.values["bytes"])))
+def _point_row(result: Result, curve: MeasuredCurve, point: Point, fidelity: Sequence[str]) -> Row:
+    summary = point.summary
+    parts = _mean(summary.get("header"), ".0f"), _mean(summary.get("caption"), ".1f")
+    row = [
+        ("curve, quality", f"{curve.name}, {point.quality}"),
+        ("bpp", _mean(summary["bpp"], ".4f")),
+        ("bytes", _mean(summary["bytes"], ",.0f")),
+        ("of these header + caption", " + ".join(filter(None, parts))),
     ]
-    return "table", (headers, rows)
+    for judge in result.judges:
+        row += [
+            (f"top-1, % ({judge})", _with_interval(summary[f"top1 {judge}"])),
+            ("top-5, %", _mean(summary[f"top5 {judge}"])),
+            ("top-1 to uncompressed", _with_interval(summary[f"change {judge}"], "+.1f")),
+        ]
+    for name in fidelity:
+        label, digits, _ = FIDELITY[name]
+        row.append((label, _mean(summary.get(name), f".{digits}f")))
+    if result.described.get("detector"):
+        precision = summary.get("map50")
+        row.append(("mAP@0.5", f"{100 * precision[0]:.1f}" if precision else ""))
+    return [*row, *((f"{name}, ms", f"{point.milliseconds[name]:.0f}") for name in ("encode", "decode"))]
 
 
-def _mean(ends: Interval | None, digits: int, group: str = "") -> str:
-    return f"{ends[0]:{group}.{digits}f}" if ends else ""
+def _table(rows: Iterable[Row]) -> Block:
+    rows = list(rows)
+    return "table", ([header for header, _ in rows[0]], [[cell for _, cell in row] for row in rows])
 
 
-def _with_interval(ends: Interval | None) -> str:
-    if ends is None:
-        return ""
-    mean, low, high = ends
-    return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+def _mean(found: Interval | None, form: str = ".1f") -> str:
+    return format(found[0], form) if found else ""
 
 
-def _signed(ends: Interval | None) -> str:
-    return "" if ends is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+def _with_interval(found: Interval | None, form: str = ".1f") -> str:
+    """A mean with its interval, if it has one."""
+    if found is None or np.isnan(found[1]):
+        return _mean(found, form)
+    mean, low, high = (format(value, form) for value in found)
+    return f"{mean} [{low}, {high}]"
 
 
 def _compared(comparison: Comparison, unit: str, overlap: str = "") -> tuple[str, str]:

@@ -107,6 +107,11 @@ class Result:
         """Names of the classifiers."""
         return [classifier["name"] for classifier in self.described["classifiers"]]
 
+    @property
+    def shown(self) -> list[MeasuredCurve]:
+        """The curves but those that are only there to judge another."""
+        return [curve for curve in self.curves if not curve.control]
+
     def __len__(self) -> int:
         return len(self.photos["id"])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,19 +88,15 @@ def _decoded(srcs: Iterable[Source | Tensor], codec: Codec, options: dict[str, A
 
 
 def _source(src: Any) -> Source:
-    if not _is_tensor(src):
+    # whoever has a tensor has imported torch
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(src, torch.Tensor):
         return src
     if str(src.dtype) != "torch.uint8" or src.ndim != 1:
         raise SlimError(
             f"a tensor of {src.dtype} and shape {tuple(src.shape)} is no file; pass its bytes, uint8 [N]"
         )
     return src.cpu().numpy().tobytes()
-
-
-def _is_tensor(src: Source | Tensor) -> TypeGuard[Tensor]:
-    # whoever has a tensor has imported torch
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(src, torch.Tensor)
 
 
 def _read(source: Source) -> bytes:

@@ -6,14 +6,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimcodec.errors import SlimError
 from slimcodec.files import is_hub_id
 from slimcodec.models.pretrained.part_files import OTHER_FILES, weight_files
-from slimcodec.models.pretrained.references import PACKED, FoundPart, PartReference
+from slimcodec.models.pretrained.references import PACKED, FoundPart
 
 if TYPE_CHECKING:
     from slimcodec.models.bundle import Bundle
@@ -31,27 +30,6 @@ data = codec.encode("photo.jpg", quality=30)
 picture = codec.decode(data)
 ```
 """
-
-
-@dataclass(frozen=True)
-class PartState:
-    """A referenced part and where it is on this machine, or why it is not."""
-
-    reference: PartReference
-    found: FoundPart | None
-    problem: str = ""
-
-
-def part_states(bundle: Bundle) -> list[PartState]:
-    """Every pretrained part that a bundle names, looked for and hashed; [] for a bundle that stands alone."""
-
-    def state(reference: PartReference) -> PartState:
-        try:
-            return PartState(reference, bundle.pretrained_part(reference.name))
-        except SlimError as error:
-            return PartState(reference, None, str(error))
-
-    return list(map(state, bundle.references()))
 
 
 def save(bundle: Bundle, folder: str | Path, *, packed: bool = False) -> None:
