@@ -193,6 +193,41 @@ def test_what_is_missing_is_said(tmp_path: Path, arguments: tuple[str, ...], mes
     assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
 
 
+def refused(*arguments: object) -> str:
+    """What a run says that does not begin."""
+    done = subprocess.run(
+        command(*arguments), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+    )
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_what_a_run_has_made_is_replaced_by_request_alone(smoke: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke, folder)
+    ours = ("-c", "smoke", "--set", f"out={folder}")
+    recipe = (folder / "recipe.json").read_bytes()
+    for stage in ("all", "compressor", "bundle"):
+        message = refused(stage, *ours)
+        assert "--resume" in message and "--overwrite" in message
+    # settings that the weights were not made with
+    for changed, name in (
+        ("compressor.background=0.9", "compressor"),
+        ("roi.source=none", "roi"),
+        ("data=generated:8", "data"),
+    ):
+        message = refused("compressor", *ours, "--set", changed, "--resume")
+        assert "compressor.safetensors" in message and f"({name})" in message
+    assert "other settings (compressor)" in refused(
+        "bundle", *ours, "--set", "compressor.background=0.9", "--resume"
+    )
+    run("preview", *ours, "--set", "compressor.background=0.9")
+    assert (folder / "recipe.json").read_bytes() == recipe
+    # what was trained on weights that are others now
+    run("autoencoder", *ours, "--set", "autoencoder.optimisation.seed=5", "--overwrite")
+    assert "(weights of autoencoder)" in refused("diffusion", *ours, "--resume")
+
+
 def test_weights_of_another_recipe_are_named(tmp_path: Path, smoke: Path) -> None:
     for name in ("autoencoder.safetensors", "compressor.pt"):
         shutil.copy(smoke / name, tmp_path)
@@ -201,10 +236,7 @@ def test_weights_of_another_recipe_are_named(tmp_path: Path, smoke: Path) -> Non
         ("compressor.network.hyper_width=8", "compressor.pt"),
         ("compressor.train_decoder=false", "compressor.pt"),
     ):
-        arguments = ("compressor", "-c", "smoke", "--resume", "--set", f"out={tmp_path}", "--set", setting)
-        done = subprocess.run(
-            command(*arguments), check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        message = refused(
+            "compressor", "-c", "smoke", "--resume", "--set", f"out={tmp_path}", "--set", setting
         )
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        message = " ".join(done.stderr.split())
         assert culprit in message and "settings that it was made with" in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -11,7 +10,6 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli.options import USAGE, failing, installed, option, say, stop
-from slimcodec.files import atomic_write
 
 STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
 PREVIEW = "preview"
@@ -29,6 +27,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint; finished stages are kept.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train stages again whose weights are there.")
     ] = False,
     minutes: Annotated[
         float | None, option("M", "Stop with a checkpoint after so many minutes; exit status 3.", min=0)
@@ -49,13 +50,13 @@ def train(
       slim train all -c smoke
       slim train preview --set data=photos/ --set out=runs/mine
       slim train all -c tiny-cpu --set data=photos/ --set out=runs/mine
-      slim train compressor --set out=runs/mine --set compressor.background=0.3 --resume
+      slim train compressor --set out=runs/mine --set compressor.background=0.3 --overwrite
       slim train all -c tiny-gpu --set data=photos/ --minutes 9 --resume
     """
     if stage not in (*STAGES, "all", PREVIEW):
         stop(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}", USAGE)
     with installed("train", "training"):
-        from slimcodec.training.data import card_lines, data_card, preview
+        from slimcodec.training.data import card_lines, preview
         from slimcodec.training.export import save_bundle
         from slimcodec.training.loop import OutOfTime
         from slimcodec.training.recipe import load_recipe
@@ -72,19 +73,21 @@ def train(
         logger = logging.getLogger("slimcodec")
         logger.setLevel(logging.INFO if run.accelerator.is_main_process else logging.ERROR)
         if run.accelerator.is_main_process:
-            card = data_card(run.data.photos("compressor"), run.data.available)
-            for line in card_lines(card):
+            for line in card_lines(run.card):
                 logger.info(line)
-            atomic_write(run.folder / "data_card.json", json.dumps(card, indent=2).encode())
         if stage == PREVIEW:
             say(str(preview(run.data)))
         names = {"all": (*run.recipe.stages, "bundle"), PREVIEW: ()}.get(stage, (stage,))
         check_stages(run, names)
+        if not (resume or overwrite) and (done := [name for name in names if run.has_begun(name)]):
+            stop(
+                f"{run.folder} holds {', '.join(done)}: go on with --resume, train again with --overwrite, "
+                "or choose another folder with --set out=",
+                USAGE,
+            )
         for name in names:
             if name == "bundle":
                 save_bundle(run)
-            elif resume and run.is_finished(name):
-                logger.info("%s is finished", name)
             else:
                 try:
                     train_stage(run, name)

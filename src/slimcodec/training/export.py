@@ -25,8 +25,8 @@ from slimcodec.training.batches import is_drawn, shuffled
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
 from slimcodec.training.recipe import STAGES
-from slimcodec.training.run import Run, revision
-from slimcodec.training.stages import same_vocabulary
+from slimcodec.training.run import CHANGED, Run, revision
+from slimcodec.training.stages import check_origins, same_vocabulary
 from slimcodec.training.stages.captioner import tagger_config
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
@@ -44,6 +44,8 @@ def save_bundle(run: Run) -> None:
 
     A bundle of our own networks holds their ONNX graphs too.
     """
+    check_origins(run)
+    run.write_records()
     bundle = make_bundle(run)
     if run.accelerator.is_main_process:
         if bundle.config.ldm is None:
@@ -127,6 +129,8 @@ def training_record(run: Run) -> dict[str, Any]:
     """What made the bundle of a run, and the commands that make it again."""
     recipe = run.recipe
     stages = {stage: run.about(stage) for stage in STAGES if run.has_weights(stage)}
+    for about in stages.values():
+        about.pop("origin", None)
     # by their ids: where a bundle, or the data, lay on the machine that trained says nothing to others
     others = recipe.captioner.also if run.pretrained is None and "captioner" in stages else ()
     also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in others]
@@ -158,7 +162,7 @@ def training_record(run: Run) -> dict[str, Any]:
         "slimcodec": __version__,
         "revision": commit,
         "commands": [
-            f"git checkout {commit or 'v' + __version__}",
+            f"git checkout {commit.removesuffix(CHANGED) if commit else 'v' + __version__}",
             " ".join(command + [f"--set {shlex.quote(setting)}" for setting in public_settings]),
         ],
         "stages": stages,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,17 +24,23 @@ from slimcodec.config import to_plain
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.errors import SlimError
-from slimcodec.files import atomic_write
+from slimcodec.files import atomic_write, file_sha256
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import EMBEDDED, BundleConfig, EnhancerConfig
 from slimcodec.models.pretrained.pipeline import refer_ldm
 from slimcodec.training.create import bundle_on
-from slimcodec.training.data import TrainingData
+from slimcodec.training.data import TrainingData, data_card
+from slimcodec.training.log import load_tensors
 from slimcodec.training.loop import Stage, restore, train
 from slimcodec.training.losses import Features, Fidelity, RateDistortion
 from slimcodec.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+#: what a revision ends with where the source tree was edited
+CHANGED = "-changed"
+#: sections of a recipe from which every stage learns
+SHARED = ("data", "roi", "teachers", "ldm")
 
 
 class Run:
@@ -53,9 +61,18 @@ class Run:
                 "one process is running: `accelerate launch --cpu` starts several through MPI only; see docs/training.md"
             )
         self.data = TrainingData(recipe, self.folder, self.accelerator)
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """What the run learns from, in numbers."""
+        return data_card(self.data.photos("compressor"), self.data.available)
+
+    def write_records(self) -> None:
+        """Leaves the recipe and the data card in the run folder (made if missing): what follows is made by them."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.folder / "recipe.json", json.dumps(to_plain(recipe), indent=2).encode())
+            for name, content in (("recipe", to_plain(self.recipe)), ("data_card", self.card)):
+                atomic_write(self.folder / f"{name}.json", json.dumps(content, indent=2).encode())
         self.accelerator.wait_for_everyone()
 
     @cached_property
@@ -109,10 +126,11 @@ class Run:
         fidelity = self.fidelity(recipe.background, features)
         return RateDistortion(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
-    def train(self, stage: Stage[Any]) -> None:
+    def train(self, stage: Stage[Any], origin: str) -> None:
         """Trains a stage and leaves its weights in the run folder."""
         options = self.recipe.optimisation(stage.name)
         about = {
+            "origin": origin,
             "stage": stage.name,
             "steps": str(options.steps),
             "slimcodec": __version__,
@@ -148,16 +166,58 @@ class Run:
         with safe_open(self.weights_path(stage), "pt") as file:
             return dict(file.metadata() or {})
 
+    def has_begun(self, stage: str) -> bool:
+        """Whether a stage, or "bundle", has left anything that training it again would replace."""
+        return (
+            self.has_weights(stage) or any(self.folder.glob(f"{stage}.pt*")) or (self.folder / stage).is_dir()
+        )
+
+    def origin(self, stage: str, reads: Sequence[str], shared: Sequence[str] = SHARED) -> str:
+        """What a stage's weights come from, JSON of short hashes: its settings, the data, and the weights that it ``reads``."""
+        plain = to_plain(self.recipe)
+        sections = {name: dict(plain[name]) for name in (*SHARED, stage)}
+        # a stage goes on for more steps
+        sections[stage]["optimisation"] = {**sections[stage]["optimisation"], "steps": 0}
+        if "also" in sections[stage]:
+            # other bundles' captioners, which are packed and not trained
+            sections[stage]["also"] = ()
+        # how data are read teaches nothing, nor where they lie
+        sections["data"] |= dict.fromkeys(("streaming", "window", "memory", "workers"))
+        for section, key in (("data", "photos"), ("data", "thumbnails"), ("teachers", "models")):
+            sections[section][key] = [Path(name).name for name in sections[section][key]]
+        contents = {name: json.dumps(sections[name], sort_keys=True).encode() for name in (*shared, stage)}
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        for earlier in filter(self.has_weights, reads):
+            hashes[f"weights of {earlier}"] = file_sha256(self.weights_path(earlier))
+        return json.dumps({name: digest[:12] for name, digest in hashes.items()})
+
     def is_finished(self, stage: str) -> bool:
         """Whether a stage's weights are there, from as many steps as the recipe says."""
         steps = str(self.recipe.optimisation(stage).steps)
         return self.has_weights(stage) and self.about(stage).get("steps") == steps
 
+    def check_origin(self, stage: str, origin: str) -> None:
+        """Raises ``SlimError`` where a stage's weights or checkpoint come from something else than ``origin`` says."""
+        path, checkpoint = self.weights_path(stage), self.folder / f"{stage}.pt"
+        if self.has_weights(stage):
+            about = self.about(stage)
+        elif (state := load_tensors(checkpoint)) is not None:
+            path, about = checkpoint, state["about"]
+        else:
+            return
+        # those of earlier releases say nothing
+        before, now = json.loads(about.get("origin", "{}")), json.loads(origin)
+        if changed := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):
+            raise SlimError(
+                f"{path} was made with other settings ({', '.join(changed)}): give the settings that it was made with, "
+                "train it again with --overwrite, or choose another folder with --set out="
+            )
+
     def require(self, stage: str) -> None:
         """Raises ``SlimError`` where a stage has left no weights."""
         if not self.has_weights(stage):
             raise SlimError(
-                f"{self.weights_path(stage)} is missing: run `slim train {stage}` with the same --set out= first"
+                f"{self.weights_path(stage)} is missing: run `slim train {stage}` with the same recipe and --set out= first"
             )
 
     def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
@@ -183,4 +243,4 @@ def revision() -> str | None:
         edited = git("status", "--porcelain", "--untracked-files=no", "--", "..")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("-changed" if edited else "")
+    return head + (CHANGED if edited else "")

@@ -18,15 +18,15 @@ from slimcodec.training.stages.latent_diffusion import AutoencoderStage, Diffusi
 
 logger = logging.getLogger(__name__)
 
-#: how each stage is built, and the earlier stages whose weights it reads, in the order in which they build on each other
-STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
-    "autoencoder": (AutoencoderStage, ()),
-    "diffusion": (DiffusionStage, ("autoencoder",)),
-    "latents": (LatentStage, ("autoencoder",)),
-    "compressor": (CompressorStage.build, ("autoencoder", "latents")),
-    "captioner": (CaptionerStage.build, ()),
-    # and those of stage diffusion, where it has run
-    "enhance": (enhance_stage, ("autoencoder", "compressor")),
+#: how each stage is built, in the order in which they build on each other; the earlier stages whose weights it needs, and
+#: those whose weights it takes where they have run
+STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...], tuple[str, ...]]] = {
+    "autoencoder": (AutoencoderStage, (), ()),
+    "diffusion": (DiffusionStage, ("autoencoder",), ()),
+    "latents": (LatentStage, ("autoencoder",), ()),
+    "compressor": (CompressorStage.build, ("autoencoder", "latents"), ()),
+    "captioner": (CaptionerStage.build, (), ()),
+    "enhance": (enhance_stage, ("autoencoder", "compressor"), ("diffusion",)),
 }
 
 
@@ -61,13 +61,28 @@ def same_vocabulary(other: Bundle, source: str, vocabulary: Sequence[str]) -> No
 
 
 def train_stage(run: Run, name: str) -> None:
-    """Trains a stage of a run, unless a pretrained model makes it needless."""
+    """Trains a stage of a run, unless a pretrained model makes it needless, or a resumed run has it."""
     if name in run.replaced:
         logger.info("%s: skipped", name)
         return
-    build, reads = STAGES[name]
-    for earlier in reads:
+    build, needs, takes = STAGES[name]
+    for earlier in needs:
         if earlier in run.recipe.stages and earlier not in run.replaced:
             run.require(earlier)
+    origin = run.origin(name, (*needs, *takes))
+    if run.resume:
+        run.check_origin(name, origin)
+        if run.is_finished(name):
+            logger.info("%s is finished", name)
+            return
     torch.manual_seed(run.recipe.optimisation(name).seed)
-    run.train(build(run))
+    stage = build(run)
+    run.write_records()
+    run.train(stage, origin)
+
+
+def check_origins(run: Run) -> None:
+    """Raises ``SlimError`` where the recipe is not the one of the weights in the run folder; their data may be others."""
+    for name, (_, needs, takes) in STAGES.items():
+        if run.has_weights(name):
+            run.check_origin(name, run.origin(name, (*needs, *takes), shared=()))
