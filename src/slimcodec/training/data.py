@@ -214,5 +214,6 @@ def preview(data: TrainingData) -> Path:
         caption = random_caption(photo, rng, recipe.data.templates) or "no caption"
         tiles.append(Tile(pixels, (f"{caption} ({origin})",)))
     path = data.folder / "preview.png"
+    data.folder.mkdir(parents=True, exist_ok=True)
     contact_sheet([tiles[n : n + PREVIEW_COLUMNS] for n in range(0, len(tiles), PREVIEW_COLUMNS)]).save(path)
     return path
