@@ -22,8 +22,11 @@ def is_url(name: object) -> bool:
 def as_path(name: str | os.PathLike[str]) -> Path:
     """Return the path of a file; of a URL the ``UPath``, which has ``pathlib``'s methods, ``fs`` of fsspec and ``path``.
 
-    fsspec finds credentials and settings as it always does. Raises ``SlimError`` for a URL that no installed library opens.
+    fsspec finds credentials and settings as it always does. Raises ``SlimError`` for an empty name, and for a URL that no
+    installed library opens.
     """
+    if name == "":
+        raise SlimError("the name of the file is empty")
     if not is_url(name):
         return Path(name)
     with needs("s3", "a URL"):
