@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
@@ -78,8 +78,11 @@ def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)  # nobody knows the other name
         raise
     if durable and os.name == "posix":  # elsewhere a folder can't be opened, and keeps its names by itself
         folder = os.open(target.parent, os.O_RDONLY)
