@@ -170,6 +170,7 @@ def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, ob
         {"guidance": -0.1},
         {"guidance": float("nan")},
         {"guidance": "x"},
+        {"guidance_steps": 5},
         {"max_pixels": "x"},
     ],
 )
@@ -183,6 +184,11 @@ def test_a_number_of_numpy_is_a_number(codec: Codec) -> None:
     data = codec.encode(photo("coffee", 32, 32), np.int64(40), "espresso")
     plain = codec.decode(data, 0, 0.5)
     assert codec.decode(data, np.int64(0), np.float32(0.5)) == plain  # type: ignore[arg-type]
+
+
+def test_steps_of_guidance_may_be_given_where_guidance_is_chosen(codec: Codec) -> None:
+    for chosen in ({"guidance": 0}, {"guidance": 0.2}, {"preset": "machine"}):
+        assert codec.sampling(guidance_steps=5, **chosen).guidance_steps == 5  # type: ignore[arg-type]
 
 
 def test_an_empty_name_is_an_error_and_not_this_folder(codec: Codec) -> None:

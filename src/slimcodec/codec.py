@@ -179,6 +179,10 @@ class Codec:
         steps = whole_number("steps", config.steps if steps is None else steps, 0, MAX_STEPS)
         if guidance is None:
             guidance = config.machine_guidance if preset == "machine" else config.guidance
+            if guidance_steps is not None and preset == "natural" and not guidance:
+                raise SlimError(
+                    f"guidance_steps is {guidance_steps}, but nothing guides: give guidance too, or the preset machine"
+                )
         if not (isinstance(guidance, Real) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
         if guidance and config.ldm and not self.bundle.can_guide:
