@@ -183,12 +183,12 @@ def test_bad_arguments_of_decode_are_named(codec: Codec, arguments: dict[str, ob
 def test_a_number_of_numpy_is_a_number(codec: Codec) -> None:
     data = codec.encode(photo("coffee", 32, 32), np.int64(40), "espresso")
     plain = codec.decode(data, 0, 0.5)
-    assert codec.decode(data, np.int64(0), np.float32(0.5)) == plain  # type: ignore[arg-type]
+    assert codec.decode(data, np.int64(0), np.float32(0.5)) == plain
 
 
 def test_steps_of_guidance_may_be_given_where_guidance_is_chosen(codec: Codec) -> None:
     for chosen in ({"guidance": 0}, {"guidance": 0.2}, {"preset": "machine"}):
-        assert codec.sampling(guidance_steps=5, **chosen).guidance_steps == 5  # type: ignore[arg-type]
+        assert codec.sampling(guidance_steps=5, **chosen).guidance_steps == 5
 
 
 def test_an_empty_name_is_an_error_and_not_this_folder(codec: Codec) -> None:
@@ -488,7 +488,7 @@ def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
         (Path("mask.png"), "Path"),
     ):
         with pytest.raises(SlimError, match=reason):
-            with_steps.encode(picture, 50, roi=wrong)
+            with_steps.encode(picture, 50, roi=wrong)  # type: ignore[arg-type]
     if codec.bundle.config.compressor.step_octaves == 0:
         with pytest.raises(SlimError, match="takes no roi"):
             codec.encode(picture, 50, roi=mask)
