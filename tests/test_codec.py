@@ -152,6 +152,8 @@ def test_guidance_moves_the_picture_only_with_a_tag(codec: Codec) -> None:
         ({"target_bpp": float("nan")}, "target_bpp"),
         ({"target_bpp": float("inf")}, "target_bpp"),
         ({"target_bytes": 0}, "target_bytes"),
+        ({"target_bytes": "1000"}, "target_bytes"),
+        ({"max_pixels": "x"}, "max_pixels"),
     ],
 )
 def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, object], message: str) -> None:
@@ -168,12 +170,34 @@ def test_bad_arguments_of_encode_are_named(codec: Codec, arguments: dict[str, ob
         {"guidance": -0.1},
         {"guidance": float("nan")},
         {"guidance": "x"},
+        {"guidance_steps": 5},
+        {"max_pixels": "x"},
     ],
 )
 def test_bad_arguments_of_decode_are_named(codec: Codec, arguments: dict[str, object]) -> None:
     data = codec.encode(photo("coffee", 32, 32))
     with pytest.raises(SlimError, match=next(iter(arguments))):
         codec.decode(data, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_number_of_numpy_is_a_number(codec: Codec) -> None:
+    data = codec.encode(photo("coffee", 32, 32), np.int64(40), "espresso")
+    plain = codec.decode(data, 0, 0.5)
+    assert codec.decode(data, np.int64(0), np.float32(0.5)) == plain
+
+
+def test_steps_of_guidance_may_be_given_where_guidance_is_chosen(codec: Codec) -> None:
+    for chosen in ({"guidance": 0}, {"guidance": 0.2}, {"preset": "machine"}):
+        assert codec.sampling(guidance_steps=5, **chosen).guidance_steps == 5
+
+
+def test_an_empty_name_is_an_error_and_not_this_folder(codec: Codec) -> None:
+    for call in (codec.encode, codec.decode):
+        with pytest.raises(SlimError, match="name of the file is empty"):
+            call("")
+    for source in ("", 5):
+        with pytest.raises(SlimError, match="is no bundle"):
+            slimcodec.load(source)  # type: ignore[arg-type]
 
 
 def test_a_file_of_another_bundle_names_the_bundle_that_it_needs(codec: Codec) -> None:
@@ -456,9 +480,15 @@ def test_a_mask_can_be_given_and_is_checked(codec: Codec) -> None:
     assert with_steps.decode(data, 0).size == (150, 110)
     # as coarse as one likes
     assert with_steps.encode(picture, 50, None, roi=mask[::10, ::10]) == data
-    for wrong, reason in ((mask[0], "two axes"), (mask * 2, "values in"), ("middle", "'middle'")):
+    for wrong, reason in (
+        (mask[0], "two axes"),
+        (mask * 2, "values in"),
+        (Image.new("L", (150, 110), 255), "values from 255 to 255; .* booleans"),
+        ("middle", "'middle'"),
+        (Path("mask.png"), "Path"),
+    ):
         with pytest.raises(SlimError, match=reason):
-            with_steps.encode(picture, 50, roi=wrong)
+            with_steps.encode(picture, 50, roi=wrong)  # type: ignore[arg-type]
     if codec.bundle.config.compressor.step_octaves == 0:
         with pytest.raises(SlimError, match="takes no roi"):
             codec.encode(picture, 50, roi=mask)

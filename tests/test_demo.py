@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,20 @@ def test_verdicts_come_from_the_captioner_or_the_given_classifier(
     numbered = Demo(tiny, few).verdict(pixels)
     assert numbered is not None and numbered.names[0] == f"class {few.scores(pixels).argmax()}"
     assert Demo(small).verdict(pixels) is None
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip(
+        "gradio", reason="the demo page is not tested: pip install 'slimcodec[demo]'"
+    )
+    from slimcodec.demo import page
+
+    with gradio.Blocks(analytics_enabled=False) as empty:
+        pass
+    monkeypatch.setattr(page, "build", lambda demo: empty)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SlimError, match=f"port {port} .* taken"):
+            page.serve(None, "127.0.0.1", port, print)  # type: ignore[arg-type]

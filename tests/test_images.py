@@ -365,8 +365,10 @@ def test_atomic_write_leaves_the_old_file_and_nothing_else(
 
 
 def test_atomic_write_errors_are_those_of_open(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        atomic_write(tmp_path / "missing" / "file", b"")
+    file = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as raised:
+        atomic_write(file, b"")
+    assert raised.value.filename == str(file)
     with pytest.raises(OSError):
         atomic_write(tmp_path, b"")
     assert list(tmp_path.iterdir()) == []

@@ -176,3 +176,33 @@ def test_pickle_leaves_the_codec_behind(folder: Path) -> None:
     again, same = pickle.loads(pickle.dumps(dataset))[2]
     assert label == same
     np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
+
+
+# --- libraries that are missing
+
+WITHOUT = """
+import importlib, sys
+for library in ("torch", "datasets", "webdataset", "ray", "pyarrow"):
+    sys.modules[library] = None
+import slimcodec
+data = slimcodec.encode(sys.argv[1], effort=0)
+def integration(name):
+    return lambda: importlib.import_module("slimcodec.integrations." + name)
+calls = [integration(name) for name in ("datasets", "webdataset", "ray", "torch_dataset")]
+for call in [*calls, lambda: slimcodec.decode_image(data)]:
+    try:
+        call()
+    except slimcodec.SlimError as error:
+        print(error)
+"""
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path / "a.png")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    extras = ("datasets", "webdataset", "ray", "torch", "torch")
+    for line, extra in zip(done.stdout.splitlines(), extras, strict=True):
+        assert "needs" in line and line.endswith(f"pip install 'slimcodec[{extra}]'")

@@ -238,12 +238,16 @@ def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("nowhere/*.parquet", "nowhere/.*: no such file"),
+        ("nodir", "nodir: no such file or folder.* OWNER/NAME"),
+        ("{folder}/texts", "texts: no pictures in it"),
         ("generated:many", "how many"),
         ("{folder}/*.png", "no parquet file"),
     ],
 )
 def test_a_source_that_is_none_is_said(tmp_path: Path, spec: str, message: str) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a")
     with pytest.raises(SlimError, match=message):
         open_sources([spec.format(folder=tmp_path)], "data.photos")
     with pytest.raises(SlimError, match=r"data\.photos is not set"):

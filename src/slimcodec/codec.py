@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,8 @@ class Codec:
         pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and slower.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
-        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit).
+        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and ``OSError`` for a file that
+        cannot be opened.
         """
         sampling = self.sampling(steps, guidance, preset, guidance_steps)
         return self.decoder.pictures([self.decoder.decompress(data, max_pixels)], sampling)[0]
@@ -177,7 +179,11 @@ class Codec:
         steps = whole_number("steps", config.steps if steps is None else steps, 0, MAX_STEPS)
         if guidance is None:
             guidance = config.machine_guidance if preset == "machine" else config.guidance
-        if not (isinstance(guidance, (int, float)) and 0 <= guidance < float("inf")):
+            if guidance_steps is not None and preset == "natural" and not guidance:
+                raise SlimError(
+                    f"guidance_steps is {guidance_steps}, but nothing guides: give guidance too, or the preset machine"
+                )
+        if not (isinstance(guidance, Real) and 0 <= guidance < float("inf")):
             raise SlimError(f"guidance is {guidance!r}; give a number from 0 up")
         if guidance and config.ldm and not self.bundle.can_guide:
             raise SlimError(
@@ -192,7 +198,7 @@ class Codec:
         guidance_steps = GUIDANCE_STEPS if guidance_steps is None else guidance_steps
         count = whole_number("guidance_steps", guidance_steps, 1, MAX_STEPS)
         steps = steps if config.enhancer else 0
-        return Sampling(steps, guidance if self.bundle.can_guide else 0.0, count)
+        return Sampling(steps, float(guidance) if self.bundle.can_guide else 0.0, count)
 
     def decode_latent(self, data: Source, *, max_pixels: int | None = None) -> Any:
         """The decompressed latent [C, h, w] of a ``.slim`` file, float32, without making a picture of it.

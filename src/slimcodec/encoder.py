@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class Request:
             raise SlimError(f"caption is {self.caption!r}; give 'auto', None or a text")
         for name in ("target_bytes", "target_bpp"):
             target = getattr(self, name)
-            if target is not None and not 0 < target < float("inf"):
+            if target is not None and not (isinstance(target, Real) and 0 < float(target) < float("inf")):
                 raise SlimError(f"{name} is {target!r}; give a number above 0")
         if isinstance(self.roi, str) and self.roi != "auto":
             raise SlimError(f"roi is {self.roi!r}; give 'auto', None or a mask")
@@ -272,10 +273,17 @@ class Encoder:
         """The interest that a mask of any resolution over the picture means; ``SlimError`` for what is no mask."""
         if not self.bundle.config.compressor.step_octaves:
             raise SlimError(f"the bundle {self.bundle.config.name} has one step everywhere: it takes no roi")
-        mask = np.asarray(roi, np.float32)
-        if mask.ndim != 2 or not mask.size or not (mask.min() >= 0 and mask.max() <= 1):
+        try:
+            mask = np.asarray(roi, np.float32)
+        except (TypeError, ValueError) as error:
             raise SlimError(
-                f"roi is an array of shape {mask.shape}; give a mask of two axes with values in [0, 1]"
+                f"roi is a {type(roi).__name__}; give 'auto', None or a mask as an array"
+            ) from error
+        if mask.ndim != 2 or not mask.size:
+            raise SlimError(f"roi is an array of shape {mask.shape}; give a mask of two axes")
+        if not (mask.min() >= 0 and mask.max() <= 1):
+            raise SlimError(
+                f"roi has values from {mask.min():g} to {mask.max():g}; give a mask with values in [0, 1], or booleans: mask > 127"
             )
         height, width = pixels.shape[:2]
         if mask.shape != (height, width):

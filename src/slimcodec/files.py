@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
@@ -22,8 +22,11 @@ def is_url(name: object) -> bool:
 def as_path(name: str | os.PathLike[str]) -> Path:
     """Return the path of a file; of a URL the ``UPath``, which has ``pathlib``'s methods, ``fs`` of fsspec and ``path``.
 
-    fsspec finds credentials and settings as it always does. Raises ``SlimError`` for a URL that no installed library opens.
+    fsspec finds credentials and settings as it always does. Raises ``SlimError`` for an empty name, and for a URL that no
+    installed library opens.
     """
+    if name == "":
+        raise SlimError("the name of the file is empty")
     if not is_url(name):
         return Path(name)
     with needs("s3", "a URL"):
@@ -75,8 +78,11 @@ def atomic_open(path: str | os.PathLike[str], *, durable: bool = False) -> Itera
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)  # nobody knows the other name
         raise
     if durable and os.name == "posix":  # elsewhere a folder can't be opened, and keeps its names by itself
         folder = os.open(target.parent, os.O_RDONLY)

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 import warnings
+from numbers import Real
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -119,7 +120,7 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
 
     A picture of a pixel's height costs as much as one of a cell's: memory follows the padded area.
     """
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    limit = _limit(max_pixels)
     padded = padded_size(height, width, cell)
     area = padded[0] * padded[1]
     if limit is not None and (width * height > limit or area > max(limit, SMALL_AREA)):
@@ -130,10 +131,17 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
     return padded
 
 
+def _limit(max_pixels: int | None) -> int | None:
+    """The most pixels that a picture may have, None for any number; ``SlimError`` for what is no number."""
+    if not isinstance(max_pixels, Real | None):
+        raise SlimError(f"max_pixels is {max_pixels!r}; give a number of pixels")
+    return Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+
+
 def _from_bytes(data: bytes, max_pixels: int | None, every_loss: bool) -> Pixels:
     if not data:
         raise ImageError("the file is empty (0 bytes)")
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    limit = _limit(max_pixels)
     bomb = ImageError(
         f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
         "if you trust the file, pass a larger max_pixels"

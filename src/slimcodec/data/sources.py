@@ -65,12 +65,14 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     elif _is_hub_set(spec):
         source = {"path": spec, "split": split}
     else:
-        raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set")
+        raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set, OWNER/NAME")
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(**source, streaming=streaming)
     except Exception as error:  # the library's errors have no common base
+        if source["path"] == "imagefolder" and not any(_is_picture(file) for file in visible_files(path)):
+            raise SlimError(f"{spec}: no pictures in it") from error
         reason = " ".join(str(error).split())[:300]
         raise SlimError(f"{spec}: cannot be read as a data set: {reason}") from error
     finally:
@@ -80,9 +82,13 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
 
 
 def _is_hub_set(spec: str) -> bool:
-    """Whether a source reads like a hub data set: ``owner/name`` or a bare name, and not like a file or a glob."""
-    named = is_hub_id(spec) or re.fullmatch(r"[\w-]+", spec) is not None
-    return named and not Path(spec).exists() and not glob.has_magic(spec) and Path(spec).suffix != ".parquet"
+    """Whether a source reads like a hub data set, ``owner/name``, and not like a file or a glob."""
+    path = Path(spec)
+    return is_hub_id(spec) and not (path.exists() or glob.has_magic(spec) or path.suffix == ".parquet")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
 
 
 def parquet_files(path: str) -> list[str]:
@@ -226,7 +232,7 @@ def _table(
 def _folder(
     path: Path, labels: str | None, classes: str | None, labelled: bool
 ) -> tuple[int, Callable[[int], Record]]:
-    files = [file for file in visible_files(path) if file.suffix.lower() in PICTURES]
+    files = [file for file in visible_files(path) if _is_picture(file)]
     places = [file.relative_to(path) for file in files]
     if not labelled:
         indices = [-1] * len(files)

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 
 from slimcodec.demo.computing import PRESETS, Coded, Demo, Subject
-from slimcodec.errors import describe
+from slimcodec.errors import SlimError, describe
 from slimcodec.images import Pixels, as_file
 
 STYLE = Path(__file__).with_name("page.css")
@@ -205,22 +205,27 @@ def thumbnail(photo: Path) -> Pixels:
 
 
 def serve(demo: Demo, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serves the page until interrupted; ``say`` is told the address."""
+    """Serves the page until interrupted; ``say`` is told the address. ``SlimError`` for a port that is taken."""
     theme = gr.themes.Base(
         primary_hue="orange", neutral_hue="zinc", radius_size="md", font=["system-ui", "sans-serif"]
     )
     page = build(demo)
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        theme=theme,
-        css_paths=STYLE,
-        footer_links=[],
-        ssr_mode=False,
-        max_file_size=MAX_UPLOAD,
-        app_kwargs={"middleware": [Middleware(SelfOnly)]},
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            theme=theme,
+            css_paths=STYLE,
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size=MAX_UPLOAD,
+            app_kwargs={"middleware": [Middleware(SelfOnly)]},
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:  # Gradio speaks of its own settings
+        raise SlimError(
+            f"port {port} of {host} is taken or cannot be used; give another --port or --host"
+        ) from error
     say(f"{address} shows the page; Ctrl-C ends it")
     page.block_thread()

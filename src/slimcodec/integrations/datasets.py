@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import numpy as np
-from datasets.features.features import register_feature
 from PIL import Image
 
 from slimcodec.codec import default_codec
 from slimcodec.container import is_slim
+from slimcodec.errors import needs
 from slimcodec.integrations.tensors import PictureReader
+
+with needs("datasets", "SlimImage"):
+    import datasets
+    from datasets.features.features import register_feature
 
 
 @dataclass

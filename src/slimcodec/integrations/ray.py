@@ -21,17 +21,19 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy
-from ray.data.block import BlockAccessor
 
 from slimcodec.codec import default_codec
-from slimcodec.errors import SlimError
+from slimcodec.errors import SlimError, needs
 from slimcodec.integrations.shards import CellEncoder
 from slimcodec.integrations.tensors import PictureReader
 from slimcodec.processes import SetupError, do_item, set_up, take_one_thread
+
+with needs("ray", "work on a Ray cluster"):
+    import pyarrow as pa
+    import ray
+    import ray.data
+    from ray.data import ActorPoolStrategy
+    from ray.data.block import BlockAccessor
 
 logger = logging.getLogger(__name__)
 

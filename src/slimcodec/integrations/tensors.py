@@ -48,7 +48,8 @@ def decode_images(
     ``options`` are those of ``slimcodec.batches.decode_many``: ``batch_size`` is 8. Raises the first file's error.
     """
     codec = codec or default_codec(device=device)
-    target = device or codec.bundle.parts.device
+    with needs("torch", "decode_image"):
+        target = device or codec.bundle.parts.device
     return [as_tensor(array).to(target) for array in _decoded(srcs, codec, options)]
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from webdataset.writer import default_handlers, encode_based_on_extension
-
 from slimcodec.codec import default_codec
+from slimcodec.errors import needs
 from slimcodec.integrations.tensors import PictureReader
+
+with needs("webdataset", "a tar shard"):
+    from webdataset.writer import default_handlers, encode_based_on_extension
 
 
 def slimcodec_handler(key: str, data: bytes) -> Any:

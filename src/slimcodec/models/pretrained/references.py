@@ -63,6 +63,8 @@ class FoundPart:
 
 def local_folder(source: str | Path, kind: str) -> Path | None:
     """The folder that a source is, None for a hub id; ``SlimError``, "no such {kind}", where it is neither."""
+    if source == "" or not isinstance(source, str | os.PathLike):
+        raise SlimError(f"{source!r} is no {kind}, or a hub id like owner/name")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
