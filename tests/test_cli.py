@@ -221,6 +221,15 @@ def test_out_is_a_file_or_a_folder(slim: Slim, photos: Path, tmp_path: Path) -> 
         assert slimcodec.inspect(tmp_path / expected).width == 80
 
 
+@pytest.mark.parametrize("name", ["x.png", "coffee.JPG"])
+def test_slim_bytes_get_no_name_of_a_picture(slim: Slim, photos: Path, name: str) -> None:
+    before = (photos / "coffee.jpg").read_bytes()
+    (photos / "coffee.JPG").write_bytes(before)
+    result = slim("encode", photos / "coffee.jpg", "-o", photos / name, "--overwrite")
+    assert result.status == 2 and result.err.endswith(f"{name}: names a picture; .slim files end in .slim\n")
+    assert (photos / "coffee.JPG").read_bytes() == before and not (photos / "x.png").exists()
+
+
 def test_decode_writes_the_format_of_its_suffix(slim: Slim, photos: Path, tmp_path: Path) -> None:
     coded = tmp_path / "a.slim"
     slim("encode", photos / "coffee.jpg", "-o", coded)
@@ -457,3 +466,9 @@ def test_map_writes_a_picture(slim: Slim, photos: Path, tmp_path: Path) -> None:
     broken = slim("map", photos / "notes.txt", "-o", tmp_path / "x.png")
     assert broken.status == 1 and f"slim: {photos / 'notes.txt'}: " in broken.err
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map.slim"])
+def test_a_map_is_a_png(slim: Slim, photos: Path, tmp_path: Path, name: str) -> None:
+    result = slim("map", photos / "coffee.jpg", "-o", tmp_path / name)
+    assert result.status == 2 and ".png" in result.err and not (tmp_path / name).exists()

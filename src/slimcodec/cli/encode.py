@@ -11,7 +11,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
-from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, only_shards
+from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, names_picture, only_shards
 from slimcodec.cli.options import USAGE, option, stop
 from slimcodec.files import is_url
 
@@ -180,6 +180,8 @@ def encode(
         load = partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
         kind: dict[str, Any] = {"reads": SHARDS, "writes": SHARDS}
     else:
+        if out is not None and names_picture(out):
+            stop(f"{out}: names a picture; .slim files end in .slim", USAGE)
         load = partial(encoder, loading, settings, roi, max_pixels, delete_source)
         kind = {"reads": PictureSuffixes(), "writes": (".slim",), "batch_size": batch_size}
         kind["keep_suffix"] = keep_suffix

@@ -120,6 +120,14 @@ def only_shards(arguments: Sequence[str]) -> bool:
     return bool(found) and all(item.path.suffix.lower() in SHARDS for item in found)
 
 
+def names_picture(out: str) -> bool:
+    """Whether an OUT for .slim files is the name of a picture, and of no folder."""
+    suffix = Path(out).suffix.lower()
+    if suffix in ("", ".slim") or out.endswith(("/", os.sep)) or is_folder(out):
+        return False
+    return suffix in PictureSuffixes()
+
+
 def _expanded(arguments: Sequence[str]) -> Iterator[str]:
     """Yield arguments, for ``{000..009}`` each of the names that it stands for."""
     for argument in arguments:
