@@ -176,7 +176,7 @@ def test_beside_the_input_by_default_and_back(slim: Slim, photos: Path) -> None:
     assert (info.width, info.height, info.quality) == (80, 50, 50)
     assert coded.read_bytes() == slimcodec.encode(photo)
     expected = (
-        f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, mean {info.bpp:.4f} bpp"
+        f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, {info.bpp:.4f} bpp"
     )
     assert result.out.startswith(expected)
     assert slim("decode", coded, "--steps", "0").status == 0
@@ -309,6 +309,31 @@ def test_json_summary(slim: Slim, photos: Path, tmp_path: Path) -> None:
     assert summary["mean_bpp"] == pytest.approx(np.mean([row["bpp"] for row in files.values()]))
     (failed,) = summary["failed"]
     assert failed["source"] == str(photos / "empty.png") and "0 bytes" in failed["error"]
+
+
+def test_a_tiny_picture_does_not_spoil_the_bits_per_pixel(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    save_photo(photos / "dot.png", "coffee", (1, 1))
+    result = slim("encode", photos, "-o", tmp_path / "slims", "--caption", "none")
+    made = [slimcodec.inspect(path) for path in (tmp_path / "slims").rglob("*.slim")]
+    pixels = sum(info.width * info.height for info in made)
+    assert f", {8 * sum(info.file_bytes for info in made) / pixels:.4f} bpp, " in result.out
+    back = slim("decode", tmp_path / "slims", "-o", tmp_path / "back", "--steps", 0)
+    assert re.findall(r"[\d.]+ bpp", back.out) == re.findall(r"[\d.]+ bpp", result.out)
+
+
+def test_a_long_batch_names_a_few_files_and_counts_the_others(slim: Slim, tmp_path: Path) -> None:
+    for number in range(15):
+        (tmp_path / f"{number:02}.jpg").touch()
+    failed = slim("encode", tmp_path)
+    assert "15 failed: " in failed.out and failed.out.endswith("09.jpg and 5 more\n")
+    for number in range(15):
+        (tmp_path / f"{number:02}.slim").touch()
+    resumed = slim("encode", tmp_path)
+    lines = resumed.err.splitlines()
+    assert len(lines) == 11 and lines[-1] == "slim: skipped: 5 more, whose results exist too"
+    assert "15 skipped" in resumed.out
+    summary = json.loads(slim("encode", tmp_path, "--json").out)
+    assert len(summary["skipped"]) == 15
 
 
 def test_a_file_of_another_bundle_is_named(slim: Slim, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def shard_encoder(loading: dict[str, Any], settings: dict[str, Any], roi: str, c
         if not is_url(job.target):
             job.target.parent.mkdir(parents=True, exist_ok=True)
         encode_shard(job.source, job.target, encode, column)
-        row = {"pictures": encode.pictures, "bpp": encode.bpp / max(1, encode.pictures)}
+        bpp = encode.bpp / max(1, encode.pictures)
+        row = {"pictures": encode.pictures, "pixels": encode.pixels, "bpp": bpp}
         return Output(b"", row, encode.bytes_in, written=encode.bytes_out, kept=encode.kept)
 
     return Steps(lambda job: job, list, output)
