@@ -89,6 +89,34 @@ def test_wrong_usage_is_status_2(slim: Slim, arguments: tuple[str, ...]) -> None
 
 
 # --- info
+@pytest.mark.parametrize(
+    ("command", "argument"), [("encode", "IN"), ("decode", "IN"), ("verify", "FILE"), ("report", "RESULT")]
+)
+def test_help_says_where_several_inputs_are_taken(slim: Slim, command: str, argument: str) -> None:
+    assert f"{argument}..." in slim(command, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "step", "said"),
+    [
+        (("train", "all", "-c", "smoke"), "slimcodec.training.recipe.load_recipe", "go on with --resume"),
+        (
+            ("bench", "photos", "-c", "judge.onnx", "-o", "result.json"),
+            "slimcodec.evaluation.curves.chosen_curves",
+            "the same command goes on",
+        ),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    slim: Slim, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], step: str, said: str
+) -> None:
+    def interrupted(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, interrupted)
+    assert slim(*arguments) == (130, "", f"slim: interrupted; {said}\n")
+
+
 
 
 def test_info_as_json_and_as_table(slim: Slim, tmp_path: Path) -> None:

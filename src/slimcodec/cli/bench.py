@@ -94,7 +94,7 @@ def bench(
         from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation.bench import Setup, Worker, run
         from slimcodec.evaluation.curves import chosen_curves
-    with failing():
+    with failing(go_on="the same command goes on"):
         names = [name.strip() for name in codecs.split(",") if name.strip()]
         given = options.given(effort=effort)
         curves = chosen_curves(names, codec or [], qualities or [], steps, guidance, model, device, **given)
