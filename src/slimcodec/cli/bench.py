@@ -115,7 +115,9 @@ def bench(
 def report(
     results: Annotated[
         list[str],
-        typer.Argument(metavar="RESULTS", help="Result files of slim bench, and files of published points."),
+        typer.Argument(
+            metavar="RESULT...", help="Result files of slim bench, and files of published points."
+        ),
     ],
     out: Annotated[str, option("DIR", "Folder to write the report to.", "--out", "-o")],
     anchor: Annotated[

@@ -57,7 +57,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
 
 def decode(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="IN", help=".slim files, folders or globs; - is standard input.")
+        list[str], typer.Argument(metavar="IN...", help=".slim files, folders or globs; - is standard input.")
     ],
     out: options.Out = None,
     steps: Annotated[

@@ -80,7 +80,7 @@ def encode(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="IN",
+            metavar="IN...",
             help="Pictures, folders, globs, URLs, or shards (.parquet, .tar); - is standard input.",
         ),
     ],

@@ -23,7 +23,7 @@ def option(metavar: str, help: str, *flags: str, **rest: Any) -> Any:
     return typer.Option(*flags, metavar=metavar, help=help, **rest)
 
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".slim files, folders or globs.")]
 Out = Annotated[
     str | None,
     option(
