@@ -319,6 +319,27 @@ def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
     assert kept.read_bytes() == b"precious"
     assert slim("encode", photos, "--overwrite").status == 0
     assert slimcodec.inspect(kept).width == 80
+def test_shards_and_pictures_are_not_mixed(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.parquet").write_bytes(b"a shard")
+    result = slim("encode", tmp_path / "table.parquet", photos / "coffee.jpg", "-o", tmp_path / "out")
+    assert result.status == 1 and "table.parquet: shards and pictures cannot be mixed; give sh" in result.err
+    assert tree(tmp_path / "out") == ["coffee.slim"]
+
+
+def test_messages_name_options_of_the_command(slim: Slim, photos: Path) -> None:
+    photo = photos / "coffee.jpg"
+    assert "--caption none" in slim("encode", photo, "--caption", "").err
+    assert "--max-pixels" in slim("encode", photo, "--max-pixels", 10).err
+
+
+def test_steps_of_guidance_need_guidance(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    coded = tmp_path / "a.slim"
+    coded.write_bytes(slimcodec.encode(photos / "coffee.jpg", caption=None))
+    refused = slim("decode", coded, "--steps", 0, "--guidance-steps", 1)
+    assert refused.status == 1 and "--guidance" in refused.err and not (tmp_path / "a.png").exists()
+    assert slim("decode", coded, "--steps", 0, "--guidance-steps", 1, "--preset", "machine").status == 0
+
+
 
 
 def test_json_summary(slim: Slim, photos: Path, tmp_path: Path) -> None:

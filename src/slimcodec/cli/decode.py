@@ -13,6 +13,7 @@ from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.inputs import Job, PictureSuffixes
 from slimcodec.cli.options import option
 from slimcodec.container import MAX_FILE_BYTES, read_source
+from slimcodec.errors import SlimError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,9 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     from slimcodec.images import as_file, format_of
 
     codec = slimcodec.load(**loading)
-    codec.sampling(**sampling)  # an option out of range stops the command once
+    # an option out of range, or in vain, stops the command once
+    if not codec.sampling(**sampling).guidance and sampling["guidance_steps"] is not None:
+        raise SlimError("--guidance-steps is for guided pictures: give --guidance or --preset machine too")
 
     def suffix(job: Job) -> str:
         return job.target.suffix.lower() or ".png"

@@ -31,6 +31,7 @@ def encoder(
     """
     import slimcodec
     from slimcodec.batches import encode_many
+    from slimcodec.errors import ImageError
     from slimcodec.images import load_image, register_plugins
 
     register_plugins()
@@ -38,6 +39,8 @@ def encoder(
     region = options.region_of(roi)
 
     def read(job: Job) -> Picture:
+        if job.source.suffix.lower() in SHARDS:
+            raise ImageError("shards and pictures cannot be mixed; give shards alone")
         state = file_state(job.source) if delete_source else None
         data = job.source.read_bytes() if job.data is None else job.data
         return load_image(data, max_pixels, every_loss=delete_source), len(data), state
