@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,7 +89,6 @@ def test_wrong_usage_is_status_2(slim: Slim, arguments: tuple[str, ...]) -> None
     assert result.err and not result.out
 
 
-# --- info
 @pytest.mark.parametrize(
     ("command", "argument"), [("encode", "IN"), ("decode", "IN"), ("verify", "FILE"), ("report", "RESULT")]
 )
@@ -117,6 +117,7 @@ def test_an_interrupt_says_how_to_go_on(
     assert slim(*arguments) == (130, "", f"slim: interrupted; {said}\n")
 
 
+# --- info
 
 
 def test_info_as_json_and_as_table(slim: Slim, tmp_path: Path) -> None:
@@ -148,6 +149,18 @@ def test_info_reports_bad_files_and_shows_the_others(slim: Slim, tmp_path: Path)
     assert len(lines) == 3 and all(
         any(line.startswith(f"slim: {path}: ") for line in lines) for path in (bad, corrupt, missing)
     )
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_what_reads_no_standard_input_says_so(slim: Slim, command: str) -> None:
+    result = slim(command, "-")
+    assert result.status == 1 and result.err == "slim: -: standard input is not read here; give a file\n"
+
+
+def test_the_doctor_names_no_cache_where_there_is_none(slim: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (line,) = [line for line in slim("doctor").out.splitlines() if line.startswith("hub ")]
+    assert line.endswith("network off (huggingface_hub is missing)")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names with control characters")
@@ -203,9 +216,7 @@ def test_beside_the_input_by_default_and_back(slim: Slim, photos: Path) -> None:
     info = slimcodec.inspect(coded)
     assert (info.width, info.height, info.quality) == (80, 50, 50)
     assert coded.read_bytes() == slimcodec.encode(photo)
-    expected = (
-        f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, {info.bpp:.4f} bpp"
-    )
+    expected = f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, {info.bpp:.4f} bpp"
     assert result.out.startswith(expected)
     assert slim("decode", coded, "--steps", "0").status == 0
     with Image.open(photos / "coffee.png") as picture:
@@ -308,17 +319,6 @@ def test_a_name_with_wildcards_is_itself(slim: Slim, photos: Path, tmp_path: Pat
     assert (tmp_path / "cup.slim").is_file()
 
 
-def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
-    kept = photos / "coffee.slim"
-    kept.write_bytes(b"precious")
-    single = slim("encode", photos / "coffee.jpg")
-    assert single.status == 1 and "coffee.slim" in single.err and "--overwrite" in single.err
-    batch = slim("encode", photos)
-    assert batch.status == 0 and "skipped" in batch.err and "1 skipped" in batch.out
-    assert batch.out.startswith("2 files: ")
-    assert kept.read_bytes() == b"precious"
-    assert slim("encode", photos, "--overwrite").status == 0
-    assert slimcodec.inspect(kept).width == 80
 def test_shards_and_pictures_are_not_mixed(slim: Slim, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "table.parquet").write_bytes(b"a shard")
     result = slim("encode", tmp_path / "table.parquet", photos / "coffee.jpg", "-o", tmp_path / "out")
@@ -340,6 +340,17 @@ def test_steps_of_guidance_need_guidance(slim: Slim, photos: Path, tmp_path: Pat
     assert slim("decode", coded, "--steps", 0, "--guidance-steps", 1, "--preset", "machine").status == 0
 
 
+def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
+    kept = photos / "coffee.slim"
+    kept.write_bytes(b"precious")
+    single = slim("encode", photos / "coffee.jpg")
+    assert single.status == 1 and "coffee.slim" in single.err and "--overwrite" in single.err
+    batch = slim("encode", photos)
+    assert batch.status == 0 and "skipped" in batch.err and "1 skipped" in batch.out
+    assert batch.out.startswith("2 files: ")
+    assert kept.read_bytes() == b"precious"
+    assert slim("encode", photos, "--overwrite").status == 0
+    assert slimcodec.inspect(kept).width == 80
 
 
 def test_json_summary(slim: Slim, photos: Path, tmp_path: Path) -> None:

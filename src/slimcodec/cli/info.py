@@ -276,7 +276,7 @@ def _print(state: dict[str, Any]) -> None:
     for device in state["devices"]:
         line(device["name"], f"{device['about']}, fastest in {device['dtype']}")
     hub, bundle = state["hub"], state["bundle"]
-    line("hub", f"network {hub['network']}, cache {hub['cache']}")
+    line("hub", f"network {hub['network']}" + (f", cache {hub['cache']}" if hub["cache"] else ""))
     if hub["base"]:
         line("base", hub["base"])
     line("bundle", f"{bundle['name']} {bundle['id']}")
