@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_wrong_usage_is_status_2(slim: Slim, arguments: tuple[str, ...]) -> None
     assert result.err and not result.out
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"), [("encode", "IN"), ("decode", "IN"), ("verify", "FILE"), ("report", "RESULT")]
+)
+def test_help_says_where_several_inputs_are_taken(slim: Slim, command: str, argument: str) -> None:
+    assert f"{argument}..." in slim(command, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "step", "said"),
+    [
+        (("train", "all", "-c", "smoke"), "slimcodec.training.recipe.load_recipe", "go on with --resume"),
+        (
+            ("bench", "photos", "-c", "judge.onnx", "-o", "result.json"),
+            "slimcodec.evaluation.curves.chosen_curves",
+            "the same command goes on",
+        ),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    slim: Slim, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], step: str, said: str
+) -> None:
+    def interrupted(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, interrupted)
+    assert slim(*arguments) == (130, "", f"slim: interrupted; {said}\n")
+
+
 # --- info
 
 
@@ -120,6 +149,18 @@ def test_info_reports_bad_files_and_shows_the_others(slim: Slim, tmp_path: Path)
     assert len(lines) == 3 and all(
         any(line.startswith(f"slim: {path}: ") for line in lines) for path in (bad, corrupt, missing)
     )
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_what_reads_no_standard_input_says_so(slim: Slim, command: str) -> None:
+    result = slim(command, "-")
+    assert result.status == 1 and result.err == "slim: -: standard input is not read here; give a file\n"
+
+
+def test_the_doctor_names_no_cache_where_there_is_none(slim: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (line,) = [line for line in slim("doctor").out.splitlines() if line.startswith("hub ")]
+    assert line.endswith("network off (huggingface_hub is missing)")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names with control characters")
@@ -175,9 +216,7 @@ def test_beside_the_input_by_default_and_back(slim: Slim, photos: Path) -> None:
     info = slimcodec.inspect(coded)
     assert (info.width, info.height, info.quality) == (80, 50, 50)
     assert coded.read_bytes() == slimcodec.encode(photo)
-    expected = (
-        f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, mean {info.bpp:.4f} bpp"
-    )
+    expected = f"1 file: {photo.stat().st_size:,} bytes in, {info.file_bytes:,} bytes out, {info.bpp:.4f} bpp"
     assert result.out.startswith(expected)
     assert slim("decode", coded, "--steps", "0").status == 0
     with Image.open(photos / "coffee.png") as picture:
@@ -219,6 +258,15 @@ def test_out_is_a_file_or_a_folder(slim: Slim, photos: Path, tmp_path: Path) -> 
     for out, expected in outs.items():
         assert slim("encode", photo, "-o", out, "--caption", "none").status == 0
         assert slimcodec.inspect(tmp_path / expected).width == 80
+
+
+@pytest.mark.parametrize("name", ["x.png", "coffee.JPG"])
+def test_slim_bytes_get_no_name_of_a_picture(slim: Slim, photos: Path, name: str) -> None:
+    before = (photos / "coffee.jpg").read_bytes()
+    (photos / "coffee.JPG").write_bytes(before)
+    result = slim("encode", photos / "coffee.jpg", "-o", photos / name, "--overwrite")
+    assert result.status == 2 and result.err.endswith(f"{name}: names a picture; .slim files end in .slim\n")
+    assert (photos / "coffee.JPG").read_bytes() == before and not (photos / "x.png").exists()
 
 
 def test_decode_writes_the_format_of_its_suffix(slim: Slim, photos: Path, tmp_path: Path) -> None:
@@ -271,6 +319,32 @@ def test_a_name_with_wildcards_is_itself(slim: Slim, photos: Path, tmp_path: Pat
     assert (tmp_path / "cup.slim").is_file()
 
 
+def test_shards_and_pictures_are_not_mixed(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.parquet").write_bytes(b"a shard")
+    result = slim("encode", tmp_path / "table.parquet", photos / "coffee.jpg", "-o", tmp_path / "out")
+    assert result.status == 1 and "table.parquet: shards and pictures cannot be mixed; give sh" in result.err
+    assert tree(tmp_path / "out") == ["coffee.slim"]
+
+
+def test_messages_name_options_of_the_command(slim: Slim, photos: Path) -> None:
+    photo = photos / "coffee.jpg"
+    assert "--caption none" in slim("encode", photo, "--caption", "").err
+    assert "--max-pixels" in slim("encode", photo, "--max-pixels", 10).err
+
+
+def test_steps_of_guidance_need_guidance(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    coded = tmp_path / "a.slim"
+    coded.write_bytes(slimcodec.encode(photos / "coffee.jpg", caption=None))
+    refused = slim("decode", coded, "--steps", 0, "--guidance-steps", 1)
+    assert (
+        refused.status == 1
+        and "give " in refused.err
+        and "guidance" in refused.err
+        and not (tmp_path / "a.png").exists()
+    )
+    assert slim("decode", coded, "--steps", 0, "--guidance-steps", 1, "--preset", "machine").status == 0
+
+
 def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
     kept = photos / "coffee.slim"
     kept.write_bytes(b"precious")
@@ -300,6 +374,31 @@ def test_json_summary(slim: Slim, photos: Path, tmp_path: Path) -> None:
     assert summary["mean_bpp"] == pytest.approx(np.mean([row["bpp"] for row in files.values()]))
     (failed,) = summary["failed"]
     assert failed["source"] == str(photos / "empty.png") and "0 bytes" in failed["error"]
+
+
+def test_a_tiny_picture_does_not_spoil_the_bits_per_pixel(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    save_photo(photos / "dot.png", "coffee", (1, 1))
+    result = slim("encode", photos, "-o", tmp_path / "slims", "--caption", "none")
+    made = [slimcodec.inspect(path) for path in (tmp_path / "slims").rglob("*.slim")]
+    pixels = sum(info.width * info.height for info in made)
+    assert f", {8 * sum(info.file_bytes for info in made) / pixels:.4f} bpp, " in result.out
+    back = slim("decode", tmp_path / "slims", "-o", tmp_path / "back", "--steps", 0)
+    assert re.findall(r"[\d.]+ bpp", back.out) == re.findall(r"[\d.]+ bpp", result.out)
+
+
+def test_a_long_batch_names_a_few_files_and_counts_the_others(slim: Slim, tmp_path: Path) -> None:
+    for number in range(15):
+        (tmp_path / f"{number:02}.jpg").touch()
+    failed = slim("encode", tmp_path)
+    assert "15 failed: " in failed.out and failed.out.endswith("09.jpg and 5 more\n")
+    for number in range(15):
+        (tmp_path / f"{number:02}.slim").touch()
+    resumed = slim("encode", tmp_path)
+    lines = resumed.err.splitlines()
+    assert len(lines) == 11 and lines[-1] == "slim: skipped: 5 more, whose results exist too"
+    assert "15 skipped" in resumed.out
+    summary = json.loads(slim("encode", tmp_path, "--json").out)
+    assert len(summary["skipped"]) == 15
 
 
 def test_a_file_of_another_bundle_is_named(slim: Slim, tmp_path: Path) -> None:
@@ -457,3 +556,9 @@ def test_map_writes_a_picture(slim: Slim, photos: Path, tmp_path: Path) -> None:
     broken = slim("map", photos / "notes.txt", "-o", tmp_path / "x.png")
     assert broken.status == 1 and f"slim: {photos / 'notes.txt'}: " in broken.err
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("name", ["map.jpg", "map.slim"])
+def test_a_map_is_a_png(slim: Slim, photos: Path, tmp_path: Path, name: str) -> None:
+    result = slim("map", photos / "coffee.jpg", "-o", tmp_path / name)
+    assert result.status == 2 and ".png" in result.err and not (tmp_path / name).exists()

@@ -32,6 +32,7 @@ def test_the_others_are_encoded_where_names_clash(slim: Slim, photos: Path) -> N
     failed = {row["source"]: row["error"] for row in json.loads(result.out)["failed"]}
     assert set(failed) == {str(photos / "coffee.jpg"), str(photos / "coffee.png")}
     assert "coffee.png" in failed[str(photos / "coffee.jpg")] and "--keep-suffix" in result.err
+    assert "choose folders" not in result.err
     assert [path.name for path in photos.rglob("*.slim")] == ["cat.slim"]
     assert slim("encode", photos, "--keep-suffix", *SMALL_OPTIONS).status == 0
     assert slimcodec.inspect(photos / "coffee.png.slim").width == 8
@@ -46,6 +47,7 @@ def test_two_folders_with_one_name_clash_in_a_folder_of_results(
     photo("coffee", 8, 8).save(other / "coffee.jpg")
     result = slim("encode", photos, other, "-o", tmp_path / "slims", *SMALL_OPTIONS)
     assert result.status == 1 and result.err.count("coffee.slim would also be") == 2
+    assert result.err.count("choose folders with -o") == 2
     assert (
         not (tmp_path / "slims" / "coffee.slim").exists()
         and (tmp_path / "slims" / "pets" / "cat.slim").exists()

@@ -126,7 +126,7 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
     if limit is not None and (width * height > limit or area > max(limit, SMALL_AREA)):
         raise ImageError(
             f"a picture of {width}x{height} pixels, {area} with padding, is more than max_pixels={limit}; "
-            "pass a larger max_pixels to allow it"
+            "pass a larger max_pixels (--max-pixels) to allow it"
         )
     return padded
 
@@ -144,7 +144,7 @@ def _from_bytes(data: bytes, max_pixels: int | None, every_loss: bool) -> Pixels
     limit = _limit(max_pixels)
     bomb = ImageError(
         f"the picture has more than max_pixels={limit} pixels, as decompression bombs do; "
-        "if you trust the file, pass a larger max_pixels"
+        "if you trust the file, pass a larger max_pixels (--max-pixels)"
     )
     try:
         with _open(io.BytesIO(data)) as opened:

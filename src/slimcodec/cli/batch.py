@@ -33,6 +33,8 @@ from slimcodec.processes import Pool, SetupError, progress, run_pool
 
 #: device, inode, size and time of a file: what tells it from another, or from itself before it was written to
 FileState = tuple[int, int, int, int]
+#: files that are named in a line or as skipped; the others are counted
+SHOWN = 10
 
 
 class Output(NamedTuple):
@@ -79,7 +81,8 @@ class Tally:
     rows: list[dict[str, Any]] | None = None
     count: int = 0
     pictures: int = 0
-    bpp: float = 0.0
+    pixels: int = 0
+    bits: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -93,11 +96,15 @@ class Tally:
 
     def add(self, row: dict[str, Any]) -> None:
         """Count a file that was written."""
-        pictures = row.get("pictures", 1)
+        if "pictures" in row:  # a shard
+            pictures, pixels, bits = row["pictures"], row["pixels"], 8 * row["bytes_out"]
+        else:
+            pictures, pixels = 1, row["width"] * row["height"]
+            bits = row["bpp"] * pixels
         self.count += 1
         self.pictures += pictures
-        # a shard without pictures has no bits per pixel
-        self.bpp += row["bpp"] * pictures if pictures else 0.0
+        self.pixels += pixels
+        self.bits += bits
         self.bytes_in += row["bytes_in"]
         self.bytes_out += row["bytes_out"]
         if self.rows is not None:
@@ -106,8 +113,8 @@ class Tally:
     def print(self, seconds: float) -> None:
         """Print the summary to stdout: a line, or a JSON object where rows were kept."""
         count, pictures = self.count, self.pictures
-        bpp = self.bpp / pictures if pictures else None
         if self.rows is not None:
+            bpp = sum(row["bpp"] * row.get("pictures", 1) for row in self.rows)
             summary = {
                 "files": self.rows,
                 "skipped": self.skipped,
@@ -115,7 +122,7 @@ class Tally:
                 "passed_over": self.passed_over,
                 "bytes_in": self.bytes_in,
                 "bytes_out": self.bytes_out,
-                "mean_bpp": bpp,
+                "mean_bpp": bpp / pictures if pictures else None,
                 "seconds": round(seconds, 4),
             }
             say(json.dumps(summary, indent=2))
@@ -123,12 +130,14 @@ class Tally:
         line = f"{count} file{'s' * (count != 1)}"
         line += ": " if pictures == count else f" of {pictures:,} pictures: "
         line += f"{self.bytes_in:,} bytes in, {self.bytes_out:,} bytes out"
-        line += "" if bpp is None else f", mean {bpp:.4f} bpp"
+        # a shard without pictures has no bits per pixel
+        line += f", {self.bits / self.pixels:.4f} bpp" if self.pixels else ""
         line += f", {seconds:.1f} s"
         if self.skipped:
             line += f"; {len(self.skipped)} skipped"
         if self.failed:
-            line += f"; {len(self.failed)} failed: " + ", ".join(row["source"] for row in self.failed)
+            line += f"; {len(self.failed)} failed: " + ", ".join(row["source"] for row in self.failed[:SHOWN])
+            line += f" and {more} more" if (more := len(self.failed) - SHOWN) > 0 else ""
         say(printable(line + listed(self.passed_over, "; passed over: ")))
 
 
@@ -169,11 +178,14 @@ def run_batch(
         if single:
             tally.fail(job.source, reason)
         else:
-            complain(f"skipped: {reason}", job.source)
             tally.skipped.append(str(job.source))
+            if len(tally.skipped) <= SHOWN:
+                complain(f"skipped: {reason}", job.source)
         return True
 
     todo = [job for job in planned if not in_the_way(job)]
+    if (more := len(tally.skipped) - SHOWN) > 0:
+        complain(f"skipped: {more} more, whose results exist too")
     chunks = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     done = 0
     work = partial(run_pool, jobs=jobs) if pool is None else pool

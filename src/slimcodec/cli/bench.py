@@ -94,7 +94,7 @@ def bench(
         from slimcodec.data.sources import open_labelled
         from slimcodec.evaluation.bench import Setup, Worker, run
         from slimcodec.evaluation.curves import chosen_curves
-    with failing():
+    with failing(go_on="the same command goes on"):
         names = [name.strip() for name in codecs.split(",") if name.strip()]
         given = options.given(effort=effort)
         curves = chosen_curves(names, codec or [], qualities or [], steps, guidance, model, device, **given)
@@ -115,7 +115,9 @@ def bench(
 def report(
     results: Annotated[
         list[str],
-        typer.Argument(metavar="RESULTS", help="Result files of slim bench, and files of published points."),
+        typer.Argument(
+            metavar="RESULT...", help="Result files of slim bench, and files of published points."
+        ),
     ],
     out: Annotated[str, option("DIR", "Folder to write the report to.", "--out", "-o")],
     anchor: Annotated[

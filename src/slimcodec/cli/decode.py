@@ -31,7 +31,8 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
     from slimcodec.images import as_file, format_of
 
     codec = slimcodec.load(**loading)
-    codec.sampling(**sampling)  # an option out of range stops the command once
+    # an option out of range, or in vain, stops the command once
+    codec.sampling(**sampling)
 
     def suffix(job: Job) -> str:
         return job.target.suffix.lower() or ".png"
@@ -57,7 +58,7 @@ def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[st
 
 def decode(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="IN", help=".slim files, folders or globs; - is standard input.")
+        list[str], typer.Argument(metavar="IN...", help=".slim files, folders or globs; - is standard input.")
     ],
     out: options.Out = None,
     steps: Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.batch import FileState, Output, Steps, file_state, run_batch
-from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, only_shards
+from slimcodec.cli.inputs import SHARDS, STREAM, Job, PictureSuffixes, names_picture, only_shards
 from slimcodec.cli.options import USAGE, option, stop
 from slimcodec.files import is_url
 
@@ -31,6 +31,7 @@ def encoder(
     """
     import slimcodec
     from slimcodec.batches import encode_many
+    from slimcodec.errors import ImageError
     from slimcodec.images import load_image, register_plugins
 
     register_plugins()
@@ -38,6 +39,8 @@ def encoder(
     region = options.region_of(roi)
 
     def read(job: Job) -> Picture:
+        if job.source.suffix.lower() in SHARDS:
+            raise ImageError("shards and pictures cannot be mixed; give shards alone")
         state = file_state(job.source) if delete_source else None
         data = job.source.read_bytes() if job.data is None else job.data
         return load_image(data, max_pixels, every_loss=delete_source), len(data), state
@@ -69,7 +72,8 @@ def shard_encoder(loading: dict[str, Any], settings: dict[str, Any], roi: str, c
         if not is_url(job.target):
             job.target.parent.mkdir(parents=True, exist_ok=True)
         encode_shard(job.source, job.target, encode, column)
-        row = {"pictures": encode.pictures, "bpp": encode.bpp / max(1, encode.pictures)}
+        bpp = encode.bpp / max(1, encode.pictures)
+        row = {"pictures": encode.pictures, "pixels": encode.pixels, "bpp": bpp}
         return Output(b"", row, encode.bytes_in, written=encode.bytes_out, kept=encode.kept)
 
     return Steps(lambda job: job, list, output)
@@ -79,7 +83,7 @@ def encode(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="IN",
+            metavar="IN...",
             help="Pictures, folders, globs, URLs, or shards (.parquet, .tar); - is standard input.",
         ),
     ],
@@ -180,6 +184,8 @@ def encode(
         load = partial(shard_encoder, loading, {**settings, "max_pixels": max_pixels}, roi, column)
         kind: dict[str, Any] = {"reads": SHARDS, "writes": SHARDS}
     else:
+        if out is not None and names_picture(out):
+            stop(f"{out}: names a picture; .slim files end in .slim", USAGE)
         load = partial(encoder, loading, settings, roi, max_pixels, delete_source)
         kind = {"reads": PictureSuffixes(), "writes": (".slim",), "batch_size": batch_size}
         kind["keep_suffix"] = keep_suffix

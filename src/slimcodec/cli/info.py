@@ -13,7 +13,7 @@ import typer
 
 from slimcodec.cli import options
 from slimcodec.cli.inputs import find_inputs
-from slimcodec.cli.options import FAILED, complain, failing, option, printable, say, stop
+from slimcodec.cli.options import FAILED, USAGE, complain, failing, option, printable, say, stop
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
 from slimcodec.processes import track
@@ -144,6 +144,8 @@ def map_(
       slim map photo.jpg -o bits.png --quality 40
       slim map photo.jpg -o bits.png --roi mask.png
     """
+    if Path(out).suffix.lower() not in ("", ".png"):
+        stop(f"{out}: a map is a PNG picture; name it .png", USAGE)
     if os.path.isfile(out) and not overwrite:
         stop(f"{out}: exists; --overwrite replaces it", FAILED)
     import warnings
@@ -274,7 +276,7 @@ def _print(state: dict[str, Any]) -> None:
     for device in state["devices"]:
         line(device["name"], f"{device['about']}, fastest in {device['dtype']}")
     hub, bundle = state["hub"], state["bundle"]
-    line("hub", f"network {hub['network']}, cache {hub['cache']}")
+    line("hub", f"network {hub['network']}" + (f", cache {hub['cache']}" if hub["cache"] else ""))
     if hub["base"]:
         line("base", hub["base"])
     line("bundle", f"{bundle['name']} {bundle['id']}")

@@ -107,6 +107,8 @@ def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
         elif glob.has_magic(argument):
             _match(argument, suffixes, found)
             problem = "nothing matches"
+        elif argument == STREAM:
+            problem = "standard input is not read here; give a file"
         else:
             problem = "no such file or folder"
         if len(found.inputs) == before:
@@ -118,6 +120,14 @@ def only_shards(arguments: Sequence[str]) -> bool:
     """Whether all that is found are shards; a folder that has pictures too is a folder of pictures."""
     found = find_inputs(arguments, PictureSuffixes(*SHARDS)).inputs
     return bool(found) and all(item.path.suffix.lower() in SHARDS for item in found)
+
+
+def names_picture(out: str) -> bool:
+    """Whether an OUT for .slim files is the name of a picture, and of no folder."""
+    suffix = Path(out).suffix.lower()
+    if suffix in ("", ".slim") or out.endswith(("/", os.sep)) or is_folder(out):
+        return False
+    return suffix in PictureSuffixes()
 
 
 def _expanded(arguments: Sequence[str]) -> Iterator[str]:
@@ -270,14 +280,14 @@ def _without_clashes(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[str, st
     good, clashes = [], []
     for target, group in by_target.items():
         for job in group.values():
-            others = [str(other.source) for other in group.values() if other is not job]
+            others = [other.source for other in group.values() if other is not job]
             if target in sources:
                 reason = f"{job.target} is an input and an output; choose another output with -o"
             elif others:
-                reason = f"{job.target} would also be the result of {', '.join(others)}; "
-                reason += (
-                    "choose folders with -o, or let slim encode --keep-suffix name results by the whole name"
-                )
+                reason = f"{job.target} would also be the result of {', '.join(map(str, others))}; "
+                if any(other.parent != job.source.parent for other in others):
+                    reason += "choose folders with -o, or "
+                reason += "let slim encode --keep-suffix name results by the whole name"
             else:
                 good.append(job)
                 continue

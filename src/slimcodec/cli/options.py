@@ -23,7 +23,7 @@ def option(metavar: str, help: str, *flags: str, **rest: Any) -> Any:
     return typer.Option(*flags, metavar=metavar, help=help, **rest)
 
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help=".slim files, folders or globs.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=".slim files, folders or globs.")]
 Out = Annotated[
     str | None,
     option(
@@ -162,12 +162,17 @@ def installed(extra: str, feature: str) -> Iterator[None]:
 
 
 @contextmanager
-def failing(source: object = None) -> Iterator[None]:
-    """End the command with a one-line message about ``source`` if the block raises."""
+def failing(source: object = None, go_on: str = "") -> Iterator[None]:
+    """End the command with a one-line message about ``source`` if the block raises.
+
+    ``go_on``: how to go on after an interrupt, if the command can.
+    """
     try:
         yield
     except typer.Exit:
         raise
+    except KeyboardInterrupt:
+        stop(f"interrupted; {go_on}" if go_on else "interrupted", INTERRUPTED)
     except Exception as error:
         complain(describe(error, source), source)
         raise typer.Exit(FAILED) from error

@@ -65,7 +65,7 @@ def train(
 
     logging.basicConfig(format="%(message)s")
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with failing():
+    with failing(go_on="go on with --resume"):
         chosen = tuple(settings or ())
         run = Run(load_recipe(config, chosen), resume, config, chosen)
         run.deadline = deadline

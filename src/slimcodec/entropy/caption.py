@@ -135,7 +135,7 @@ def _tag_index(text: str, vocabulary: Sequence[str]) -> int | None:
 
 def _text_bytes(text: str) -> bytes:
     if not text:
-        raise SlimError("the caption is empty: write one, or pass None for no caption")
+        raise SlimError("the caption is empty: write one, or pass None (--caption none)")
     control = _control_character(text)
     if control:
         raise SlimError(f"the caption holds the control character U+{ord(control):04X}: remove it")

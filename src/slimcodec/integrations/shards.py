@@ -31,13 +31,14 @@ class CellEncoder:
     A cell is a picture file's bytes, a mapping with ``bytes`` and ``path`` as ``datasets`` stores it, an [H, W, 3] uint8 array,
     or None. The result is of the same kind, an array's is bytes. ``settings``: those of ``encode_many``.
 
-    ``pictures``, ``bytes_in``, ``bytes_out`` and ``bpp`` (bits per pixel) sum up what was encoded; ``kept`` holds the place of
+    ``pictures``, ``pixels``, ``bytes_in``, ``bytes_out`` and ``bpp`` (bits per pixel) sum up what was encoded; ``kept`` holds the place of
     each picture that could not be, and why.
     """
 
     codec: Codec
     settings: Mapping[str, Any] = field(default_factory=dict)
     pictures: int = 0
+    pixels: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     bpp: float = 0.0
@@ -59,6 +60,7 @@ class CellEncoder:
             return cell
         info = inspect(file)
         self.pictures += 1
+        self.pixels += info.width * info.height
         self.bpp += info.bpp
         self.bytes_in += len(data) if isinstance(data, bytes) else data.nbytes
         self.bytes_out += len(file)
