@@ -136,7 +136,7 @@ def test_what_was_drawn_is_labelled(page: Page) -> None:
     page.get_by_label("machine").click()
     page.wait_for_selector(".badge.drawn")
     assert page.inner_text(".badge b") == "drawn by the model from the caption"
-    page.wait_for_selector("h2:has-text('guided')")
+    page.wait_for_selector("h2:has-text('for an independent judge use --classifier')")
 
 
 def test_a_caption_is_edited(page: Page) -> None:
