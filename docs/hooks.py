@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from typer.cli import get_docs_for_click
 
-from slimcodec.cli import app
+from slimcodec.cli import application
 
 ROOT = Path(__file__).parent.parent
 #: files outside docs/ that are pages of the site
@@ -70,7 +70,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _commands() -> str:
     """The reference of ``slim``, from its Typer app."""
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(application())
     text = html.unescape(get_docs_for_click(obj=command, ctx=typer.Context(command), name="slim"))
     text = EXAMPLES.sub(lambda match: f"```sh\n{re.sub('^  ', '', match[1], flags=re.MULTILINE)}```\n", text)
     return re.sub("^#", "##", text, flags=re.MULTILINE)

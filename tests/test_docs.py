@@ -18,7 +18,7 @@ from support import NAMES, photo
 from test_evaluation import crops, write
 
 import slimcodec
-from slimcodec.cli import app
+from slimcodec.cli import application
 from slimcodec.cli.info import LIBRARIES
 from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Record
@@ -112,7 +112,7 @@ def check_target(words: list[str]) -> None:
 
 def check_options(words: list[str]) -> None:
     """The command and its options exist."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(application())
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     known = {

@@ -2,32 +2,30 @@
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from slimcodec import __version__
-from slimcodec.cli.bench import bench, report
-from slimcodec.cli.bundle import bundle
-from slimcodec.cli.decode import decode
-from slimcodec.cli.demo import demo
-from slimcodec.cli.encode import encode
-from slimcodec.cli.info import doctor, info, map_, verify
 from slimcodec.cli.options import FAILED, complain, say
-from slimcodec.cli.train import train
 from slimcodec.errors import describe
 
-app = typer.Typer(
-    name="slim",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-for command in (encode, decode, info, verify, map_, train, bench, report, demo, doctor):
-    app.command(command.__name__.strip("_"))(command)
-app.add_typer(bundle, name="bundle")
+#: the commands in the order of the help, and their modules here
+COMMANDS = {
+    "encode": "encode",
+    "decode": "decode",
+    "info": "info",
+    "verify": "info",
+    "map": "info",
+    "train": "train",
+    "bench": "bench",
+    "report": "bench",
+    "demo": "demo",
+    "doctor": "info",
+    "bundle": "bundle",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,7 +34,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def slim(
     version: Annotated[
         bool,
@@ -57,12 +54,33 @@ def slim(
     """
 
 
+def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return ``slim`` with the commands of these names; to build them all takes five times as long as one."""
+    app = typer.Typer(
+        name="slim",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(slim)
+    for name in names:
+        module = import_module(f"slimcodec.cli.{COMMANDS[name]}")
+        command = getattr(module, name, None) or getattr(module, f"{name}_")
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``slim`` on ``arguments`` (default: the process's); ends by ``SystemExit`` with its status."""
     # imports make objects that stay: searching them for garbage takes 5 % of a short command's time
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
+        app = application([words[0]] if words and words[0] in COMMANDS else COMMANDS)
         app(args=words, prog_name="slim", obj=words)
     except Exception as error:  # noqa: BLE001  the last net: users get a line, never a traceback
         complain(describe(error))
