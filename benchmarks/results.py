@@ -186,8 +186,7 @@ def other_tasks() -> list[tuple[str, ...]]:
 def flux2() -> dict[str, Any]:
     """The compressor on FLUX.2's latent space beside slim-tiny, peers, and uniform quantisation of its latents."""
     result = load_all([str(RESULTS / "dev-imagenet1k-flux2.json")])[0]
-    # neither with the encoder's effort
-    ours = load_all([str(RESULTS / "dev-imagenet1k-machine-effort-0.json")])[0]
+    ours = load_all([str(RESULTS / "dev-imagenet1k-machine.json")])[0]
     alone, times = stored("flux2-uniform.json"), stored("speed-flux2.json")
     named = {"slim steps 0": "steps 0", "slim steps 0 + caption + guidance 0.4": "`machine`"}
     chosen = [
@@ -222,6 +221,7 @@ def flux2() -> dict[str, Any]:
     return {
         "judges": result.judges,
         "count": len(result),
+        "ours": len(ours),
         "rows": rows,
         "kept": kept,
         "uniform": uniform,
