@@ -32,7 +32,9 @@ def codec() -> Codec:
     return slimcodec.load()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+)
 def test_rate_and_fidelity_grow_with_quality(codec: Codec, name: str) -> None:
     original = photo(name)
     files = [codec.encode(original, quality, caption=None) for quality in (1, 25, 50, 75, 100)]

@@ -19,10 +19,6 @@ import slimcodec
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytest.importorskip("gradio", reason="the demo page is not tested: pip install 'slimcodec[demo]'")
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the demo page is not tested: Playwright is missing"
-)
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
@@ -39,6 +35,8 @@ PATIENCE = 300_000
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address; at the end nothing of a visitor is left on the server."""
+    # not where the module is imported: that costs seconds in a run without these tests too
+    pytest.importorskip("gradio", reason="the demo page is not tested: pip install 'slimcodec[demo]'")
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,6 +56,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the demo page is not tested: Playwright is missing"
+    )
     with playwright.sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS.split())
 

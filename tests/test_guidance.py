@@ -114,7 +114,9 @@ def test_pictures_are_resized_as_torch_does(
     assert np.allclose(resized(x, after, smooth=smooth), wanted.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (16, 400), (48, 208), (1024, 16)])
+@pytest.mark.parametrize(
+    "size", [(64, 64), (16, 400), *(pytest.param(s, marks=pytest.mark.slow) for s in [(48, 208), (1024, 16)])]
+)
 def test_a_change_has_the_strength_that_was_asked_for_at_any_size(size: tuple[int, int]) -> None:
     guide, pixels = linear_guide(size), noise(*size)
     lost = np.linspace(0.5, 2, 12, dtype=np.float32)

@@ -447,7 +447,7 @@ class Moves:
         monkeypatch.setattr(torch.nn.Module, "to", noted)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_offloaded_parts_come_one_at_a_time(
     home: Path, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,7 @@ def test_graphs_belong_to_the_bundle(tmp_path: Path) -> None:
 # ---- other programs ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["slim-tiny", "small"])
+@pytest.fixture(scope="module", params=["small", pytest.param("slim-tiny", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Path]:
     """A codec, and its networks as ``slim bundle export`` writes them."""
     codec = slimcodec.load(None if request.param == "slim-tiny" else SMALL, dtype="float32")
