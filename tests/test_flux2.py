@@ -28,7 +28,7 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.pretrained.part_files import TAEF2_FILES
 from slimcodec.models.pretrained.pipeline import load_autoencoder, refer_ldm
 from slimcodec.models.pretrained.references import find_part
-from slimcodec.training.create import create
+from slimcodec.training.create import changed, create, patterns
 from slimcodec.training.export import save_bundle
 from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
@@ -182,12 +182,31 @@ def test_steps_are_refused_and_captions_guide(bundle: Path, slim: Slim, tmp_path
     difference = np.abs(np.asarray(plain, np.int16) - np.asarray(guided, np.int16))
     assert difference.any()
     assert "siamese cat" in guided.info["comment"] and "comment" not in plain.info
+    guide = codec.bundle.stored["guide"]
+    assert codec.bundle.guide_path is guide["basis"]
+    # random weights lose most of a picture at every quality, of every pattern
+    lost = guide["error_scale"]
+    assert lost.shape == (8, guide["basis"].shape[1]) and 0 < lost.min() and lost.max() < 50
+    # a bundle of before guides along its linear map
+    known = {"synthesis": guide["synthesis"], "error_scale": np.full((8, guide["synthesis"].shape[1]), 0.5)}
+    older = slimcodec.Codec(changed(codec.bundle, {"guide": known}))
+    assert older.bundle.guide_path is older.bundle.linear_path
+    again = older.encode(photo("chelsea", 96, 64), 30, caption="a photo of a siamese cat")
+    assert np.asarray(older.decode(again, preset="machine")).any()
     (tmp_path / "cat.slim").write_bytes(data)
     refused = slim("decode", tmp_path / "cat.slim", "--model", bundle, "--steps", 2)
     assert refused.status == 1 and "give steps 0" in refused.err
     bare = create(str(bundle_weights(bundle)), captioner="")
     with pytest.raises(SlimError, match="no tagger"):
         slimcodec.Codec(bare).sampling(guidance=0.4)
+
+
+def test_guidance_moves_patterns_of_photos_whatever_the_patch() -> None:
+    klt = slimcodec.load().bundle.linear_path
+    assert klt is not None
+    np.testing.assert_array_equal(patterns(16), klt)
+    np.testing.assert_array_equal(patterns(64), klt)
+    assert patterns(24).shape == (3 * 8 * 8, klt.shape[1]) and patterns(4).shape == (3 * 4 * 4, klt.shape[1])
 
 
 def bundle_weights(folder: Path) -> str:

@@ -95,9 +95,9 @@ def linear_guide(size: Sequence[int], channels: int = 12) -> CaptionGuide:
     coarse = np.random.default_rng(1).standard_normal((channels * 3, 4, 4), dtype=np.float32)
     smooth = resized(coarse, (16, 16)).reshape(channels, -1)
     tagger = random_tagger()
-    parts = {"captioner-0": tagger.state_dict(), "autoencoder": {"synthesis": smooth.T / 10}}
+    parts = {"captioner-0": tagger.state_dict()}
     bundle = Bundle(BundleConfig(captioners=(tagger.config,)), parts, tuple(map(str, range(TAGS))))
-    return CaptionGuide(bundle.onnx.run, bundle, size, tag=2, seed=5)
+    return CaptionGuide(bundle.onnx.run, bundle, smooth.T / 10, size, tag=2, seed=5)
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:

@@ -156,10 +156,11 @@ class Decoder:
     def guide(self, file: Decompressed, pixels: Bytes, sampling: Sampling) -> Bytes:
         """A decoded picture [1, 3, H, W] moved towards its caption; as it is without one of the vocabulary."""
         bundle, container = self.bundle, file.container
-        if file.caption_index is None or bundle.error_scales is None:
+        if file.caption_index is None or bundle.guide_path is None or bundle.error_scales is None:
             return pixels
         seed = zlib.crc32(container.payload)
-        guide = CaptionGuide(self.runtime.run, bundle, pixels.shape[2:], file.caption_index, seed)
+        size, tag = pixels.shape[2:], file.caption_index
+        guide = CaptionGuide(self.runtime.run, bundle, bundle.guide_path, size, tag, seed)
         lost = at_quality(bundle.error_scales, container.quality)
         change = guide.change(pixels, lost, strength=sampling.guidance, steps=sampling.guidance_steps)
         return guide.apply(pixels, change, self.tile)

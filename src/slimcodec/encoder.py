@@ -222,12 +222,15 @@ class Encoder:
 
         Plain rounding is best for squared error. But a value near the middle of two steps costs the same on either side, and a
         classifier does care: over a picture, thousands of such choices decide what it sees. So every value moves by a few hundredths
-        of a step along the gradient of log p(tag) at the picture that the symbols give, by the linear path that guides pictures too.
+        of a step along the gradient of log p(tag) at the picture that the symbols give, by the linear path.
         The format and the decoder know nothing of it.
         """
         config = self.bundle.config.compressor
         size = [side * self.bundle.config.cell for side in values.shape[2:]]
-        guide = CaptionGuide(self.runtime.run, self.bundle, size, evidence.tag, seed=0)
+        assert self.bundle.linear_path is not None
+        guide = CaptionGuide(
+            self.runtime.run, self.bundle, self.bundle.linear_path, size, evidence.tag, seed=0
+        )
         # outside the region of interest a step is larger
         scale = 2.0 ** (config.step_octaves * values[:, -1:]) if config.step_octaves else np.float32(1)
         transform, pulls = self.transform(quality), np.zeros_like(values)

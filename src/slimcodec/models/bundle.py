@@ -202,14 +202,19 @@ class Bundle:
         return self.stored.get("guide" if self.config.ldm else "autoencoder", {}).get("synthesis")
 
     @property
+    def guide_path(self) -> NDArray[Any] | None:
+        """From the values that guidance moves to the pixels of a patch; in bundles of before, and in ours, the linear path."""
+        return self.stored.get("guide", {}).get("basis", self.linear_path)
+
+    @property
     def error_scales(self) -> NDArray[Any] | None:
-        """The deviation of what compression loses [levels, C], from quality 1 to 100, as ``linear_path``; None where it is not known."""
+        """The deviation of what a file loses [levels, C], from quality 1 to 100, as ``guide_path``; None where it is not known."""
         return self.stored.get("guide" if self.config.ldm else "enhancer", {}).get("error_scale")
 
     @property
     def can_guide(self) -> bool:
-        """Whether captions can guide pictures: the gradients of a tagger reach the latent, and what is lost is known."""
-        known = self.linear_path is not None and self.error_scales is not None
+        """Whether captions can guide pictures: there is a tagger, and what moves and what is lost are known."""
+        known = self.guide_path is not None and self.error_scales is not None
         return bool(self.config.captioners) and known
 
     @cached_property

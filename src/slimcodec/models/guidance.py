@@ -1,9 +1,9 @@
 """Caption guidance: moves a decoded picture towards what the bundle's taggers know the caption by. No torch.
 
-Classifier guidance (Dhariwal & Nichol 2021, equation 10) with a linearised decoder: x = D(z0) + S (z - z0), S the KLT synthesis of
-our autoencoder, or a linear map that is fitted to a pretrained one. The loop runs the taggers on a small view of the picture and no
-decoder; the gradient of a tagger is a network that runs forward (``tag_gradient``). Each step, another tagger sees another view: what
-pleases one network at one place is no evidence.
+Classifier guidance (Dhariwal & Nichol 2021, equation 10) with a linearised decoder: x = D(z0) + S c, S the KLT synthesis of our
+autoencoder, whatever model decodes z0. The loop runs the taggers on a small view of the picture and no decoder; the gradient of a
+tagger is a network that runs forward (``tag_gradient``). Each step, another tagger sees another view: what pleases one network at
+one place is no evidence.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def at_quality(table: Floats, quality: int) -> Floats:
 class CaptionGuide:
     """Moves one picture towards a tag, by the gradients of a bundle's taggers at small views of it.
 
-    A view has ``cell`` pixels for a latent position, and ``basis`` [3 * cell * cell, C] is the synthesis at that size.
+    A view has ``cell`` pixels for a side of a patch, and ``basis`` [3 * cell * cell, C] is the synthesis at that size.
     """
 
-    def __init__(self, run: Run, bundle: Bundle, size: Sequence[int], tag: int, seed: int) -> None:
-        """``run`` runs a network by its name; the bundle has taggers and a linear path from latents to pixels.
+    def __init__(
+        self, run: Run, bundle: Bundle, synthesis: Floats, size: Sequence[int], tag: int, seed: int
+    ) -> None:
+        """``run`` runs a network by its name; the bundle has taggers.
 
-        ``size``: height and width of the picture, whole patches. ``seed`` draws the views.
+        ``synthesis`` [3 * P * P, C]: from what moves, C values a patch, to its P x P pixels, rows in the order of
+        ``pixel_unshuffle``. ``size``: height and width of the picture, whole patches. ``seed`` draws the views.
         """
-        assert bundle.linear_path is not None
-        self.run, self.taggers = run, len(bundle.config.captioners)
-        #: from a latent position, or a patch of them, to its P x P pixels [3 * P * P, C], rows in the order of ``pixel_unshuffle``
-        self.synthesis = bundle.linear_path
+        self.run, self.taggers, self.synthesis = run, len(bundle.config.captioners), synthesis
         self.patch = math.isqrt(len(self.synthesis) // 3)
         self.rows, self.columns = (side // self.patch for side in size)
         cell = min(VIEW_SIDE / min(self.rows, self.columns), LONGEST_VIEW / max(self.rows, self.columns))
@@ -68,7 +68,7 @@ class CaptionGuide:
         self.rng = np.random.Generator(np.random.Philox(key=seed))
 
     def picture(self, latent: Floats) -> Floats:
-        """The picture [1, 3, cell * h, cell * w] of a latent [1, C, h, w] by the linear path alone."""
+        """The picture [1, 3, cell * h, cell * w] of values [1, C, h, w] by the synthesis alone."""
         return _shuffled(mixed(self.basis, latent), self.cell)
 
     def pull(self, step: int, picture: Floats) -> Floats:
@@ -88,9 +88,9 @@ class CaptionGuide:
         return mixed(self.basis.T, unshuffled(gradient, self.cell))
 
     def change(self, pixels: NDArray[np.uint8], lost: Floats, *, strength: float, steps: int) -> Floats:
-        """The change [1, C, h, w] of the latent of the decoded picture, ``pixels`` [1, 3, P h, P w], towards the tag.
+        """The change [1, C, h, w] of the decoded picture, ``pixels`` [1, 3, P h, P w], towards the tag.
 
-        ``lost`` [C] is the standard deviation of what the compressor lost. The change has a root mean square of at most
+        ``lost`` [C] is the standard deviation of what the file lost. The change has a root mean square of at most
         ``strength`` in those units.
         """
         small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
@@ -108,7 +108,7 @@ class CaptionGuide:
         return change.astype(np.float32)
 
     def apply(self, pixels: NDArray[np.uint8], change: Floats, rows: int) -> NDArray[np.uint8]:
-        """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the linear path with its patches joined.
+        """The picture [1, 3, P h, P w] after a change [1, C, h, w], by the synthesis with its patches joined.
 
         ``rows`` positions are worked on at a time.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from slimcodec.models.config import (
     LdmConfig,
     PriorConfig,
 )
-from slimcodec.models.guidance import unshuffled
+from slimcodec.models.guidance import resized, unshuffled
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -166,10 +167,11 @@ def with_compressor(bundle: Bundle, latent_channels: int, source: str) -> Bundle
 
 
 def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
-    """A bundle whose tagger can guide pictures: with a linear map from its latents to pixels, and what compression loses.
+    """A bundle whose tagger can guide: the encoder by a linear map from latents to pixels, the decoder by patterns of pixels.
 
-    The map takes a coded position, a patch of latents: of single latents it knows less of their pixels. Both are fitted to
-    ``pictures`` [H, W, 3]. Of our own latent model, or where they are there, the bundle as it is.
+    The map takes a coded position, a patch of latents: of single latents it knows less of their pixels. It is fitted to
+    ``pictures`` [H, W, 3]. The patterns are the KLT of photos, that of slim-tiny's autoencoder; what files lose of them is
+    measured. Of our own latent model, or where a guide is there, the bundle as it is.
     """
     config = bundle.config
     if config.ldm is None or "guide" in bundle.stored:
@@ -177,6 +179,9 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     codec, levels = Codec(bundle), config.compressor.prior.levels
     patch, cell = config.compressor.patch, config.cell
     qualities = np.linspace(1, 100, levels).round().astype(int).tolist()
+    basis = patterns(cell)
+    # where patches are small, patterns are nearly those of others
+    side, inverse = math.isqrt(len(basis) // 3), np.linalg.pinv(basis, rcond=1e-2)
     rows: list[NDArray[Any]] = []
     pixels: list[NDArray[Any]] = []
     losses = []
@@ -184,10 +189,12 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
         height, width = (length // cell * cell for length in picture.shape[:2])
         picture = picture[:height, :width]
         latents, rough = decompressed(codec, picture, qualities if number < MEASURED else ())
+        image = picture.transpose(2, 0, 1) / np.float32(127.5) - 1
         rows.append(patches(latents, patch))
-        pixels.append(patches(picture.transpose(2, 0, 1) / np.float32(127.5) - 1, cell))
+        pixels.append(patches(image, cell))
         if rough:
-            losses.append([np.square(patches(one, patch) - rows[-1]).mean(0) for one in rough])
+            decoded = (codec.decoder.pixels(one[None])[0] / np.float32(127.5) - 1 for one in rough)
+            losses.append([np.square(patches(one - image, side) @ inverse.T).mean(0) for one in decoded])
     x, y = np.concatenate(rows), np.concatenate(pixels)
     # a little of ridge regression: an untrained compressor has few photos
     square = (known := np.pad(x, ((0, 0), (0, 1)), constant_values=1).astype(np.float64)).T @ known
@@ -197,9 +204,20 @@ def with_guide(bundle: Bundle, pictures: Sequence[NDArray[np.uint8]]) -> Bundle:
     logger.info("linear map of latents to pixels: %.1f dB", 10 * np.log10(4 / max(error, 1e-9)))
     tables = {
         "synthesis": solution[:-1].T.astype(np.float32),
+        "basis": basis,
         "error_scale": np.sqrt(np.mean(losses, 0)).astype(np.float32),
     }
     return changed(bundle, {"guide": tables})
+
+
+def patterns(cell: int) -> NDArray[np.float32]:
+    """Patterns of pixels [3 * P * P, C] of photos, P dividing ``cell``: the KLT synthesis of slim-tiny's autoencoder."""
+    klt = Bundle.from_pretrained().linear_path
+    assert klt is not None
+    side = math.isqrt(len(klt) // 3)
+    fitting = math.gcd(side, cell)
+    resizable = klt.T.reshape(-1, 3, side, side)
+    return resized(resizable, (fitting, fitting)).reshape(len(resizable), -1).T.astype(np.float32)
 
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
