@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = ("encode", "decode 0", "decode 1", "decode 4")
-WITHOUT_STEPS = ("encode", "decode 0", "decode machine")
+#: "encode" is at effort 0, "encode 3" at effort 3
+WITHOUT_STEPS = ("encode", "encode 3", "decode 0", "decode machine")
 
 WORK = """
 import json, re, sys, time
@@ -39,11 +40,12 @@ from PIL import Image
 picture = Image.open(io.BytesIO(generated_rows(1)[0]["image"]["bytes"])).resize((int(side), int(side)))
 
 def run():
-    if operation == "encode":
-        made = list(encode_many(codec, [picture] * batch, 50, "a photo of a tabby", batch_size=batch))
+    name, _, way = operation.partition(" ")
+    if name == "encode":
+        options = {"batch_size": batch, "effort": int(way or 0)}
+        made = list(encode_many(codec, [picture] * batch, 50, "a photo of a tabby", **options))
         open(data, "wb").write(made[0])
     else:
-        way = operation.split()[1]
         options = {"preset": way} if way == "machine" else {"steps": int(way)}
         made = list(decode_many(codec, [data] * batch, batch_size=batch, **options))
     for one in made:

@@ -209,6 +209,26 @@ def test_guidance_moves_patterns_of_photos_whatever_the_patch() -> None:
     assert patterns(24).shape == (3 * 8 * 8, klt.shape[1]) and patterns(4).shape == (3 * 4 * 4, klt.shape[1])
 
 
+@pytest.mark.slow
+def test_the_encoders_effort_sees_what_the_decoder_gives(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = slimcodec.load(bundle, dtype="float32")
+    seen, pixels = list[NDArray[Any]](), codec.decoder.pixels
+
+    def noted(latents: NDArray[Any]) -> NDArray[Any]:
+        seen.append(latents)
+        return pixels(latents)
+
+    monkeypatch.setattr(codec.decoder, "pixels", noted)
+    picture = photo("chelsea", 90, 60)
+    plain = codec.encode(picture, 90, effort=0)
+    codec.encode(picture, 90, effort=2)
+    assert len(seen) == 2
+    # what is seen first is what plain rounding gives
+    np.testing.assert_array_equal(seen[0][0], codec.decode_latent(plain))
+
+
 def bundle_weights(folder: Path) -> str:
     ldm = Bundle.from_pretrained(folder).config.ldm
     assert ldm is not None

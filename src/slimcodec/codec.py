@@ -64,7 +64,7 @@ class Codec:
         except (KeyError, ValueError) as error:
             raise SlimError(f"the bundle's part prior does not fit its configuration: {error}") from error
         self.decoder = Decoder(bundle, self.runtime, self.coder, tile)
-        self.encoder = Encoder(bundle, self.runtime, self.coder, tile, self.decoder.synthesise)
+        self.encoder = Encoder(bundle, self.runtime, self.decoder)
 
     @property
     def cell(self) -> int:

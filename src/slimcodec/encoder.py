@@ -19,12 +19,13 @@ from slimcodec.images import Pixels, padded_size
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BLOCK_RADIUS
 from slimcodec.models.guidance import CaptionGuide, at_quality, mixed, resized, unit, unshuffled
-from slimcodec.models.latent_codec import CodedLatent, LatentCodec
+from slimcodec.models.latent_codec import CodedLatent
 from slimcodec.models.runtime import unpacked
 from slimcodec.models.tiles import tiled
 from slimcodec.models.trials import Trials
 
 if TYPE_CHECKING:
+    from slimcodec.decoder import Decoder
     from slimcodec.models.runtime import Runtime
 
 #: where the bits should go: "auto", None, or a mask in [0, 1]
@@ -87,20 +88,10 @@ class Request:
 class Encoder:
     """The steps from pictures to files. Those that take several pictures run one pass for all of them."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        runtime: Runtime,
-        coder: LatentCodec,
-        tile: int,
-        synthesise: Callable[[CodedLatent, int], Floats],
-    ) -> None:
-        """``tile``: side, in latent positions, of the pieces in which a large picture is worked on.
-
-        ``synthesise``: the decoder's, the decompressed latent [1, C, h, w] of symbols at a quality.
-        """
-        self.bundle, self.runtime, self.coder, self.tile = bundle, runtime, coder, tile
-        self.synthesise = synthesise
+    def __init__(self, bundle: Bundle, runtime: Runtime, decoder: Decoder) -> None:
+        """``decoder``: the codec's, to see what a file will give."""
+        self.bundle, self.runtime, self.decoder = bundle, runtime, decoder
+        self.coder, self.tile = decoder.coder, decoder.tile
 
     def latents(self, pictures: Sequence[Pixels]) -> list[Floats]:
         """The latent [1, C, h, w] of every picture; their sizes are equal once padded to whole coded positions."""
@@ -222,7 +213,8 @@ class Encoder:
 
         Plain rounding is best for squared error. But a value near the middle of two steps costs the same on either side, and a
         classifier does care: over a picture, thousands of such choices decide what it sees. So every value moves by a few hundredths
-        of a step along the gradient of log p(tag) at the picture that the symbols give, by the linear path.
+        of a step along the gradient of log p(tag) at the picture that the symbols give, by the linear path. Of a pretrained
+        model, whose pixels that path hardly knows, the picture is the decoder's.
         The format and the decoder know nothing of it.
         """
         config = self.bundle.config.compressor
@@ -236,8 +228,12 @@ class Encoder:
         transform, pulls = self.transform(quality), np.zeros_like(values)
         coded = self.coder.quantise(values, hyper, quality)
         for step in range(evidence.steps):
-            latent = unshuffled(self.synthesise(coded, quality), config.patch)
-            pulls += unit(scale * mixed(transform, guide.pull(step, guide.picture(latent))))
+            latent = self.decoder.synthesise(coded, quality)
+            if self.bundle.config.ldm:
+                picture = guide.view(self.decoder.pixels(latent))
+            else:
+                picture = guide.picture(unshuffled(latent, config.patch))
+            pulls += unit(scale * mixed(transform, guide.pull(step, picture)))
             moved = values + (PULL * unit(pulls)).clip(-FURTHEST, FURTHEST)
             coded = self.coder.quantise(moved, hyper, quality)
         return coded

@@ -71,6 +71,13 @@ class CaptionGuide:
         """The picture [1, 3, cell * h, cell * w] of values [1, C, h, w] by the synthesis alone."""
         return _shuffled(mixed(self.basis, latent), self.cell)
 
+    def view(self, pixels: NDArray[np.uint8]) -> Floats:
+        """A picture [1, 3, P h, P w] as [1, 3, cell * h, cell * w] in [-1, 1]."""
+        small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
+            (self.columns * self.cell, self.rows * self.cell), Image.Resampling.BILINEAR
+        )
+        return np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
+
     def pull(self, step: int, picture: Floats) -> Floats:
         """The gradient [1, C, h, w] of log p(tag), along the basis, of the tagger whose turn it is.
 
@@ -93,11 +100,7 @@ class CaptionGuide:
         ``lost`` [C] is the standard deviation of what the file lost. The change has a root mean square of at most
         ``strength`` in those units.
         """
-        small = Image.fromarray(pixels[0].transpose(1, 2, 0)).resize(
-            (self.columns * self.cell, self.rows * self.cell), Image.Resampling.BILINEAR
-        )
-        picture = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
-        lost = lost[:, None, None]
+        picture, lost = self.view(pixels), lost[:, None, None]
         shares = DECAY ** np.arange(steps, dtype=np.float32)
         change = np.zeros((1, len(lost), self.rows, self.columns), np.float32)
         for step, share in enumerate(shares / shares.sum()):
