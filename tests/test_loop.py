@@ -21,7 +21,8 @@ from slimcodec.training.batches import Draws
 from slimcodec.training.log import load_tensors, save_tensors
 from slimcodec.training.loop import OutOfTime, Stage, schedule, train
 from slimcodec.training.losses import rate_failure
-from slimcodec.training.recipe import Optimisation, Reports
+from slimcodec.training.recipe import Optimisation, Reports, load_recipe
+from slimcodec.training.run import Run
 
 
 def counting(step: int, numbers: Sequence[int]) -> Tensor:
@@ -126,6 +127,28 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     again = Line()
     weights = train(again, tmp_path, OPTIONS, REPORTS, resume=True)
     assert not again.steps_seen and all(torch.equal(first[name], weights[name]) for name in first)
+
+
+class Retrained(Line):
+    name = "autoencoder"
+
+
+def test_retraining_that_is_killed_leaves_nothing_of_the_weights_before(tmp_path: Path) -> None:
+    settings = (f"out={tmp_path}", "device=cpu", "precision=no", "reports.checkpoint_every=4")
+    recipe = load_recipe("smoke", (*settings, "autoencoder.optimisation.steps=8"))
+    Run(recipe).train(Retrained(), '{"autoencoder": "before"}')
+    resumed = Run(recipe, resume=True)
+    assert resumed.is_finished("autoencoder")
+    for fail_at, left in ((2, False), (6, True)):
+        broken = Retrained()
+        broken.fail_at = fail_at
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe).train(broken, '{"autoencoder": "after"}')
+        # neither are the old weights finished, nor does the old checkpoint go on
+        assert not resumed.is_finished("autoencoder") and resumed.has_begun("autoencoder") == left
+        resumed.check_origin("autoencoder", '{"autoencoder": "after"}')
+    resumed.train(Retrained(), '{"autoencoder": "after"}')
+    assert resumed.is_finished("autoencoder")
 
 
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:

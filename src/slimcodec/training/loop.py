@@ -87,9 +87,9 @@ def train(
     """Trains a stage and returns the averaged (EMA) weights.
 
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
-    TensorBoard and sheets of samples. ``workers`` processes prepare batches. ``about`` gets an entry ``earlier`` where the run of
-    another revision of the program is resumed. At the first checkpoint or log line after ``deadline`` (``time.monotonic``) the
-    stage writes a checkpoint and raises ``OutOfTime``.
+    TensorBoard and sheets of samples; what the stage left there before goes first, unless it is resumed. ``workers`` processes
+    prepare batches. ``about`` gets an entry ``earlier`` where the run of another revision of the program is resumed. At the first
+    checkpoint or log line after ``deadline`` (``time.monotonic``) the stage writes a checkpoint and raises ``OutOfTime``.
 
     Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
     skipped.
@@ -130,6 +130,10 @@ def train(
             Steps(stage.batches, shares), batch_size=None, sampler=remaining, num_workers=workers
         )
     )
+    if not resume and accelerator.is_main_process:
+        # a run that is killed and resumed must not take them for its own
+        for old in (folder / f"{stage.name}.safetensors", *folder.glob(f"{stage.name}.pt*")):
+            old.unlink(missing_ok=True)
     with TrainingLog(folder, stage.name, options, first, accelerator, totals) as log:
         for step in remaining:
             begun = time.monotonic()
