@@ -39,6 +39,7 @@ from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
 from slimcodec.training.batches import Crops, LabelledViews
 from slimcodec.training.compression_model import latent_codec_parts
+from slimcodec.training.log import load_tensors
 from slimcodec.training.loop import train
 from slimcodec.training.losses import Fidelity, RateDistortion
 from slimcodec.training.recipe import Reports, load_recipe
@@ -87,7 +88,8 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
     )
     stage = CaptionerStage(tagger, views, train_body=False)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    tagger.load_state_dict(train(stage, folder, options, Reports(), accelerator, resume=True))
+    state = load_tensors(folder / f"{stage.name}.pt")
+    tagger.load_state_dict(train(stage, folder, options, Reports(), accelerator, state=state))
     return tagger.eval()
 
 
@@ -104,7 +106,8 @@ def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: T
     crops = Crops(photos, options.crop, options.batch, options.seed)
     stage = CompressorStage(autoencoder, Compressor(network), crops, objective, recipe)
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    weights = train(stage, folder, options, Reports(sample_every=500), accelerator, resume=True)
+    state = load_tensors(folder / f"{stage.name}.pt")
+    weights = train(stage, folder, options, Reports(sample_every=500), accelerator, state=state)
     stage.model.load_state_dict(weights)
     parts = {
         "autoencoder": dict(autoencoder.state_dict()),

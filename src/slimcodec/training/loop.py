@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import Draws
-from slimcodec.training.log import TrainingLog, load_tensors, save_tensors
+from slimcodec.training.log import TrainingLog, save_tensors
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
@@ -80,7 +80,7 @@ def train(
     accelerator: Accelerator | None = None,
     *,
     workers: int = 0,
-    resume: bool = False,
+    state: dict[str, Any] | None = None,
     about: dict[str, str] | None = None,
     deadline: float = math.inf,
 ) -> dict[str, Tensor]:
@@ -88,8 +88,9 @@ def train(
 
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
     TensorBoard and sheets of samples; what the stage left there before goes first, unless it is resumed. ``workers`` processes
-    prepare batches. ``about`` gets an entry ``earlier`` where the run of another revision of the program is resumed. At the first
-    checkpoint or log line after ``deadline`` (``time.monotonic``) the stage writes a checkpoint and raises ``OutOfTime``.
+    prepare batches. ``state``: the checkpoint from which the stage goes on, see ``load_tensors``. ``about`` gets an entry ``earlier``
+    where another revision of the program made it. At the first checkpoint or log line after ``deadline`` (``time.monotonic``) the
+    stage writes a checkpoint and raises ``OutOfTime``.
 
     Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
     skipped.
@@ -107,7 +108,7 @@ def train(
     average = average_weights(stage.model, options.ema_decay)
     first, bad = 0, 0
     totals: dict[str, Tensor] = {}
-    if resume and (state := load_tensors(checkpoint)) is not None:
+    if state is not None:
         restore(stage.model, state["model"], checkpoint)
         restore(average, state["average"], checkpoint)
         try:
@@ -130,7 +131,7 @@ def train(
             Steps(stage.batches, shares), batch_size=None, sampler=remaining, num_workers=workers
         )
     )
-    if not resume and accelerator.is_main_process:
+    if state is None and accelerator.is_main_process:
         # a run that is killed and resumed must not take them for its own
         for old in (folder / f"{stage.name}.safetensors", *folder.glob(f"{stage.name}.pt*")):
             old.unlink(missing_ok=True)

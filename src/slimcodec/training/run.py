@@ -126,8 +126,8 @@ class Run:
         fidelity = self.fidelity(recipe.background, features)
         return RateDistortion(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
-    def train(self, stage: Stage[Any], origin: str) -> None:
-        """Trains a stage and leaves its weights in the run folder."""
+    def train(self, stage: Stage[Any], origin: str, state: dict[str, Any] | None = None) -> None:
+        """Trains a stage, from the checkpoint ``state`` on, and leaves its weights in the run folder."""
         options = self.recipe.optimisation(stage.name)
         about = {
             "origin": origin,
@@ -144,7 +144,7 @@ class Run:
             self.recipe.reports,
             self.accelerator,
             workers=self.recipe.data.workers,
-            resume=self.resume,
+            state=state,
             about=about,
             deadline=self.deadline,
         )
@@ -196,15 +196,15 @@ class Run:
         steps = str(self.recipe.optimisation(stage).steps)
         return self.has_weights(stage) and self.about(stage).get("steps") == steps
 
-    def check_origin(self, stage: str, origin: str) -> None:
-        """Raises ``SlimError`` where a stage's weights or checkpoint come from something else than ``origin`` says."""
-        path, checkpoint = self.weights_path(stage), self.folder / f"{stage}.pt"
+    def checkpoint(self, stage: str) -> dict[str, Any] | None:
+        """The checkpoint from which a stage goes on, None where it has left none."""
+        return load_tensors(self.folder / f"{stage}.pt")
+
+    def check_origin(self, stage: str, origin: str, state: dict[str, Any] | None = None) -> None:
+        """Raises ``SlimError`` where a stage's weights, or its checkpoint, come from something else than ``origin`` says."""
+        path, about = self.folder / f"{stage}.pt", state["about"] if state else {}
         if self.has_weights(stage):
-            about = self.about(stage)
-        elif (state := load_tensors(checkpoint)) is not None:
-            path, about = checkpoint, state["about"]
-        else:
-            return
+            path, about = self.weights_path(stage), self.about(stage)
         # those of earlier releases say nothing
         before, now = json.loads(about.get("origin", "{}")), json.loads(origin)
         if changed := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):

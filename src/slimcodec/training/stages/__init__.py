@@ -69,16 +69,18 @@ def train_stage(run: Run, name: str) -> None:
     for earlier in needs:
         if earlier in run.recipe.stages and earlier not in run.replaced:
             run.require(earlier)
-    origin = run.origin(name, (*needs, *takes))
+    origin, state = run.origin(name, (*needs, *takes)), None
     if run.resume:
-        run.check_origin(name, origin)
-        if run.is_finished(name):
+        finished = run.is_finished(name)
+        state = None if finished else run.checkpoint(name)
+        run.check_origin(name, origin, state)
+        if finished:
             logger.info("%s is finished", name)
             return
     torch.manual_seed(run.recipe.optimisation(name).seed)
     stage = build(run)
     run.write_records()
-    run.train(stage, origin)
+    run.train(stage, origin, state)
 
 
 def check_origins(run: Run) -> None:
