@@ -82,7 +82,6 @@ def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path)
         photos,
         vocabulary,
         size=tagger.config.side,
-        batch=options.batch,
         seed=options.seed,
         labelled_later=True,
     )

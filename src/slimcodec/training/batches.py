@@ -175,7 +175,7 @@ class Crops:
 
     def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Batch:
         pictures, masks, captions = [], [], []
-        for number in numbers or range(self.batch):
+        for number in range(self.batch) if numbers is None else numbers:
             rng = np.random.default_rng([self.seed, step, number])
             photo = draw_photo(self.photos, step, rng, self.shares)
             picture, mask = crop(photo, self.size, rng)
@@ -242,7 +242,6 @@ class LabelledViews:
     thumbnail_share: float = 0.15
     _: KW_ONLY
     size: int
-    batch: int
     seed: int
     smallest_area: float = 0.5
     #: classifiers will see every view, so that their soft label of the photo does not count
@@ -252,9 +251,8 @@ class LabelledViews:
         # of equal tags the first one counts
         self.tags = {tag: number for number, tag in reversed(list(enumerate(self.vocabulary)))}
 
-    def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Views:
-        rngs = (np.random.default_rng([self.seed, step, number]) for number in numbers or range(self.batch))
-        views = [self._view(step, rng) for rng in rngs]
+    def __call__(self, step: int, numbers: Sequence[int]) -> Views:
+        views = [self._view(step, np.random.default_rng([self.seed, step, number])) for number in numbers]
         pictures, targets, known, masks, trust = zip(*views, strict=True)
         return Views(
             scaled(pictures),

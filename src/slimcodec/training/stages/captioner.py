@@ -69,7 +69,6 @@ class CaptionerStage(Stage[Views]):
             run.data.vocabulary,
             run.data.thumbnails,
             size=teachers[0].side if teachers else tagger.config.side,
-            batch=recipe.optimisation.batch,
             seed=recipe.optimisation.seed,
             thumbnail_share=recipe.thumbnail_share,
             smallest_area=recipe.smallest_area,
