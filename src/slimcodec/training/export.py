@@ -21,10 +21,10 @@ from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.graphs import FOLDER, export
 from slimcodec.models.pretrained.networks import Autoencoder
+from slimcodec.training import STAGES
 from slimcodec.training.batches import is_drawn, shuffled
 from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
 from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
-from slimcodec.training.recipe import STAGES
 from slimcodec.training.run import CHANGED, Run, revision
 from slimcodec.training.stages import check_origins, same_vocabulary
 from slimcodec.training.stages.captioner import tagger_config

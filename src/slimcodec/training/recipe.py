@@ -12,6 +12,7 @@ from slimcodec.config import from_plain
 from slimcodec.errors import SlimError
 from slimcodec.models.config import PATCH, AutoencoderConfig, CaptionerConfig, CompressorConfig
 from slimcodec.models.enhancer import UNetSize
+from slimcodec.training import STAGES
 from slimcodec.training.losses import Features
 
 if sys.version_info >= (3, 11):
@@ -279,10 +280,6 @@ class Recipe:
                 raise SlimError(f"{stage}.optimisation: steps, batch and accumulate are at least 1")
             if options.crop % PATCH:
                 raise SlimError(f"{stage}.optimisation.crop is {options.crop}; give a multiple of {PATCH}")
-
-
-#: the stages that train, in the order in which they build on each other
-STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance")
 
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:

@@ -18,9 +18,8 @@ from slimcodec.training.stages.latent_diffusion import AutoencoderStage, Diffusi
 
 logger = logging.getLogger(__name__)
 
-#: how each stage is built, in the order in which they build on each other; the earlier stages whose weights it needs, and
-#: those whose weights it takes where they have run
-STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...], tuple[str, ...]]] = {
+#: how each stage is built, the earlier stages whose weights it needs, and those whose weights it takes where they have run
+BUILDERS: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...], tuple[str, ...]]] = {
     "autoencoder": (AutoencoderStage, (), ()),
     "diffusion": (DiffusionStage, ("autoencoder",), ()),
     "latents": (LatentStage, ("autoencoder",), ()),
@@ -65,7 +64,7 @@ def train_stage(run: Run, name: str) -> None:
     if name in run.replaced:
         logger.info("%s: skipped", name)
         return
-    build, needs, takes = STAGES[name]
+    build, needs, takes = BUILDERS[name]
     for earlier in needs:
         if earlier in run.recipe.stages and earlier not in run.replaced:
             run.require(earlier)
@@ -85,6 +84,6 @@ def train_stage(run: Run, name: str) -> None:
 
 def check_origins(run: Run) -> None:
     """Raises ``SlimError`` where the recipe is not the one of the weights in the run folder; their data may be others."""
-    for name, (_, needs, takes) in STAGES.items():
+    for name, (_, needs, takes) in BUILDERS.items():
         if run.has_weights(name):
             run.check_origin(name, run.origin(name, (*needs, *takes), shared=()))
