@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from slimcodec.codec import Codec
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.autoencoder import PatchAutoencoder, klt
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
@@ -109,9 +109,7 @@ def start_as_transform(
             f"prior.channels is {channels}; give at most as many, and a patch above 1"
         )
     rows = F.pixel_unshuffle(latents, config.patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-    basis, spread = vectors.flip(1).T[:channels], values.flip(0)[:channels].clamp(min=1e-8).sqrt()
+    mean, basis, spread = klt(rows, channels)
     analysis = basis * weight / spread[:, None]
     enter.weight.copy_(analysis[..., None, None])
     enter.bias.copy_(-analysis @ (mean / weight))
