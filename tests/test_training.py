@@ -26,7 +26,7 @@ from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.config import SCALES, CaptionerConfig
 from slimcodec.models.prior import index_of_scale, scale_of_index
-from slimcodec.training.batches import Draws, Views, crop, part_mean, random_caption
+from slimcodec.training.batches import Draws, Views, crop, random_caption
 from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
 from slimcodec.training.export import training_record
 from slimcodec.training.losses import (
@@ -187,8 +187,8 @@ def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
         assert torch.equal(whole.every(share), torch.cat(chosen))
         values = torch.arange(8.0)
         means = [
-            part_mean(values[size * n : size * (n + 1)][mask], mask, share, 8)
-            for n, mask in enumerate(chosen)
+            part.part_mean(values[size * n : size * (n + 1)][mask], share)
+            for n, (part, mask) in enumerate(zip(parts, chosen, strict=True))
         ]
         assert float(torch.stack(means).mean()) == pytest.approx(float(values[whole.every(share)].mean()))
     # a part of a share keeps its own numbers

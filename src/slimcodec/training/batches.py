@@ -36,10 +36,9 @@ class Draws:
     """
 
     def __init__(
-        self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | None = None
+        self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.numbers, self.batch = list(numbers), batch
-        self.device = device or torch.device("cpu")
+        self.numbers, self.batch, self.device = list(numbers), batch, device
         self._generators = [_generator(seed, step, number + 1) for number in numbers]
         self._common = _generator(seed, step, 0)
 
@@ -70,18 +69,19 @@ class Draws:
 
     def every(self, share: float) -> Tensor:
         """Which pictures belong to a fixed, evenly spread ``share`` of the whole batch: booleans [pictures]."""
-        count = max(1, round(share * self.batch))
+        count = self._count(share)
         chosen = [((n + 1) * count) // self.batch > (n * count) // self.batch for n in self.numbers]
         return torch.tensor(chosen, device=self.device)
 
+    def part_mean(self, values: Tensor, share: float) -> Tensor:
+        """These pictures' part of the mean over the batch of ``values`` [pictures], which those of ``every(share)`` have.
 
-def part_mean(values: Tensor, chosen: Tensor, share: float, batch: int) -> Tensor:
-    """A share's part of the mean of ``values`` [chosen pictures] over ``Draws.every(share)`` of a batch of ``batch``.
+        They may be more or fewer than others': divided by the average number, the mean of the parts is that over the batch.
+        """
+        return values.sum() / (len(self.numbers) * self._count(share) / self.batch)
 
-    Shares may hold unequal numbers of chosen pictures: divided by the average number, the mean over shares is that over the batch.
-    """
-    expected = len(chosen) * max(1, round(share * batch)) / batch
-    return values.sum() / expected
+    def _count(self, share: float) -> int:
+        return max(1, round(share * self.batch))
 
 
 def _generator(seed: int, step: int, number: int) -> torch.Generator:

@@ -24,7 +24,7 @@ from slimcodec.files import atomic_write
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.processes import progress
-from slimcodec.training.batches import Batch, Crops, Draws, part_mean
+from slimcodec.training.batches import Batch, Crops, Draws
 from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import RateDistortion, roi_weights, weighted_mse
@@ -104,7 +104,7 @@ class CompressorStage(Stage[Batch]):
         if chosen.any():
             error = weighted_mse(self.autoencoder.decode(latents[chosen]), batch.pictures[chosen])
             terms["mse_clean"] = error.detach().mean()
-            loss = loss + CLEAN_WEIGHT * part_mean(error, chosen, self.clean_share, draws.batch)
+            loss = loss + CLEAN_WEIGHT * draws.part_mean(error, self.clean_share)
         return loss, terms
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:

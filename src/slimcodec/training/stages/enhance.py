@@ -24,7 +24,7 @@ from slimcodec.models.pretrained.networks import (
     prediction_target,
 )
 from slimcodec.models.pretrained.pipeline import PretrainedModel
-from slimcodec.training.batches import Batch, Draws, part_mean
+from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.compression_model import code
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import region_errors, roi_weights, weighted_mse
@@ -125,7 +125,7 @@ class EnhanceStage(Stage[Batch]):
                 weights = roi_weights(first.masks, background)
                 before = weighted_mse(self.autoencoder.decode(rough[at_start]), first.pictures, weights)
             ratio = fidelity / before
-            loss = loss + recipe.fidelity * part_mean(ratio, at_start, START_SHARE, draws.batch)
+            loss = loss + recipe.fidelity * draws.part_mean(ratio, START_SHARE)
             terms |= logged | region_errors(enhanced, first.pictures, first.masks)
             terms |= {
                 "denoising_start": squared.detach()[at_start].mean(),
