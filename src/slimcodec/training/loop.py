@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -81,22 +81,20 @@ def train(
     *,
     workers: int = 0,
     state: dict[str, Any] | None = None,
-    about: dict[str, str] | None = None,
+    about: Mapping[str, str] | None = None,
     deadline: float = math.inf,
 ) -> dict[str, Tensor]:
     """Trains a stage and returns the averaged (EMA) weights.
 
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
     TensorBoard and sheets of samples; what the stage left there before goes first, unless it is resumed. ``workers`` processes
-    prepare batches. ``state``: the checkpoint from which the stage goes on, see ``load_tensors``. ``about`` gets an entry ``earlier``
-    where another revision of the program made it. At the first checkpoint or log line after ``deadline`` (``time.monotonic``) the
-    stage writes a checkpoint and raises ``OutOfTime``.
+    prepare batches. ``state``: the checkpoint from which the stage goes on, see ``load_tensors``. At the first checkpoint or
+    log line after ``deadline`` (``time.monotonic``) the stage writes a checkpoint and raises ``OutOfTime``.
 
     Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
     skipped.
     """
     accelerator = accelerator or Accelerator(cpu=True)
-    about = {} if about is None else about
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
     for module in (stage.model, *stage.frozen):
@@ -119,7 +117,6 @@ def train(
                 f"({stage.name}.train_...), or train into another out folder"
             ) from error
         first, bad, totals = state["step"], state["bad"], state["totals"]
-        about |= _earlier_revisions(state["about"], about.get("revision"), first)
         logger.info("%s goes on at step %d", stage.name, first)
     weights: dict[str, Tensor] = average.module.state_dict()
     if first >= options.steps:
@@ -172,7 +169,7 @@ def train(
                     "step": step + 1,
                     "totals": log.merged_totals(),
                     "bad": bad,
-                    "about": about,
+                    "about": dict(about or {}),
                 }
                 if accelerator.is_main_process:
                     save_tensors(state, checkpoint, step + 1, reports.checkpoint_megabytes)
@@ -279,14 +276,6 @@ def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{path} was made by another recipe or release of slimcodec: its tensors are not those that this one wants; give the "
             "settings that it was made with, or train into another out folder"
         ) from error
-
-
-def _earlier_revisions(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
-    """The entry ``earlier``, if other revisions of the program began the run: "REVISION to step 2000, ..."."""
-    earlier = [before["earlier"]] if "earlier" in before else []
-    if before.get("revision", revision) != revision:
-        earlier.append(f"{before['revision']} to step {step}")
-    return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
 def _due(step: int, every: int, options: Optimisation) -> bool:

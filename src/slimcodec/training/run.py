@@ -137,6 +137,8 @@ class Run:
             "revision": revision() or "unknown",
             "processes": str(self.accelerator.num_processes),
         }
+        if state is not None:
+            about |= earlier_revisions(state["about"], about["revision"], state["step"])
         weights = train(
             stage,
             self.folder,
@@ -229,6 +231,14 @@ class Run:
     def restore(self, module: nn.Module, stage: str, part: str = "") -> None:
         """Fills a module with a stage's weights, or with those of a ``part`` of its model."""
         restore(module, self.load(stage, part), self.weights_path(stage))
+
+
+def earlier_revisions(before: dict[str, str], revision: str, step: int) -> dict[str, str]:
+    """The entry ``earlier``, if other revisions of the program began the stage: "REVISION to step 2000, ..."."""
+    earlier = [before["earlier"]] if "earlier" in before else []
+    if before.get("revision", revision) != revision:
+        earlier.append(f"{before['revision']} to step {step}")
+    return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
 def revision() -> str | None:
