@@ -57,9 +57,8 @@ class UNetSize:
     text_width: int = 128
 
 
-def small_unet_config(latent_channels: int = 128, size: UNetSize | None = None) -> dict[str, Any]:
+def small_unet_config(latent_channels: int, size: UNetSize) -> dict[str, Any]:
     """Configuration of slim-tiny's UNet: two resolutions, attention at the coarse one, the caption pooled and attended."""
-    size = size or UNetSize()
     return {
         "sample_size": 16,
         "in_channels": 2 * latent_channels,

@@ -44,7 +44,7 @@ from slimcodec.training.compression_model import (
     start_as_transform,
 )
 from slimcodec.training.pseudo_labels import lending_bundle
-from slimcodec.training.recipe import DefaultsRecipe
+from slimcodec.training.recipe import CompressorRecipe, DefaultsRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,6 @@ SAMPLES, SIDE = 12, 128
 MEASURED = 4
 #: weight of the squared coefficients in the fit of the linear map, relative to the latents' energy
 RIDGE = 1e-2
-#: weights of the squared error at quality 1 and 100, as in the recipes
-LAMBDAS = (6e-5, 2e-2)
 
 
 def create(
@@ -259,7 +257,7 @@ def with_transform_code(
         # the same model gives the same bundle
         torch.manual_seed(0)
         model = CompressionModel(Compressor(network), autoencoder).to(bundle.parts.device)
-    low, high = LAMBDAS
+    low, high = CompressorRecipe.lambdas
     lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.parts.device)
     batch = scaled([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
     start_as_transform(model, autoencoder, batch.to(bundle.parts.device), lambdas, predicted=0.7)
