@@ -36,13 +36,11 @@ B = TypeVar("B")
 
 
 class Stage(Generic[B]):
-    """What a training stage tells the loop."""
+    """What a training stage tells the loop, which brings all modules that it holds to the device."""
 
     name: str
     #: the modules that are trained, saved and averaged
     model: nn.Module
-    #: modules that are used but not trained
-    frozen: Sequence[nn.Module] = ()
     #: parameters whose learning rate is ``rate_factor`` times that of the others: a linear path is a good transform already
     scaled: Sequence[nn.Parameter] = ()
     rate_factor = 0.02
@@ -97,8 +95,9 @@ def train(
     accelerator = accelerator or Accelerator(cpu=True)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
-    for module in (stage.model, *stage.frozen):
-        module.to(accelerator.device)
+    for held in vars(stage).values():
+        if isinstance(held, nn.Module):  # trained, or only used
+            held.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         stage.parameter_groups(options.learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )

@@ -61,7 +61,7 @@ class CompressorStage(Stage[Batch]):
     ) -> None:
         self.autoencoder = autoencoder.requires_grad_(False)
         self.model: CompressionModel = CompressionModel(compressor, autoencoder)
-        self.batches, self.objective, self.frozen = crops, objective, [autoencoder]
+        self.batches, self.objective = crops, objective
         self.train_encoder, self.clean_share = False, 0.0
         lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))
         if isinstance(autoencoder, PretrainedAutoencoder):

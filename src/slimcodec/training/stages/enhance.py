@@ -177,7 +177,6 @@ class OwnEnhanceStage(EnhanceStage):
             add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
             self.text.requires_grad_(False)
         self.model = self.trained_with({"enhancer": self.enhancer, "text": self.text})
-        self.frozen = [self.autoencoder, self.codec]
         # the unit of what is predicted: the deviation of what the compressor loses, by level and channel
         for row, quality in enumerate(torch.linspace(1, 100, self.enhancer.config.levels).tolist()):
             self.enhancer.error_scale[row] = self.compression_error(quality, OWN_BATCHES, (0, 2, 3)).sqrt()
@@ -210,7 +209,6 @@ class PretrainedEnhanceStage(EnhanceStage):
         super().__init__(run)
         self.enhancer, self.text = model.enhancer, model.text_encoder
         add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
-        self.frozen = [self.autoencoder, self.codec, self.enhancer, self.text]
         self.codec.to(run.accelerator.device)
         with torch.no_grad():
             pictures = self.batches(PRETRAINED_BATCHES - 1).pictures.to(run.accelerator.device)

@@ -67,7 +67,6 @@ class DiffusionStage(Stage[Batch]):
 
     def __init__(self, run: Run) -> None:
         self.autoencoder = load_autoencoder(run)
-        self.frozen = [self.autoencoder]
         self.enhancer, self.text = build_unet(run)
         self.enhancer.error_scale.fill_(1.0)
         self.model = nn.ModuleDict({"enhancer": self.enhancer, "text": self.text})
