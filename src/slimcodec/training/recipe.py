@@ -233,13 +233,6 @@ class Recipe:
     defaults: DefaultsRecipe = field(default_factory=DefaultsRecipe)
 
     @property
-    def replaced(self) -> dict[str, str]:
-        """The stages that a pretrained model makes needless, with the model or bundle that is taken instead."""
-        ldm = self.ldm
-        sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
-        return {stage: source for stage, source in sources.items() if ldm.source and source}
-
-    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that the recipe has, in order."""
         return tuple(stage for stage in STAGES if stage != "latents" or self.latents.count)

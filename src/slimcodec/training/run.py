@@ -100,7 +100,10 @@ class Run:
 
         A captioner has nothing to learn from photos without labels: the embedded one is as good for the same vocabulary.
         """
-        replaced = self.recipe.replaced
+        ldm = self.recipe.ldm
+        replaced = dict.fromkeys(("autoencoder", "diffusion"), ldm.source) if ldm.source else {}
+        if ldm.source and ldm.captioner:
+            replaced["captioner"] = ldm.captioner
         if self.pretrained is not None and self.pretrained.config.enhancer is None:
             replaced["enhance"] = ""
         if "captioner" not in replaced and not self.data.labelled:

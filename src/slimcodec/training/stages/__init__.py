@@ -42,7 +42,7 @@ def check_stages(run: Run, names: Sequence[str]) -> None:
         _ = data.thumbnails
         if recipe.captioner.start_from_weights:
             start_from_weights(Tagger(tagger_config(run)), run)
-    elif "captioner" in names and "captioner" not in recipe.replaced:
+    elif "captioner" in names and not (recipe.ldm.source and recipe.ldm.captioner):
         logger.warning(
             "the photos have no label of the vocabulary and teachers.models is not set: no captioner can be trained"
         )
