@@ -218,16 +218,12 @@ class Run:
                 "train it again with --overwrite, or choose another folder with --set out="
             )
 
-    def require(self, stage: str) -> None:
-        """Raises ``SlimError`` where a stage has left no weights."""
+    def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
+        """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
         if not self.has_weights(stage):
             raise SlimError(
                 f"{self.weights_path(stage)} is missing: run `slim train {stage}` with the same recipe and --set out= first"
             )
-
-    def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
-        """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
-        self.require(stage)
         weights, prefix = load_file(self.weights_path(stage)), f"{part}." if part else ""
         return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 

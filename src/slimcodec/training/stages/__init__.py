@@ -18,14 +18,14 @@ from slimcodec.training.stages.latent_diffusion import AutoencoderStage, Diffusi
 
 logger = logging.getLogger(__name__)
 
-#: how each stage is built, the earlier stages whose weights it needs, and those whose weights it takes where they have run
-BUILDERS: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...], tuple[str, ...]]] = {
-    "autoencoder": (AutoencoderStage, (), ()),
-    "diffusion": (DiffusionStage, ("autoencoder",), ()),
-    "latents": (LatentStage, ("autoencoder",), ()),
-    "compressor": (CompressorStage.build, ("autoencoder", "latents"), ()),
-    "captioner": (CaptionerStage.build, (), ()),
-    "enhance": (enhance_stage, ("autoencoder", "compressor"), ("diffusion",)),
+#: how each stage is built, and the earlier stages whose weights it reads
+BUILDERS: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
+    "autoencoder": (AutoencoderStage, ()),
+    "diffusion": (DiffusionStage, ("autoencoder",)),
+    "latents": (LatentStage, ("autoencoder",)),
+    "compressor": (CompressorStage.build, ("autoencoder", "latents")),
+    "captioner": (CaptionerStage.build, ()),
+    "enhance": (enhance_stage, ("autoencoder", "compressor", "diffusion")),
 }
 
 
@@ -64,11 +64,8 @@ def train_stage(run: Run, name: str) -> None:
     if name in run.replaced:
         logger.info("%s: skipped", name)
         return
-    build, needs, takes = BUILDERS[name]
-    for earlier in needs:
-        if earlier in run.recipe.stages and earlier not in run.replaced:
-            run.require(earlier)
-    origin, state = run.origin(name, (*needs, *takes)), None
+    build, reads = BUILDERS[name]
+    origin, state = run.origin(name, reads), None
     if run.resume:
         finished = run.is_finished(name)
         state = None if finished else run.checkpoint(name)
@@ -84,6 +81,6 @@ def train_stage(run: Run, name: str) -> None:
 
 def check_origins(run: Run) -> None:
     """Raises ``SlimError`` where the recipe is not the one of the weights in the run folder; their data may be others."""
-    for name, (_, needs, takes) in BUILDERS.items():
+    for name, (_, reads) in BUILDERS.items():
         if run.has_weights(name):
-            run.check_origin(name, run.origin(name, (*needs, *takes), shared=()))
+            run.check_origin(name, run.origin(name, reads, shared=()))

@@ -26,7 +26,7 @@ from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoenco
 from slimcodec.processes import progress
 from slimcodec.training.batches import Batch, Crops, Draws
 from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
-from slimcodec.training.loop import Stage
+from slimcodec.training.loop import Stage, restore
 from slimcodec.training.losses import RateDistortion, roi_weights, weighted_mse
 from slimcodec.training.recipe import CompressorRecipe
 from slimcodec.training.run import Run
@@ -78,6 +78,8 @@ class CompressorStage(Stage[Batch]):
     def build(cls, run: Run) -> CompressorStage:
         """The stage of a run."""
         recipe = run.recipe.compressor
+        # weights that are missing are an error before photos are labelled
+        begun = run.load("latents") if run.recipe.latents.count else None
         stage = cls(
             latent_autoencoder(run),
             Compressor(recipe.network),
@@ -85,8 +87,8 @@ class CompressorStage(Stage[Batch]):
             run.rate_distortion(),
             recipe,
         )
-        if run.recipe.latents.count:
-            run.restore(stage.model, "latents")
+        if begun is not None:
+            restore(stage.model, begun, run.weights_path("latents"))
         return stage
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,8 +140,8 @@ def load_compression_model(run: Run, autoencoder: Autoencoder, enhanced: bool = 
     # its state holds our own autoencoder too, as tuned by the compressor stage
     model = CompressionModel(Compressor(run.recipe.compressor.network), autoencoder)
     run.restore(model, "compressor")
-    if enhanced and run.load("enhance", "codec"):
-        run.restore(model, "enhance", "codec")
+    if enhanced and (tuned := run.load("enhance", "codec")):
+        restore(model, tuned, run.weights_path("enhance"))
     return model.requires_grad_(False)
 
 
