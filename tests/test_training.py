@@ -298,7 +298,7 @@ def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
         start_from_classifier(tagger, load_classifier(tmp_path / "b.pt", as_teacher=True))
 
 
-def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
+def test_a_captioner_learns_what_a_teacher_says_of_each_view(tmp_path: Path) -> None:
     def says(pictures: Tensor) -> tuple[Tensor, ...]:
         # class 0 for dark views, class 1 for light ones
         light = pictures.mean((1, 2, 3)) - 0.5
@@ -314,7 +314,9 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
             return self.head(pictures.mean((1, 2, 3))[:, None]), None
 
     tagger: Any = Bias()
-    stage = CaptionerStage(tagger, Any, [says])  # type: ignore[arg-type]
+    settings = (f"out={tmp_path}", "teachers.models=[]", "captioner.start_from_weights=false")
+    stage: Any = CaptionerStage(Run(load_recipe("smoke", settings)))
+    stage.model, stage.teachers = tagger, [says]
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
     masks = torch.zeros(2, 1, 1, 1)

@@ -23,8 +23,8 @@ BUILDERS: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
     "autoencoder": (AutoencoderStage, ()),
     "diffusion": (DiffusionStage, ("autoencoder",)),
     "latents": (LatentStage, ("autoencoder",)),
-    "compressor": (CompressorStage.build, ("autoencoder", "latents")),
-    "captioner": (CaptionerStage.build, ()),
+    "compressor": (CompressorStage, ("autoencoder", "latents")),
+    "captioner": (CaptionerStage, ()),
     "enhance": (enhance_stage, ("autoencoder", "compressor", "diffusion")),
 }
 

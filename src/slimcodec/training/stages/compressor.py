@@ -28,7 +28,6 @@ from slimcodec.training.batches import Batch, Crops, Draws
 from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
 from slimcodec.training.loop import Stage, restore
 from slimcodec.training.losses import RateDistortion, roi_weights, weighted_mse
-from slimcodec.training.recipe import CompressorRecipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.latent_diffusion import load_autoencoder
 
@@ -51,45 +50,28 @@ class CompressorStage(Stage[Batch]):
 
     name = "compressor"
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        compressor: Compressor,
-        crops: Crops,
-        objective: RateDistortion,
-        recipe: CompressorRecipe,
-    ) -> None:
-        self.autoencoder = autoencoder.requires_grad_(False)
-        self.model: CompressionModel = CompressionModel(compressor, autoencoder)
-        self.batches, self.objective = crops, objective
-        self.train_encoder, self.clean_share = False, 0.0
-        lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))
-        if isinstance(autoencoder, PretrainedAutoencoder):
-            start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
-            return
-        self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
-        self.model.tune_autoencoder(encoder=recipe.train_encoder, decoder=recipe.train_decoder)
-        self.scaled = [autoencoder.analysis, autoencoder.synthesis]
-        self.train_encoder = recipe.train_encoder
-        if recipe.train_encoder or recipe.train_decoder:
-            self.clean_share = CLEAN_SHARE
-
-    @classmethod
-    def build(cls, run: Run) -> CompressorStage:
-        """The stage of a run."""
+    def __init__(self, run: Run) -> None:
+        """Begins with the weights of stage ``latents`` if the recipe has it, else as a transform code."""
         recipe = run.recipe.compressor
         # weights that are missing are an error before photos are labelled
         begun = run.load("latents") if run.recipe.latents.count else None
-        stage = cls(
-            latent_autoencoder(run),
-            Compressor(recipe.network),
-            run.data.crops(cls.name, "mask"),
-            run.rate_distortion(),
-            recipe,
-        )
+        autoencoder = latent_autoencoder(run).requires_grad_(False)
+        self.autoencoder, compressor = autoencoder, Compressor(recipe.network)
+        self.batches, self.objective = run.data.crops(self.name, "mask"), run.rate_distortion()
+        self.model: CompressionModel = CompressionModel(compressor, autoencoder)
+        self.train_encoder, self.clean_share = False, 0.0
+        lambdas = self.objective.weight(torch.linspace(1, 100, recipe.network.prior.levels))
         if begun is not None:
-            restore(stage.model, begun, run.weights_path("latents"))
-        return stage
+            restore(self.model, begun, run.weights_path("latents"))
+        elif isinstance(autoencoder, PretrainedAutoencoder):
+            start_as_transform(self.model, autoencoder, self.batches(0).pictures, lambdas)
+        else:
+            self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
+            self.model.tune_autoencoder(encoder=recipe.train_encoder, decoder=recipe.train_decoder)
+            self.scaled = [autoencoder.analysis, autoencoder.synthesis]
+            self.train_encoder = recipe.train_encoder
+            if recipe.train_encoder or recipe.train_decoder:
+                self.clean_share = CLEAN_SHARE
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""
