@@ -23,7 +23,6 @@ from slimcodec.models.pretrained.networks import (
     fitting_strength,
     prediction_target,
 )
-from slimcodec.models.pretrained.pipeline import PretrainedModel
 from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.compression_model import code
 from slimcodec.training.loop import Stage
@@ -205,8 +204,10 @@ class PretrainedEnhanceStage(EnhanceStage):
     autoencoder: PretrainedAutoencoder
     enhancer: Denoiser
 
-    def __init__(self, run: Run, model: PretrainedModel) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__(run)
+        assert run.pretrained is not None
+        model: Any = run.pretrained.latent_model
         self.enhancer, self.text = model.enhancer, model.text_encoder
         add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
         self.codec.to(run.accelerator.device)
@@ -243,11 +244,7 @@ class PretrainedEnhanceStage(EnhanceStage):
 
 def enhance_stage(run: Run) -> EnhanceStage:
     """The stage of a run, on our own networks or on a pretrained model."""
-    if run.pretrained is None:
-        return OwnEnhanceStage(run)
-    model = run.pretrained.latent_model
-    assert isinstance(model, PretrainedModel)
-    return PretrainedEnhanceStage(run, model)
+    return OwnEnhanceStage(run) if run.pretrained is None else PretrainedEnhanceStage(run)
 
 
 def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
