@@ -355,7 +355,7 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -
     run = Run(load_recipe("smoke", settings), source="smoke", settings=settings)
     run.folder.mkdir()
     save_file({"x": torch.zeros(1)}, run.weights_path("captioner"), {"steps": "7"})
-    vars(run.data)["teachers"] = [SimpleNamespace(sha256="x")]
+    vars(run.data).update(teachers=[SimpleNamespace(sha256="x")], vocabulary=other.vocabulary)
     made = training_record(run)
     assert made["commands"][1] == (
         "slim train all --config smoke --set data=PHOTOS --set teachers.models=CLASSIFIERS "

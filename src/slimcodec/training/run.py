@@ -111,6 +111,15 @@ class Run:
             replaced["captioner"] = EMBEDDED if same else ""
         return replaced
 
+    @cached_property
+    def also(self) -> list[Bundle]:
+        """The bundles of ``captioner.also``; ``SlimError`` for one without a captioner of the run's vocabulary."""
+        bundles = [Bundle.from_pretrained(source) for source in self.recipe.captioner.also]
+        for source, bundle in zip(self.recipe.captioner.also, bundles, strict=True):
+            if bundle.vocabulary != self.data.vocabulary or not bundle.config.captioners:
+                raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+        return bundles
+
     def fidelity(self, background: float, features: Features | None = None) -> Fidelity:
         """The fidelity loss, with the teachers' features if they have a weight; None: without."""
         if features is None or not features.weight:

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from slimcodec.errors import SlimError
-from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.training.loop import Stage
 from slimcodec.training.run import Run
@@ -49,14 +47,7 @@ def check_stages(run: Run, names: Sequence[str]) -> None:
     if recipe.roi.source == "activation" and not recipe.teachers.models:
         logger.warning("teachers.models is not set: photos without annotation get no mask")
     if "bundle" in names and not recipe.ldm.source:
-        for source in recipe.captioner.also:
-            same_vocabulary(Bundle.from_pretrained(source), source, data.vocabulary)
-
-
-def same_vocabulary(other: Bundle, source: str, vocabulary: Sequence[str]) -> None:
-    """Raises ``SlimError`` for a bundle of ``captioner.also`` without a captioner of the vocabulary."""
-    if other.vocabulary != tuple(vocabulary) or not other.config.captioners:
-        raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+        _ = run.also
 
 
 def train_stage(run: Run, name: str) -> None:
