@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimcodec import __version__
-from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.files import is_hub_id
 from slimcodec.models.bundle import Bundle
@@ -23,8 +22,15 @@ from slimcodec.models.graphs import FOLDER, export
 from slimcodec.models.pretrained.networks import Autoencoder
 from slimcodec.training import STAGES
 from slimcodec.training.batches import is_drawn, shuffled
-from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
-from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
+from slimcodec.training.compression_model import latent_codec_parts
+from slimcodec.training.create import (
+    MEASURED,
+    changed,
+    measured_strength,
+    with_captioner,
+    with_fitted_tables,
+    with_guide,
+)
 from slimcodec.training.run import CHANGED, Run, revision
 from slimcodec.training.stages import check_origins
 from slimcodec.training.stages.captioner import tagger_config
@@ -77,8 +83,7 @@ def make_bundle(run: Run) -> Bundle:
     elif source := run.replaced.get("captioner"):
         bundle = with_captioner(bundle, source)
     photos = some_photos(run, FITTED_PHOTOS)
-    bundle = changed(bundle, latent_codec_parts(model, fitted_tables(Codec(bundle), photos)))
-    bundle = with_guide(bundle, photos[:GUIDE_PHOTOS])
+    bundle = with_guide(with_fitted_tables(bundle, photos), photos[:GUIDE_PHOTOS])
     enhancer = bundle.config.enhancer
     if pretrained is None or enhancer is None:
         return bundle
