@@ -53,7 +53,7 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     parts = {
         "autoencoder": dict(autoencoder.state_dict()),
         **latent_codec_parts(codec),
-        "enhancer": dict(Enhancer.build(enhancer_config).state_dict()),
+        "enhancer": dict(Enhancer(enhancer_config).state_dict()),
         "text": dict(text.state_dict()),
     }
     if captioner:

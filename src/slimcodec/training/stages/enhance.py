@@ -256,9 +256,8 @@ def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
     run.restore(enhancer, "enhance", "enhancer")
     run.restore(text, "enhance", "text")
     if recipe.lora_rank:
-        unet: Any = enhancer.unet
-        unet.fuse_lora(adapter_names=[ADAPTER])
-        unet.unload_lora()
+        enhancer.unet.fuse_lora(adapter_names=[ADAPTER])
+        enhancer.unet.unload_lora()
     return enhancer, text
 
 
@@ -284,7 +283,7 @@ def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...])
     """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``targets``."""
     from peft import LoraConfig
 
-    unet: Any = enhancer.unet
+    unet = enhancer.unet
     unet.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
     try:

@@ -119,7 +119,7 @@ def build_unet(run: Run) -> tuple[Enhancer, CaptionEncoder]:
         scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"},
     )
     phrases = [tag_phrase(tag) for tag in run.data.vocabulary]
-    return Enhancer.build(config), small_text_encoder(phrases, width=recipe.diffusion.unet.text_width)
+    return Enhancer(config), small_text_encoder(phrases, width=recipe.diffusion.unet.text_width)
 
 
 def drop_captions(captions: list[str | None], share: float, draws: Draws) -> list[str | None]:
