@@ -15,6 +15,11 @@ from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
 from slimcodec.models.config import PATCH, AutoencoderConfig
 
 
+def patch_rows(maps: Tensor, side: int) -> Tensor:
+    """The square patches of maps [B, C, H, W] as rows [patches, C * side^2], in the channel order of ``pixel_unshuffle``."""
+    return F.pixel_unshuffle(maps, side).permute(0, 2, 3, 1).flatten(0, 2)
+
+
 def klt(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The KLT (PCA) of ``rows`` [rows, N]: mean [N], first ``count`` basis vectors [count, N], their deviations [count], float64."""
     mean = rows.mean(0)
@@ -60,9 +65,9 @@ class PatchAutoencoder(nn.Module):
         )
 
     @torch.no_grad()
-    def init_linear(self, patches: Tensor) -> None:
-        """Sets the linear path to the KLT (PCA) of ``patches`` [N, 768], in the channel order of pixel_unshuffle."""
-        mean, basis, scale = klt(patches, self.config.latent_channels)
+    def init_linear(self, pictures: Tensor) -> None:
+        """Sets the linear path to the KLT (PCA) of the patches of pictures [B, 3, H, W] in [-1, 1]."""
+        mean, basis, scale = klt(patch_rows(pictures, PATCH), self.config.latent_channels)
         basis, scale = basis.float(), scale.float()[:, None]
         self.mean.copy_(mean)
         self.analysis.copy_(basis / scale)

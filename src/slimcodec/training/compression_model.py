@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import PatchAutoencoder, klt
+from slimcodec.models.autoencoder import PatchAutoencoder, klt, patch_rows
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
@@ -104,7 +103,7 @@ def start_as_transform(
             f"compressor.network: patches of {config.patch}x{config.patch} latents have {len(weight)} values, and "
             f"prior.channels is {channels}; give at most as many, and a patch above 1"
         )
-    rows = F.pixel_unshuffle(latents, config.patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
+    rows = patch_rows(latents, config.patch).double() * weight
     mean, basis, spread = klt(rows, channels)
     analysis = basis * weight / spread[:, None]
     enter.weight.copy_(analysis[..., None, None])
