@@ -27,6 +27,7 @@ from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.compression_model import code
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import region_errors, roi_weights, weighted_mse
+from slimcodec.training.recipe import EnhanceRecipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions, energy_weights
@@ -173,7 +174,7 @@ class OwnEnhanceStage(EnhanceStage):
             run.restore(self.enhancer, "diffusion", "enhancer")
             run.restore(self.text, "diffusion", "text")
         if self.recipe.lora_rank:
-            add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
+            add_lora(self.enhancer, self.recipe)
             self.text.requires_grad_(False)
         self.model = self.trained_with({"enhancer": self.enhancer, "text": self.text})
         # the unit of what is predicted: the deviation of what the compressor loses, by level and channel
@@ -209,7 +210,7 @@ class PretrainedEnhanceStage(EnhanceStage):
         assert run.pretrained is not None
         model: Any = run.pretrained.latent_model
         self.enhancer, self.text = model.enhancer, model.text_encoder
-        add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
+        add_lora(self.enhancer, self.recipe)
         self.codec.to(run.accelerator.device)
         with torch.no_grad():
             pictures = self.batches(PRETRAINED_BATCHES - 1).pictures.to(run.accelerator.device)
@@ -252,7 +253,7 @@ def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
     recipe = run.recipe.enhance
     enhancer, text = build_unet(run)
     if recipe.lora_rank:
-        add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
+        add_lora(enhancer, recipe)
     run.restore(enhancer, "enhance", "enhancer")
     run.restore(text, "enhance", "text")
     if recipe.lora_rank:
@@ -279,15 +280,15 @@ def low_rank_matrices(denoiser: Denoiser) -> nn.ParameterDict:
     return low_rank
 
 
-def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:
-    """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``targets``."""
+def add_lora(enhancer: Enhancer | Denoiser, recipe: EnhanceRecipe) -> None:
+    """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``lora_targets``."""
     from peft import LoraConfig
 
-    unet = enhancer.unet
-    unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
+    rank, targets = recipe.lora_rank, list(recipe.lora_targets)
+    enhancer.unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     try:
-        unet.add_adapter(config, adapter_name=ADAPTER)
+        enhancer.unet.add_adapter(config, adapter_name=ADAPTER)
     except ValueError as error:
         raise SlimError(
             f"enhance.lora_targets: no layer of the UNet is meant by {', '.join(targets)}"
