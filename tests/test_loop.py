@@ -111,7 +111,7 @@ def test_a_checkpoint_in_parts_is_the_last_whole_one(tmp_path: Path) -> None:
     assert load_tensors(path) is None
     save_tensors({"step": 1}, path)
     for step in (2, 3):
-        save_tensors({"step": step, "x": torch.arange(600_000)}, path, step, 1)
+        save_tensors({"step": step, "x": torch.arange(600_000)}, path, 1)
         parts = sorted(tmp_path.glob("line.pt*"))
         assert [part.name for part in parts] == [f"line.pt.{step}-{number}-of-5" for number in range(5)]
         assert max(part.stat().st_size for part in parts) <= 1_000_000

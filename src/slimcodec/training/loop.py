@@ -171,7 +171,7 @@ def train(
                     "about": dict(about or {}),
                 }
                 if accelerator.is_main_process:
-                    save_tensors(state, checkpoint, step + 1, reports.checkpoint_megabytes)
+                    save_tensors(state, checkpoint, reports.checkpoint_megabytes)
             if late and step + 1 < options.steps:
                 raise OutOfTime(f"{stage.name} stopped at step {step + 1} of {options.steps}")
     accelerator.wait_for_everyone()
