@@ -74,9 +74,9 @@ class Draws:
         return torch.tensor(chosen, device=self.device)
 
     def part_mean(self, values: Tensor, share: float) -> Tensor:
-        """These pictures' part of the mean over the batch of ``values`` [pictures], which those of ``every(share)`` have.
+        """This process's part of the batch's mean of ``values`` [chosen pictures]; chosen are those of ``every(share)``.
 
-        They may be more or fewer than others': divided by the average number, the mean of the parts is that over the batch.
+        Processes may hold unequal numbers of them: divided by the average number, the mean of the parts is that of the batch.
         """
         return values.sum() / (len(self.numbers) * self._count(share) / self.batch)
 
