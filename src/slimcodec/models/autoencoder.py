@@ -21,7 +21,7 @@ def patch_rows(maps: Tensor, side: int) -> Tensor:
 
 
 def klt(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The KLT (PCA) of ``rows`` [rows, N]: mean [N], first ``count`` basis vectors [count, N], their deviations [count], float64."""
+    """The KLT (PCA) of ``rows`` [rows, N]: their mean [N], and in float64 ``count`` basis vectors [count, N] with deviations [count]."""
     mean = rows.mean(0)
     centred = (rows - mean).double()
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
