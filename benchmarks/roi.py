@@ -14,34 +14,28 @@ import argparse
 import json
 import logging
 import os
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from torch import Tensor
 
 from slimcodec.codec import Codec, fast_dtype
-from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.classifiers import load_classifier
 from slimcodec.data.photos import Photo, PhotoSet
 from slimcodec.data.sources import open_sources
 from slimcodec.encoder import Roi
-from slimcodec.entropy.caption import read_vocabulary
-from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
-from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import BundleConfig
-from slimcodec.training.batches import Crops, LabelledViews
 from slimcodec.training.compression_model import latent_codec_parts
-from slimcodec.training.loop import train
-from slimcodec.training.losses import Fidelity, RateDistortion
-from slimcodec.training.recipe import Reports, load_recipe
+from slimcodec.training.loop import Stage, train
+from slimcodec.training.recipe import load_recipe
+from slimcodec.training.run import Run
 from slimcodec.training.stages.captioner import CaptionerStage, start_from_classifier
 from slimcodec.training.stages.compressor import CompressorStage
 
@@ -69,53 +63,62 @@ class Chosen:
         return self
 
 
+def a_run(folder: Path, photos: Chosen, *settings: str) -> Run:
+    """A run of recipe tiny-cpu on some photos, without teachers."""
+    run = Run(load_recipe("tiny-cpu", [f"out={folder}", *settings]))
+    run.data.photo_set = photos  # type: ignore[assignment]
+    return run
+
+
+def trained(run: Run, stage: Stage[Any]) -> dict[str, Tensor]:
+    """The weights of a stage; an interrupted one goes on."""
+    options = run.recipe.optimisation(stage.name)
+    reports, state = run.recipe.reports, run.checkpoint(stage.name)
+    return train(stage, run.folder, options, reports, run.accelerator, state=state)
+
+
 def train_captioner(arguments: argparse.Namespace, photos: Chosen, folder: Path) -> Tagger:
     """Trains a captioner that tells the region of interest, from a teacher's weights."""
-    recipe = load_recipe("tiny-cpu").captioner
-    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
-    options = replace(recipe.optimisation, steps=arguments.captioner_steps, warmup=20)
-    tagger = Tagger(replace(recipe.network, tags=len(vocabulary), roi=True))
-    start_from_classifier(tagger, load_classifier(arguments.teacher, as_teacher=True))
+    steps = (f"captioner.optimisation.steps={arguments.captioner_steps}", "captioner.optimisation.warmup=20")
+    run = a_run(folder, photos, *steps, "captioner.start_from_weights=false", "captioner.smallest_area=0.5")
+    stage = CaptionerStage(run)
+    start_from_classifier(stage.model, load_classifier(arguments.teacher, as_teacher=True))
     # only where things are is learned here: photos without a label serve as well
-    views = LabelledViews(
-        photos,
-        vocabulary,
-        size=tagger.config.side,
-        batch=options.batch,
-        seed=options.seed,
-        labelled_later=True,
-    )
-    stage = CaptionerStage(tagger, views, train_body=False)
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    tagger.load_state_dict(train(stage, folder, options, Reports(), accelerator, resume=True))
-    return tagger.eval()
+    stage.batches.labelled_later = True
+    stage.model.load_state_dict(trained(run, stage))
+    return stage.model.eval()
 
 
-def run(arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: Tagger, folder: Path) -> Codec:
+def train_codec(
+    arguments: argparse.Namespace, weighted: bool, photos: Chosen, tagger: Tagger, folder: Path
+) -> Codec:
     """Trains a compressor, with a weight of the background and a map of steps or with neither, and returns a codec with it."""
-    recipe = load_recipe("tiny-cpu", arguments.settings).compressor
-    background = arguments.background if weighted else 1.0
-    network = replace(recipe.network, step_octaves=arguments.octaves if weighted else 0.0)
-    options = replace(recipe.optimisation, steps=arguments.steps, crop=arguments.crop, batch=arguments.batch)
-    autoencoder = PatchAutoencoder(load_recipe("tiny-cpu").autoencoder.network)
-    autoencoder.load_state_dict(load_file(arguments.autoencoder / "autoencoder.safetensors"))
-    torch.manual_seed(options.seed)
-    objective = RateDistortion(recipe.lambdas, Fidelity(background), recipe.mixed_start)
-    crops = Crops(photos, options.crop, options.batch, options.seed)
-    stage = CompressorStage(autoencoder, Compressor(network), crops, objective, recipe)
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
-    weights = train(stage, folder, options, Reports(sample_every=500), accelerator, resume=True)
-    stage.model.load_state_dict(weights)
+    settings = (
+        *arguments.settings,
+        "reports.sample_every=500",
+        f"compressor.background={arguments.background if weighted else 1.0}",
+        f"compressor.network.step_octaves={arguments.octaves if weighted else 0.0}",
+        *(
+            f"compressor.optimisation.{name}={getattr(arguments, name)}"
+            for name in ("steps", "crop", "batch")
+        ),
+        # squared error alone
+        "compressor.features.weight=0.0",
+    )
+    run = a_run(folder, photos, *settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(arguments.autoencoder / "autoencoder.safetensors", folder)
+    torch.manual_seed(run.recipe.compressor.optimisation.seed)
+    stage = CompressorStage(run)
+    stage.model.load_state_dict(trained(run, stage))
     parts = {
-        "autoencoder": dict(autoencoder.state_dict()),
+        "autoencoder": dict(stage.autoencoder.state_dict()),
         "captioner-0": dict(tagger.state_dict()),
         **latent_codec_parts(stage.model),
     }
-    config = BundleConfig(
-        "roi", load_recipe("tiny-cpu").autoencoder.network, network, captioners=(tagger.config,)
-    )
-    vocabulary = read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
-    return Codec(Bundle(config, parts, vocabulary, None, dtype=fast_dtype()))
+    networks = run.recipe.autoencoder.network, run.recipe.compressor.network
+    config = BundleConfig("roi", *networks, captioners=(tagger.config,))
+    return Codec(Bundle(config, parts, run.data.vocabulary, None, dtype=fast_dtype()))
 
 
 #: what is measured of a photo at a quality
@@ -214,8 +217,8 @@ def main() -> None:
     seen = Chosen(photos, sorted(set(annotated) - set(held_out)))
     tests = [photo for photo in map(photos.__getitem__, held_out) if photo is not None]
     tagger = train_captioner(arguments, seen, arguments.folder / "captioner")
-    plain = run(arguments, False, seen, tagger, arguments.folder / "plain")
-    roi = run(arguments, True, seen, tagger, arguments.folder / "roi")
+    plain = train_codec(arguments, False, seen, tagger, arguments.folder / "plain")
+    roi = train_codec(arguments, True, seen, tagger, arguments.folder / "roi")
     result: dict[str, Any] = {
         "command": f"benchmarks/roi.py --steps {arguments.steps} --crop {arguments.crop} --batch {arguments.batch} "
         f"--background {arguments.background} --octaves {arguments.octaves} --held-out {arguments.held_out} "

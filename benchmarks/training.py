@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from slimcodec.training.recipe import STAGES, load_recipe
+from slimcodec.training import STAGES
+from slimcodec.training.recipe import load_recipe
 
 #: log lines that count, after as many that do not
 LINES = 4

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from support import NAMES, photo
-from torch.nn import functional as F
 
 from slimcodec.models.autoencoder import PatchAutoencoder
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import (
-    PATCH,
     AutoencoderConfig,
     BundleConfig,
     CaptionerConfig,
@@ -39,8 +37,7 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     compressor_config = CompressorConfig(CHANNELS, 1, 16, 1, 1, 16, prior_config)
     autoencoder = PatchAutoencoder(autoencoder_config)
     pictures = torch.stack([torch.from_numpy(np.array(photo(name))).permute(2, 0, 1) for name in NAMES])
-    patches = F.pixel_unshuffle(pictures.float() / 127.5 - 1, PATCH).permute(0, 2, 3, 1).flatten(0, 2)
-    autoencoder.init_linear(patches)
+    autoencoder.init_linear(pictures.float() / 127.5 - 1)
     codec = CompressionModel(Compressor(compressor_config), autoencoder)
     codec.init_gains(autoencoder.latent_scale() * 127.5, torch.tensor([1e-4, 1e-3, 1e-2]))
     tagger = CaptionerConfig(len(VOCABULARY), 32, threshold=0.0)
@@ -53,7 +50,7 @@ def small_bundle(seed: int = 0, captioner: bool = True) -> Bundle:
     parts = {
         "autoencoder": dict(autoencoder.state_dict()),
         **latent_codec_parts(codec),
-        "enhancer": dict(Enhancer.build(enhancer_config).state_dict()),
+        "enhancer": dict(Enhancer(enhancer_config).state_dict()),
         "text": dict(text.state_dict()),
     }
     if captioner:

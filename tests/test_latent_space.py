@@ -26,7 +26,7 @@ def made(kind: str) -> PretrainedAutoencoder:
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_pictures_become_scaled_latents_and_return(kind: str) -> None:
     space = made(kind)
-    assert space.stride == 8 and space.latent_channels == 4
+    assert space.stride == 8 and space.vae.config.latent_channels == 4
     pictures = torch.rand(2, 3, 64, 48) * 2 - 1
     latents = space.encode(pictures)
     assert latents.shape == (2, 4, 8, 6) and latents.dtype == torch.float32

@@ -21,7 +21,8 @@ from slimcodec.training.batches import Draws
 from slimcodec.training.log import load_tensors, save_tensors
 from slimcodec.training.loop import OutOfTime, Stage, schedule, train
 from slimcodec.training.losses import rate_failure
-from slimcodec.training.recipe import Optimisation, Reports
+from slimcodec.training.recipe import Optimisation, Reports, load_recipe
+from slimcodec.training.run import Run
 
 
 def counting(step: int, numbers: Sequence[int]) -> Tensor:
@@ -59,6 +60,10 @@ OPTIONS = Optimisation(steps=40, learning_rate=0.05, warmup=5)
 REPORTS = Reports(log_every=8, checkpoint_every=10, sample_every=0)
 
 
+def checkpoint(folder: Path) -> Any:
+    return load_tensors(folder / "line.pt")
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "line.jsonl").read_text().splitlines()]
     # how long it took differs
@@ -77,7 +82,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     # the killed process may have left half a line
     with (tmp_path / "b" / "line.jsonl").open("a") as file:
         file.write('{"loss": 0.')
-    resumed = train(Line(), tmp_path / "b", OPTIONS, REPORTS, resume=True)
+    resumed = train(Line(), tmp_path / "b", OPTIONS, REPORTS, state=checkpoint(tmp_path / "b"))
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     # the checkpoint of step 20 lies between two lines of the log: both runs say the same of every step, once
     assert log(tmp_path / "a") == log(tmp_path / "b")
@@ -92,11 +97,11 @@ def test_a_run_in_pieces_of_time_equals_an_unbroken_one(tmp_path: Path) -> None:
     steps = []
     for _ in range(4):
         with pytest.raises(OutOfTime, match="line stopped at step .* of 40") as stopped:
-            train(Line(), tmp_path / "b", OPTIONS, REPORTS, resume=True, deadline=0.0)
+            train(Line(), tmp_path / "b", OPTIONS, REPORTS, state=checkpoint(tmp_path / "b"), deadline=0.0)
         steps.append(int(str(stopped.value).split()[4]))
     assert steps == [8, 16, 24, 32]
     # the last piece ends with the stage
-    resumed = train(Line(), tmp_path / "b", OPTIONS, REPORTS, resume=True, deadline=0.0)
+    resumed = train(Line(), tmp_path / "b", OPTIONS, REPORTS, state=checkpoint(tmp_path / "b"), deadline=0.0)
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     assert log(tmp_path / "a") == log(tmp_path / "b")
 
@@ -106,7 +111,7 @@ def test_a_checkpoint_in_parts_is_the_last_whole_one(tmp_path: Path) -> None:
     assert load_tensors(path) is None
     save_tensors({"step": 1}, path)
     for step in (2, 3):
-        save_tensors({"step": step, "x": torch.arange(600_000)}, path, step, 1)
+        save_tensors({"step": step, "x": torch.arange(600_000)}, path, 1)
         parts = sorted(tmp_path.glob("line.pt*"))
         assert [part.name for part in parts] == [f"line.pt.{step}-{number}-of-5" for number in range(5)]
         assert max(part.stat().st_size for part in parts) <= 1_000_000
@@ -124,8 +129,30 @@ def test_a_checkpoint_in_parts_is_the_last_whole_one(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first = train(Line(), tmp_path, OPTIONS, REPORTS)
     again = Line()
-    weights = train(again, tmp_path, OPTIONS, REPORTS, resume=True)
+    weights = train(again, tmp_path, OPTIONS, REPORTS, state=checkpoint(tmp_path))
     assert not again.steps_seen and all(torch.equal(first[name], weights[name]) for name in first)
+
+
+class Retrained(Line):
+    name = "autoencoder"
+
+
+def test_retraining_that_is_killed_leaves_nothing_of_the_weights_before(tmp_path: Path) -> None:
+    settings = (f"out={tmp_path}", "device=cpu", "precision=no", "reports.checkpoint_every=4")
+    recipe = load_recipe("smoke", (*settings, "autoencoder.optimisation.steps=8"))
+    Run(recipe).train(Retrained(), '{"autoencoder": "before"}')
+    resumed = Run(recipe, resume=True)
+    assert resumed.is_finished("autoencoder")
+    for fail_at, left in ((2, False), (6, True)):
+        broken = Retrained()
+        broken.fail_at = fail_at
+        with pytest.raises(KeyboardInterrupt):
+            Run(recipe).train(broken, '{"autoencoder": "after"}')
+        # neither are the old weights finished, nor does the old checkpoint go on
+        assert not resumed.is_finished("autoencoder") and resumed.has_begun("autoencoder") == left
+        resumed.check_origin("autoencoder", '{"autoencoder": "after"}', resumed.checkpoint("autoencoder"))
+    resumed.train(Retrained(), '{"autoencoder": "after"}', resumed.checkpoint("autoencoder"))
+    assert resumed.is_finished("autoencoder")
 
 
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
@@ -149,17 +176,18 @@ import sys, torch
 from pathlib import Path
 from accelerate import Accelerator
 sys.path.insert(0, {tests!r})
-from test_loop import Line, OPTIONS, REPORTS
+from test_loop import Line, OPTIONS, REPORTS, checkpoint
 from slimcodec.training.loop import train
 accelerator = Accelerator(cpu=True)
 broken = Line()
 broken.fail_at = 21
+folder = Path({folder!r})
 try:
-    train(broken, Path({folder!r}), OPTIONS, REPORTS, accelerator)
+    train(broken, folder, OPTIONS, REPORTS, accelerator)
 except KeyboardInterrupt:
-    weights = train(Line(), Path({folder!r}), OPTIONS, REPORTS, accelerator, resume=True)
+    weights = train(Line(), folder, OPTIONS, REPORTS, accelerator, state=checkpoint(folder))
 if accelerator.is_main_process:
-    torch.save([accelerator.num_processes, weights], Path({folder!r}) / "weights.pt")
+    torch.save([accelerator.num_processes, weights], folder / "weights.pt")
 accelerator.wait_for_everyone()
 accelerator.end_training()
 """

@@ -224,14 +224,14 @@ def test_a_photo_without_words_is_named_by_the_captioner_from_its_region() -> No
 def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     photos = PhotoSet(open_sources([parquet(tmp_path)], "data.photos"))
     tags = ["goldfish", "shark", "tench", "hen"]
-    labelled = LabelledViews(photos, tags, size=32, batch=4, seed=0)(0)
+    labelled = LabelledViews(photos, tags, size=32, seed=0)(0, range(4))
     assert labelled.targets.tolist() == [[0, 0, 1, 0]] * 4 and bool(labelled.known.all())
     view = PseudoLabelled(photos, lambda photo: PseudoLabels(torch.zeros(3)), tmp_path / "targets.pt")
-    mixed = LabelledViews(view, tags, size=32, batch=4, seed=0)(0)
+    mixed = LabelledViews(view, tags, size=32, seed=0)(0, range(4))
     assert torch.allclose(mixed.targets, torch.tensor([[1 / 6, 1 / 6, 1 / 6 + 0.5, 0]] * 4))
     nothing = PhotoSet(open_sources(["generated:2"], "data.photos"))
     with pytest.raises(SlimError, match=r"teachers\.models"):
-        LabelledViews(nothing, tags, size=32, batch=4, seed=0)(0)
+        LabelledViews(nothing, tags, size=32, seed=0)(0, range(4))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small import small_bundle
 from support import NAMES, SMALL, photo
 
 import slimcodec
@@ -192,6 +193,18 @@ def test_graphs_belong_to_the_bundle(tmp_path: Path) -> None:
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx")} >= listed
     # no weights twice
     assert sum(path.stat().st_size for path in (tmp_path / "small" / FOLDER).rglob("*.onnx")) < 600_000
+
+
+def test_a_tagger_that_tells_no_region_has_a_graph_too(tmp_path: Path) -> None:
+    bundle = small_bundle()
+    assert not bundle.config.captioners[0].roi
+    bundle.save_pretrained(tmp_path)
+    export(bundle, tmp_path / FOLDER, weights=False)
+    assert json.loads((tmp_path / FOLDER / INDEX).read_text())["graphs"]["tag"]["outputs"] == ["logits"]
+    onnx, torch = (slimcodec.load(tmp_path, runtime=runtime) for runtime in ("onnx", "torch"))
+    pixels = np.asarray(photo("coffee", 50, 40))
+    (ours,), (theirs,) = onnx.encoder.tag(pixels), torch.encoder.tag(pixels)
+    assert np.allclose(ours, theirs, atol=0.05)
 
 
 # ---- other programs ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from support import photo
 
 from slimcodec import SlimError
-from slimcodec.data.masks import Segmenter, class_numbers, input_size, query_probabilities
+from slimcodec.data.masks import Segmenter, class_numbers, query_probabilities
 from slimcodec.models.pretrained.hub import Preprocessing
 
 
@@ -27,9 +27,10 @@ def test_wanted_classes_by_name_alias_or_background() -> None:
 
 
 def test_input_sizes() -> None:
-    assert input_size((640, 480), Preprocessing(512)) == (512, 512)
-    assert input_size((640, 480), Preprocessing(512, keep_shape=True)) == (672, 512)
-    assert input_size((3, 400), Preprocessing(64, keep_shape=True))[0] == 64
+    assert Preprocessing(None).input_size((640, 480)) == (640, 480)
+    assert Preprocessing(512).input_size((640, 480)) == (512, 512)
+    assert Preprocessing(512, keep_shape=True).input_size((640, 480)) == (672, 512)
+    assert Preprocessing(64, keep_shape=True).input_size((3, 400))[0] == 64
 
 
 def test_query_probabilities_follow_the_surest_query() -> None:

@@ -403,15 +403,15 @@ def test_the_captioner_stage_keeps_the_tags_of_its_package_and_trains_the_roi_he
         "captioner.train_body=false",
     ]
     frozen = [*settings, "captioner.train_head=false"]
-    stage = CaptionerStage.build(Run(load_recipe("smoke", frozen)))
+    stage = CaptionerStage(Run(load_recipe("smoke", frozen)))
     teacher = load_classifier("efficientnet-lite0", as_teacher=True)
     assert isinstance(teacher.network, EfficientNetLite)
     assert torch.equal(stage.model.head.weight[:1000], teacher.network.tagger.head.weight)
     trained = {name for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
     assert trained and all(name.startswith("roi_") for name in trained)
     with pytest.raises(SlimError, match="nothing to train"):
-        CaptionerStage.build(Run(load_recipe("smoke", [*frozen, "captioner.network.roi=false"])))
+        CaptionerStage(Run(load_recipe("smoke", [*frozen, "captioner.network.roi=false"])))
     # the embedded captioner is an EfficientNet-Lite0
     with pytest.raises(SlimError, match=r"cannot start from the embedded one.*network\.network="):
         other = [setting.replace("efficientnet-lite0", "mobilenet-v2") for setting in settings]
-        CaptionerStage.build(Run(load_recipe("smoke", other)))
+        CaptionerStage(Run(load_recipe("smoke", other)))

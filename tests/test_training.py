@@ -26,7 +26,7 @@ from slimcodec.data.photos import Photo
 from slimcodec.models.captioner import Tagger
 from slimcodec.models.config import SCALES, CaptionerConfig
 from slimcodec.models.prior import index_of_scale, scale_of_index
-from slimcodec.training.batches import Draws, Views, crop, part_mean, random_caption
+from slimcodec.training.batches import Draws, Views, crop, random_caption
 from slimcodec.training.compression_model import code, gaussian_tables, restore_latent_codec
 from slimcodec.training.export import training_record
 from slimcodec.training.losses import (
@@ -187,8 +187,8 @@ def test_draws_do_not_depend_on_how_the_batch_is_divided(count: int) -> None:
         assert torch.equal(whole.every(share), torch.cat(chosen))
         values = torch.arange(8.0)
         means = [
-            part_mean(values[size * n : size * (n + 1)][mask], mask, share, 8)
-            for n, mask in enumerate(chosen)
+            part.part_mean(values[size * n : size * (n + 1)][mask], share)
+            for n, (part, mask) in enumerate(zip(parts, chosen, strict=True))
         ]
         assert float(torch.stack(means).mean()) == pytest.approx(float(values[whole.every(share)].mean()))
     # a part of a share keeps its own numbers
@@ -298,7 +298,7 @@ def test_the_captioner_can_start_from_a_mobilenet(tmp_path: Path) -> None:
         start_from_classifier(tagger, load_classifier(tmp_path / "b.pt", as_teacher=True))
 
 
-def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
+def test_a_captioner_learns_what_a_teacher_says_of_each_view(tmp_path: Path) -> None:
     def says(pictures: Tensor) -> tuple[Tensor, ...]:
         # class 0 for dark views, class 1 for light ones
         light = pictures.mean((1, 2, 3)) - 0.5
@@ -314,7 +314,9 @@ def test_a_captioner_learns_what_a_teacher_says_of_each_view() -> None:
             return self.head(pictures.mean((1, 2, 3))[:, None]), None
 
     tagger: Any = Bias()
-    stage = CaptionerStage(tagger, Any, [says])  # type: ignore[arg-type]
+    settings = (f"out={tmp_path}", "teachers.models=[]", "captioner.start_from_weights=false")
+    stage: Any = CaptionerStage(Run(load_recipe("smoke", settings)))
+    stage.model, stage.teachers = tagger, [says]
     targets = torch.tensor([[0.0, 0, 1], [0, 0, 0]])
     pictures = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -0.5)])
     masks = torch.zeros(2, 1, 1, 1)
@@ -353,7 +355,7 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -
     run = Run(load_recipe("smoke", settings), source="smoke", settings=settings)
     run.folder.mkdir()
     save_file({"x": torch.zeros(1)}, run.weights_path("captioner"), {"steps": "7"})
-    vars(run.data)["teachers"] = [SimpleNamespace(sha256="x")]
+    vars(run.data).update(teachers=[SimpleNamespace(sha256="x")], vocabulary=other.vocabulary)
     made = training_record(run)
     assert made["commands"][1] == (
         "slim train all --config smoke --set data=PHOTOS --set teachers.models=CLASSIFIERS "

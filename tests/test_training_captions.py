@@ -158,7 +158,7 @@ def test_captions_reach_the_stages_that_read_them_and_no_other(
     recipe = load_recipe("smoke", [*settings, f"data.captioner={tmp_path / 'captioner'}"])
     run, captions = Run(recipe), {}
 
-    def watched(stage: Any, origin: str) -> None:
+    def watched(stage: Any, *_: object) -> None:
         captions[stage.name] = set(stage.batches(0).captions)
 
     monkeypatch.setattr(run, "train", watched)

@@ -15,8 +15,9 @@ from slimcodec.data.photos import PhotoSet
 from slimcodec.data.sources import open_table
 from slimcodec.errors import SlimError
 from slimcodec.models.bundle import Bundle
+from slimcodec.training import STAGES
 from slimcodec.training.data import data_card
-from slimcodec.training.recipe import STAGES, load_recipe
+from slimcodec.training.recipe import load_recipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages import check_stages
 

@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 from slimcodec.cli.options import USAGE, failing, installed, option, say, stop
+from slimcodec.training import STAGES
 
-STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance", "bundle")
+#: what is made of a recipe, in order
+MADE = (*STAGES, "bundle")
 PREVIEW = "preview"
 #: exit status of a run that --minutes ended
 STOPPED = 3
@@ -19,7 +21,8 @@ STOPPED = 3
 
 def train(
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE|all|preview", help=f"One of {', '.join(STAGES)}; all; or preview.")
+        str,
+        typer.Argument(metavar="STAGE|all|preview", help=f"One of {', '.join(MADE)}; all; or preview."),
     ],
     config: Annotated[str, option("RECIPE", "Built-in recipe or .toml file.", "--config", "-c")] = "tiny-cpu",
     settings: Annotated[
@@ -53,8 +56,8 @@ def train(
       slim train compressor --set out=runs/mine --set compressor.background=0.3 --overwrite
       slim train all -c tiny-gpu --set data=photos/ --minutes 9 --resume
     """
-    if stage not in (*STAGES, "all", PREVIEW):
-        stop(f"{stage}: no such stage; take one of {', '.join(STAGES)}, all or {PREVIEW}", USAGE)
+    if stage not in (*MADE, "all", PREVIEW):
+        stop(f"{stage}: no such stage; take one of {', '.join(MADE)}, all or {PREVIEW}", USAGE)
     with installed("train", "training"):
         from slimcodec.training.data import card_lines, preview
         from slimcodec.training.export import save_bundle

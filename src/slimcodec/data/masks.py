@@ -28,8 +28,6 @@ Mask = NDArray[np.float32]
 FINER, FINEST_SIDE = 4, 4096
 #: segmentation models that answer with queries, a class and a mask each, in place of a class for each pixel
 QUERY_MODELS = ("maskformer", "mask2former")
-#: strides of segmentation models divide this number of pixels
-STRIDE = 32
 
 
 def mask_from_boxes(boxes: NDArray[np.float64] | Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
@@ -283,16 +281,6 @@ def class_numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     return sorted({numbers[name.strip().lower()] for name in classes})
 
 
-def input_size(size: tuple[int, int], preprocessing: hub.Preprocessing) -> tuple[int, int]:
-    """The (width, height) at which a model sees a photo: its square, or the photo's shape with the model's shorter side."""
-    short = preprocessing.side or hub.DEFAULT_SIDE
-    if not preprocessing.keep_shape:
-        return short, short
-    scale = short / min(size)
-    width, height = (max(STRIDE, round(side * scale / STRIDE) * STRIDE) for side in size)
-    return width, height
-
-
 def query_probabilities(classes: Tensor, masks: Tensor) -> Tensor:
     """Probability of each class at each pixel [B, K, h, w] by queries' logits: classes [B, Q, K + 1], masks [B, Q, h, w].
 
@@ -327,10 +315,7 @@ class Segmenter:
     def __call__(self, pixels: Pixels) -> Mask:
         """Probability that each pixel is of a wanted class, [H, W] float32 in [0, 1], for a photo [H, W, 3] uint8."""
         height, width = pixels.shape[:2]
-        size = input_size((width, height), self.preprocessing)
-        scaled = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-        picture = self.preprocessing.normalise(hub.unit_picture(scaled, self.device))
-        outputs = self.model(pixel_values=picture)
+        outputs = self.model(pixel_values=self.preprocessing.network_input(pixels).to(self.device))
         if self.queries:
             probabilities = query_probabilities(outputs.class_queries_logits, outputs.masks_queries_logits)
         else:

@@ -95,6 +95,10 @@ class SymbolTables:
         # The cached models are Rust objects that cannot be pickled; the two arrays are everything.
         return (SymbolTables, (self.frequencies, self.radii))
 
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return the tables as a bundle stores them, beside the other tensors of its prior."""
+        return {"tables.frequencies": self.frequencies, "tables.radii": self.radii}
+
     def bits(self, symbols: NDArray[np.int32], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the ideal cost of every symbol under its table, escapes included.
 

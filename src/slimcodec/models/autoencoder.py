@@ -15,6 +15,19 @@ from slimcodec.models.blocks import ResBlock, dtype_of, small_conv
 from slimcodec.models.config import PATCH, AutoencoderConfig
 
 
+def patch_rows(maps: Tensor, side: int) -> Tensor:
+    """The square patches of maps [B, C, H, W] as rows [patches, C * side^2], in the channel order of ``pixel_unshuffle``."""
+    return F.pixel_unshuffle(maps, side).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def klt(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The KLT (PCA) of ``rows`` [rows, N]: their mean [N], and in float64 ``count`` basis vectors [count, N] with deviations [count]."""
+    mean = rows.mean(0)
+    centred = (rows - mean).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    return mean, vectors.flip(1)[:, :count].T, values.flip(0)[:count].clamp(min=1e-8).sqrt()
+
+
 class PatchAutoencoder(nn.Module):
     """Pictures in [-1, 1] to latents of about unit variance at 1/16 of the resolution, and back."""
 
@@ -52,16 +65,13 @@ class PatchAutoencoder(nn.Module):
         )
 
     @torch.no_grad()
-    def init_linear(self, patches: Tensor) -> None:
-        """Sets the linear path to the KLT (PCA) of ``patches`` [N, 768], in the channel order of pixel_unshuffle."""
-        mean = patches.mean(0)
-        centred = (patches - mean).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(patches))
-        basis = vectors.flip(1)[:, : self.config.latent_channels].T.float()
-        scale = values.flip(0)[: self.config.latent_channels].clamp(min=1e-8).sqrt().float()
+    def init_linear(self, pictures: Tensor) -> None:
+        """Sets the linear path to the KLT (PCA) of the patches of pictures [B, 3, H, W] in [-1, 1]."""
+        mean, basis, scale = klt(patch_rows(pictures, PATCH), self.config.latent_channels)
+        basis, scale = basis.float(), scale.float()[:, None]
         self.mean.copy_(mean)
-        self.analysis.copy_(basis / scale[:, None])
-        self.synthesis.copy_((basis * scale[:, None]).T)
+        self.analysis.copy_(basis / scale)
+        self.synthesis.copy_((basis * scale).T)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [-1, 1], sides multiples of 16, to latents [B, C, H/16, W/16], float32."""

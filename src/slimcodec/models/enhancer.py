@@ -57,9 +57,8 @@ class UNetSize:
     text_width: int = 128
 
 
-def small_unet_config(latent_channels: int = 128, size: UNetSize | None = None) -> dict[str, Any]:
+def small_unet_config(latent_channels: int, size: UNetSize) -> dict[str, Any]:
     """Configuration of slim-tiny's UNet: two resolutions, attention at the coarse one, the caption pooled and attended."""
-    size = size or UNetSize()
     return {
         "sample_size": 16,
         "in_channels": 2 * latent_channels,
@@ -86,21 +85,17 @@ class Enhancer(nn.Module):
     tile = None
     error_scale: Tensor
 
-    def __init__(self, config: EnhancerConfig, unet: nn.Module, scheduler: Any) -> None:
-        super().__init__()
-        self.config, self.unet, self.scheduler = config, unet, scheduler
-        #: standard deviation of what the compressor loses, by level and channel
-        self.register_buffer("error_scale", torch.full((config.levels, config.latent_channels), 0.5))
-
-    @classmethod
-    def build(cls, config: EnhancerConfig) -> Enhancer:
-        """An enhancer with untrained weights; ``config.scheduler`` names a diffusers scheduler as ``_class_name``."""
+    def __init__(self, config: EnhancerConfig) -> None:
+        """With untrained weights; ``config.scheduler`` names a diffusers scheduler as ``_class_name``."""
         from diffusers import UNet2DConditionModel
 
-        unet = UNet2DConditionModel.from_config(dict(config.unet))
-        settings = dict(config.scheduler)
+        super().__init__()
+        self.config, settings = config, dict(config.scheduler)
+        self.unet: Any = UNet2DConditionModel.from_config(dict(config.unet))
         name = settings.pop("_class_name", "FlowMatchEulerDiscreteScheduler")
-        return cls(config, unet, scheduler_class(name, "enhancer.scheduler").from_config(settings))
+        self.scheduler = scheduler_class(name, "enhancer.scheduler").from_config(settings)
+        #: standard deviation of what the compressor loses, by level and channel
+        self.register_buffer("error_scale", torch.full((config.levels, config.latent_channels), 0.5))
 
     def predict(
         self, state: Tensor, latents: Tensor, time: Tensor, level: Tensor, text: CaptionEmbedding
@@ -245,7 +240,7 @@ class NativeModel(LatentModel):
         config = self.config.enhancer
         if config is None:
             raise SlimError(f"the bundle {self.config.name} has no enhancer")
-        return self.parts.network("enhancer", lambda: Enhancer.build(config), meta=False)
+        return self.parts.network("enhancer", lambda: Enhancer(config), meta=False)
 
     @property
     def text_encoder(self) -> CaptionEncoder:

@@ -9,7 +9,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,11 @@ def networks(config: BundleConfig) -> dict[str, Network]:
         for number in range(len(config.captioners))
     }
     found = ENCODER | DECODER | gradients
-    return {name: network for name, network in found.items() if name != "tag" or config.captioners}
+    if not config.captioners:
+        del found["tag"]
+    elif not config.captioners[0].roi:
+        found["tag"] = replace(found["tag"], outputs=("logits",))
+    return found
 
 
 def own_module(part: str, config: BundleConfig, parts: Parts) -> Any:

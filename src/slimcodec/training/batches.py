@@ -36,10 +36,9 @@ class Draws:
     """
 
     def __init__(
-        self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | None = None
+        self, seed: int, step: int, numbers: Sequence[int], batch: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.numbers, self.batch = list(numbers), batch
-        self.device = device or torch.device("cpu")
+        self.numbers, self.batch, self.device = list(numbers), batch, device
         self._generators = [_generator(seed, step, number + 1) for number in numbers]
         self._common = _generator(seed, step, 0)
 
@@ -70,18 +69,19 @@ class Draws:
 
     def every(self, share: float) -> Tensor:
         """Which pictures belong to a fixed, evenly spread ``share`` of the whole batch: booleans [pictures]."""
-        count = max(1, round(share * self.batch))
+        count = self._count(share)
         chosen = [((n + 1) * count) // self.batch > (n * count) // self.batch for n in self.numbers]
         return torch.tensor(chosen, device=self.device)
 
+    def part_mean(self, values: Tensor, share: float) -> Tensor:
+        """This process's part of the batch's mean of ``values`` [chosen pictures]; chosen are those of ``every(share)``.
 
-def part_mean(values: Tensor, chosen: Tensor, share: float, batch: int) -> Tensor:
-    """A share's part of the mean of ``values`` [chosen pictures] over ``Draws.every(share)`` of a batch of ``batch``.
+        Processes may hold unequal numbers of them: divided by the average number, the mean of the parts is that of the batch.
+        """
+        return values.sum() / (len(self.numbers) * self._count(share) / self.batch)
 
-    Shares may hold unequal numbers of chosen pictures: divided by the average number, the mean over shares is that over the batch.
-    """
-    expected = len(chosen) * max(1, round(share * batch)) / batch
-    return values.sum() / expected
+    def _count(self, share: float) -> int:
+        return max(1, round(share * self.batch))
 
 
 def _generator(seed: int, step: int, number: int) -> torch.Generator:
@@ -175,7 +175,7 @@ class Crops:
 
     def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Batch:
         pictures, masks, captions = [], [], []
-        for number in numbers or range(self.batch):
+        for number in range(self.batch) if numbers is None else numbers:
             rng = np.random.default_rng([self.seed, step, number])
             photo = draw_photo(self.photos, step, rng, self.shares)
             picture, mask = crop(photo, self.size, rng)
@@ -242,7 +242,6 @@ class LabelledViews:
     thumbnail_share: float = 0.15
     _: KW_ONLY
     size: int
-    batch: int
     seed: int
     smallest_area: float = 0.5
     #: classifiers will see every view, so that their soft label of the photo does not count
@@ -252,9 +251,8 @@ class LabelledViews:
         # of equal tags the first one counts
         self.tags = {tag: number for number, tag in reversed(list(enumerate(self.vocabulary)))}
 
-    def __call__(self, step: int, numbers: Sequence[int] | None = None) -> Views:
-        rngs = (np.random.default_rng([self.seed, step, number]) for number in numbers or range(self.batch))
-        views = [self._view(step, rng) for rng in rngs]
+    def __call__(self, step: int, numbers: Sequence[int]) -> Views:
+        views = [self._view(step, np.random.default_rng([self.seed, step, number])) for number in numbers]
         pictures, targets, known, masks, trust = zip(*views, strict=True)
         return Views(
             scaled(pictures),

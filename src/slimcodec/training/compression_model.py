@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from slimcodec.codec import Codec
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import SlimError
-from slimcodec.models.autoencoder import PatchAutoencoder
+from slimcodec.models.autoencoder import PatchAutoencoder, klt, patch_rows
 from slimcodec.models.blocks import at_level
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
@@ -108,10 +103,8 @@ def start_as_transform(
             f"compressor.network: patches of {config.patch}x{config.patch} latents have {len(weight)} values, and "
             f"prior.channels is {channels}; give at most as many, and a patch above 1"
         )
-    rows = F.pixel_unshuffle(latents, config.patch).permute(0, 2, 3, 1).flatten(0, 2).double() * weight
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-    basis, spread = vectors.flip(1).T[:channels], values.flip(0)[:channels].clamp(min=1e-8).sqrt()
+    rows = patch_rows(latents, config.patch).double() * weight
+    mean, basis, spread = klt(rows, channels)
     analysis = basis * weight / spread[:, None]
     enter.weight.copy_(analysis[..., None, None])
     enter.bias.copy_(-analysis @ (mean / weight))
@@ -215,8 +208,6 @@ def code(
 
 # ---- bundle parts ----------------------------------------------------------------------------------------------
 
-#: qualities to whose symbols tables are fitted: low ones are close together in bits, so there are more of them
-FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
 #: the deviation that each of the prior's scale indices means
 TABLE_SCALES = scale_of_index(torch.arange(SCALES).double()).numpy()
 
@@ -226,29 +217,10 @@ def gaussian_tables() -> SymbolTables:
     return SymbolTables.gaussian(TABLE_SCALES)
 
 
-def fitted_tables(codec: Codec, pictures: Iterable[NDArray[np.uint8]]) -> SymbolTables:
-    """Symbol tables fitted to the symbols of real pictures [H, W, 3] at all qualities, Gaussian where none were seen."""
-    tables = codec.coder.tables
-    counts = np.zeros(len(tables.frequencies), np.int64)
-    for picture in pictures:
-        for coded in codec.quantise_each(picture, FITTED_QUALITIES, effort=0):
-            for part in coded.passes:
-                counts += tables.count(part.symbols, part.indices)
-    return SymbolTables.from_counts(TABLE_SCALES, counts)
-
-
-def latent_codec_parts(
-    model: CompressionModel, tables: SymbolTables | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """The bundle parts ``compressor`` and ``prior`` of a trained model: the prior as integers, with its tables."""
-    tables = tables or gaussian_tables()
+def latent_codec_parts(model: CompressionModel) -> dict[str, dict[str, Any]]:
+    """The bundle parts ``compressor`` and ``prior`` of a trained model: the prior as integers, with ``gaussian_tables``."""
     prior = quantise_prior(model.prior, model.hyper_index)
-    # copies: the tables' arrays are read-only
-    prior |= {
-        "tables.frequencies": torch.from_numpy(tables.frequencies.copy()),
-        "tables.radii": torch.from_numpy(tables.radii.copy()),
-    }
-    return {"compressor": dict(model.compressor.state_dict()), "prior": prior}
+    return {"compressor": dict(model.compressor.state_dict()), "prior": prior | gaussian_tables().tensors()}
 
 
 def restore_latent_codec(bundle: Bundle) -> CompressionModel:

@@ -18,6 +18,7 @@ from slimcodec.codec import Codec
 from slimcodec.container import EMBEDDED_BUNDLE
 from slimcodec.data.sources import generated_rows
 from slimcodec.entropy.caption import read_vocabulary
+from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import SlimError
 from slimcodec.images import load_image
 from slimcodec.models.bundle import Bundle
@@ -38,13 +39,13 @@ from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
 from slimcodec.models.pretrained.references import refer
 from slimcodec.training.batches import scaled
 from slimcodec.training.compression_model import (
+    TABLE_SCALES,
     CompressionModel,
-    fitted_tables,
     latent_codec_parts,
     start_as_transform,
 )
 from slimcodec.training.pseudo_labels import lending_bundle
-from slimcodec.training.recipe import DefaultsRecipe
+from slimcodec.training.recipe import CompressorRecipe, DefaultsRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ logger = logging.getLogger(__name__)
 SAMPLES, SIDE = 12, 128
 #: pictures on which the errors are measured that set the start of denoising
 MEASURED = 4
+#: qualities to whose symbols tables are fitted: low ones are close together in bits, so there are more of them
+FITTED_QUALITIES = (1, 10, 20, 30, 45, 60, 80, 100)
 #: weight of the squared coefficients in the fit of the linear map, relative to the latents' energy
 RIDGE = 1e-2
-#: weights of the squared error at quality 1 and 100, as in the recipes
-LAMBDAS = (6e-5, 2e-2)
 
 
 def create(
@@ -259,7 +260,7 @@ def with_transform_code(
         # the same model gives the same bundle
         torch.manual_seed(0)
         model = CompressionModel(Compressor(network), autoencoder).to(bundle.parts.device)
-    low, high = LAMBDAS
+    low, high = CompressorRecipe.lambdas
     lambdas = low * (high / low) ** torch.linspace(0, 1, levels, device=bundle.parts.device)
     batch = scaled([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
     start_as_transform(model, autoencoder, batch.to(bundle.parts.device), lambdas, predicted=0.7)
@@ -273,8 +274,20 @@ def with_transform_code(
         for name in ("anchor_mean", "anchor_scale", "rest_mean", "rest_scale"):
             layers[name].weight.zero_()
     model.cpu()
-    draft = changed(bundle, latent_codec_parts(model), compressor=network)
-    return changed(draft, latent_codec_parts(model, fitted_tables(Codec(draft), pictures)))
+    return with_fitted_tables(changed(bundle, latent_codec_parts(model), compressor=network), pictures)
+
+
+def with_fitted_tables(bundle: Bundle, pictures: Iterable[NDArray[np.uint8]]) -> Bundle:
+    """A bundle whose Gaussian tables are fitted to the symbols of pictures [H, W, 3] at all qualities, where any were seen."""
+    codec = Codec(bundle)
+    tables = codec.coder.tables
+    counts = np.zeros(len(tables.frequencies), np.int64)
+    for picture in pictures:
+        for coded in codec.quantise_each(picture, FITTED_QUALITIES, effort=0):
+            for part in coded.passes:
+                counts += tables.count(part.symbols, part.indices)
+    fitted = SymbolTables.from_counts(TABLE_SCALES, counts)
+    return changed(bundle, {"prior": bundle.stored["prior"] | fitted.tensors()})
 
 
 def _samples(folder: str) -> list[NDArray[np.uint8]]:

@@ -119,7 +119,7 @@ class TrainingData:
 
     def pseudo_label(self, photo: Photo) -> Photo:
         """A copy of a photo with pseudo-labels, computed on the spot."""
-        return self._labeller(photo).added_to(photo) if self.available else photo
+        return self._labeller(photo).added_to(photo)
 
     @property
     def available(self) -> frozenset[PseudoLabel]:

@@ -14,19 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimcodec import __version__
-from slimcodec.codec import Codec
 from slimcodec.config import to_plain
 from slimcodec.files import is_hub_id
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.config import BundleConfig
 from slimcodec.models.graphs import FOLDER, export
 from slimcodec.models.pretrained.networks import Autoencoder
+from slimcodec.training import STAGES
 from slimcodec.training.batches import is_drawn, shuffled
-from slimcodec.training.compression_model import fitted_tables, latent_codec_parts
-from slimcodec.training.create import MEASURED, changed, measured_strength, with_captioner, with_guide
-from slimcodec.training.recipe import STAGES
+from slimcodec.training.compression_model import latent_codec_parts
+from slimcodec.training.create import (
+    MEASURED,
+    changed,
+    measured_strength,
+    with_captioner,
+    with_fitted_tables,
+    with_guide,
+)
 from slimcodec.training.run import CHANGED, Run, revision
-from slimcodec.training.stages import check_origins, same_vocabulary
+from slimcodec.training.stages import check_origins
 from slimcodec.training.stages.captioner import tagger_config
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.enhance import load_enhancer
@@ -73,12 +79,11 @@ def make_bundle(run: Run) -> Bundle:
         parts = {"captioner-0": run.load("captioner")}
         bundle = changed(bundle, parts, captioners=(tagger_config(run),))
         if pretrained is None:
-            bundle = with_more_captioners(bundle, recipe.captioner.also)
+            bundle = with_more_captioners(bundle, run.also)
     elif source := run.replaced.get("captioner"):
         bundle = with_captioner(bundle, source)
     photos = some_photos(run, FITTED_PHOTOS)
-    bundle = changed(bundle, latent_codec_parts(model, fitted_tables(Codec(bundle), photos)))
-    bundle = with_guide(bundle, photos[:GUIDE_PHOTOS])
+    bundle = with_guide(with_fitted_tables(bundle, photos), photos[:GUIDE_PHOTOS])
     enhancer = bundle.config.enhancer
     if pretrained is None or enhancer is None:
         return bundle
@@ -106,11 +111,9 @@ def own_bundle(run: Run, autoencoder: Autoencoder, enhanced: bool) -> Bundle:
     return Bundle(replace(config, enhancer=enhancer.config), parts, run.data.vocabulary, text)
 
 
-def with_more_captioners(bundle: Bundle, sources: Sequence[str]) -> Bundle:
+def with_more_captioners(bundle: Bundle, others: Sequence[Bundle]) -> Bundle:
     """A bundle with the first captioners of other bundles, which guide beside its own."""
-    for number, source in enumerate(sources, 1):
-        other = Bundle.from_pretrained(source)
-        same_vocabulary(other, source, bundle.vocabulary)
+    for number, other in enumerate(others, 1):
         parts = {f"captioner-{number}": other.stored["captioner-0"]}
         captioners = (*bundle.config.captioners, other.config.captioners[0])
         bundle = changed(bundle, parts, captioners=captioners)
@@ -132,8 +135,8 @@ def training_record(run: Run) -> dict[str, Any]:
     for about in stages.values():
         about.pop("origin", None)
     # by their ids: where a bundle, or the data, lay on the machine that trained says nothing to others
-    others = recipe.captioner.also if run.pretrained is None and "captioner" in stages else ()
-    also = [f"BUNDLE-{Bundle.from_pretrained(other).bundle_id}" for other in others]
+    others = run.also if run.pretrained is None and "captioner" in stages else ()
+    also = [f"BUNDLE-{other.bundle_id}" for other in others]
     keys = ["out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also"]
     local = bool(recipe.ldm.source) and not is_hub_id(recipe.ldm.source)
     if local:

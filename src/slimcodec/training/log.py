@@ -120,8 +120,8 @@ def _parsed(line: str) -> Any:
 # ---- checkpoints: one file, or several of a bounded size -------------------------------------------------------
 
 
-def save_tensors(state: Any, path: Path, step: int = 0, megabytes: int = 0) -> None:
-    """``torch.save`` that leaves the old file whole when it is killed.
+def save_tensors(state: dict[str, Any], path: Path, megabytes: int = 0) -> None:
+    """``torch.save`` of a state with its ``step`` that leaves the old file whole when it is killed.
 
     ``megabytes``: writes parts of at most so many, ``path`` with ``PART`` behind it; older ones go when the last is written.
     """
@@ -133,7 +133,7 @@ def save_tensors(state: Any, path: Path, step: int = 0, megabytes: int = 0) -> N
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content, size = buffer.getbuffer(), megabytes * 1_000_000
-        count = -(-len(content) // size)
+        step, count = state["step"], -(-len(content) // size)
         places = [path.with_name(f"{path.name}.{step}-{number}-of-{count}") for number in range(count)]
         for number, place in enumerate(places):
             atomic_write(place, bytes(content[number * size : (number + 1) * size]))

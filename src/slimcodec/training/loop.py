@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from slimcodec.data.contact_sheet import Tile
 from slimcodec.errors import SlimError
 from slimcodec.training.batches import Draws
-from slimcodec.training.log import TrainingLog, load_tensors, save_tensors
+from slimcodec.training.log import TrainingLog, save_tensors
 from slimcodec.training.losses import rate_failure
 from slimcodec.training.recipe import Optimisation, Reports
 
@@ -36,13 +36,11 @@ B = TypeVar("B")
 
 
 class Stage(Generic[B]):
-    """What a training stage tells the loop."""
+    """What a training stage tells the loop, which brings all modules that it holds to the device."""
 
     name: str
     #: the modules that are trained, saved and averaged
     model: nn.Module
-    #: modules that are used but not trained
-    frozen: Sequence[nn.Module] = ()
     #: parameters whose learning rate is ``rate_factor`` times that of the others: a linear path is a good transform already
     scaled: Sequence[nn.Parameter] = ()
     rate_factor = 0.02
@@ -80,26 +78,26 @@ def train(
     accelerator: Accelerator | None = None,
     *,
     workers: int = 0,
-    resume: bool = False,
-    about: dict[str, str] | None = None,
+    state: dict[str, Any] | None = None,
+    about: Mapping[str, str] | None = None,
     deadline: float = math.inf,
 ) -> dict[str, Tensor]:
     """Trains a stage and returns the averaged (EMA) weights.
 
     The run folder gets ``<stage>.jsonl`` (terms by name), ``<stage>.pt`` (checkpoint, with ``about`` inside), curves for
-    TensorBoard and sheets of samples. ``workers`` processes prepare batches. ``about`` gets an entry ``earlier`` where the run of
-    another revision of the program is resumed. At the first checkpoint or log line after ``deadline`` (``time.monotonic``) the
-    stage writes a checkpoint and raises ``OutOfTime``.
+    TensorBoard and sheets of samples; what the stage left there before goes first, unless it is resumed. ``workers`` processes
+    prepare batches. ``state``: the checkpoint from which the stage goes on, see ``load_tensors``. At the first checkpoint or
+    log line after ``deadline`` (``time.monotonic``) the stage writes a checkpoint and raises ``OutOfTime``.
 
     Stops with ``SlimError`` when ten steps in a row have no finite gradient, or the stage reports a failure; single bad steps are
     skipped.
     """
     accelerator = accelerator or Accelerator(cpu=True)
-    about = {} if about is None else about
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{stage.name}.pt"
-    for module in (stage.model, *stage.frozen):
-        module.to(accelerator.device)
+    for held in vars(stage).values():
+        if isinstance(held, nn.Module):  # trained, or only used
+            held.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         stage.parameter_groups(options.learning_rate), betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
@@ -107,7 +105,7 @@ def train(
     average = average_weights(stage.model, options.ema_decay)
     first, bad = 0, 0
     totals: dict[str, Tensor] = {}
-    if resume and (state := load_tensors(checkpoint)) is not None:
+    if state is not None:
         restore(stage.model, state["model"], checkpoint)
         restore(average, state["average"], checkpoint)
         try:
@@ -118,7 +116,6 @@ def train(
                 f"({stage.name}.train_...), or train into another out folder"
             ) from error
         first, bad, totals = state["step"], state["bad"], state["totals"]
-        about |= _earlier_revisions(state["about"], about.get("revision"), first)
         logger.info("%s goes on at step %d", stage.name, first)
     weights: dict[str, Tensor] = average.module.state_dict()
     if first >= options.steps:
@@ -130,6 +127,10 @@ def train(
             Steps(stage.batches, shares), batch_size=None, sampler=remaining, num_workers=workers
         )
     )
+    if state is None and accelerator.is_main_process:
+        # a run that is killed and resumed must not take them for its own
+        for old in (folder / f"{stage.name}.safetensors", *folder.glob(f"{stage.name}.pt*")):
+            old.unlink(missing_ok=True)
     with TrainingLog(folder, stage.name, options, first, accelerator, totals) as log:
         for step in remaining:
             begun = time.monotonic()
@@ -167,10 +168,10 @@ def train(
                     "step": step + 1,
                     "totals": log.merged_totals(),
                     "bad": bad,
-                    "about": about,
+                    "about": dict(about or {}),
                 }
                 if accelerator.is_main_process:
-                    save_tensors(state, checkpoint, step + 1, reports.checkpoint_megabytes)
+                    save_tensors(state, checkpoint, reports.checkpoint_megabytes)
             if late and step + 1 < options.steps:
                 raise OutOfTime(f"{stage.name} stopped at step {step + 1} of {options.steps}")
     accelerator.wait_for_everyone()
@@ -274,14 +275,6 @@ def restore(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{path} was made by another recipe or release of slimcodec: its tensors are not those that this one wants; give the "
             "settings that it was made with, or train into another out folder"
         ) from error
-
-
-def _earlier_revisions(before: dict[str, str], revision: str | None, step: int) -> dict[str, str]:
-    """The entry ``earlier``, if other revisions of the program began the run: "REVISION to step 2000, ..."."""
-    earlier = [before["earlier"]] if "earlier" in before else []
-    if before.get("revision", revision) != revision:
-        earlier.append(f"{before['revision']} to step {step}")
-    return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
 def _due(step: int, every: int, options: Optimisation) -> bool:

@@ -14,7 +14,6 @@ from slimcodec.data.classifiers import Classifier
 from slimcodec.models.prior import scale_of_index
 from slimcodec.training.batches import Batch, Draws
 
-LOG2 = math.log(2.0)
 #: evens out the size of the compressor's loss and that of other stages, so that one clipping of gradients suits all
 LOSS_SCALE = 0.1
 
@@ -29,7 +28,7 @@ def symbol_bits(values: Tensor, index: Tensor) -> Tensor:
     # by symmetry both arguments are taken in the left tail; logarithms keep a gradient where the mass underflows
     upper = torch.special.log_ndtr((0.5 - distance) / scale)
     lower = torch.special.log_ndtr((-0.5 - distance) / scale)
-    return -(upper + torch.log1p(-torch.exp(lower - upper).clamp(max=1 - 1e-6))) / LOG2
+    return -(upper + torch.log1p(-torch.exp(lower - upper).clamp(max=1 - 1e-6))) / math.log(2)
 
 
 def roi_weights(masks: Tensor, background: float) -> Tensor:

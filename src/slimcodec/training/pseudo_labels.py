@@ -24,9 +24,9 @@ from slimcodec.models.config import EMBEDDED
 from slimcodec.models.pretrained.hub import (
     DEFAULT_SIDE,
     ImageToText,
+    Preprocessing,
     clean_caption,
     pretrained_folder,
-    unit_picture,
 )
 from slimcodec.models.pretrained.part_files import read_json
 from slimcodec.processes import track
@@ -91,8 +91,7 @@ class Labeller:
 
     def _classify(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.float32] | None]:
         side = getattr(self.teachers[0], "side", DEFAULT_SIDE)
-        resized = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
-        picture = unit_picture(resized, self.device).contiguous()
+        picture = Preprocessing(side).network_input(pixels).to(self.device)
         mask = None
         with torch.no_grad():
             if self.activation and self.segmenter is None:

@@ -12,6 +12,7 @@ from slimcodec.config import from_plain
 from slimcodec.errors import SlimError
 from slimcodec.models.config import PATCH, AutoencoderConfig, CaptionerConfig, CompressorConfig
 from slimcodec.models.enhancer import UNetSize
+from slimcodec.training import STAGES
 from slimcodec.training.losses import Features
 
 if sys.version_info >= (3, 11):
@@ -232,13 +233,6 @@ class Recipe:
     defaults: DefaultsRecipe = field(default_factory=DefaultsRecipe)
 
     @property
-    def replaced(self) -> dict[str, str]:
-        """The stages that a pretrained model makes needless, with the model or bundle that is taken instead."""
-        ldm = self.ldm
-        sources = {"autoencoder": ldm.source, "diffusion": ldm.source, "captioner": ldm.captioner}
-        return {stage: source for stage, source in sources.items() if ldm.source and source}
-
-    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that the recipe has, in order."""
         return tuple(stage for stage in STAGES if stage != "latents" or self.latents.count)
@@ -279,10 +273,6 @@ class Recipe:
                 raise SlimError(f"{stage}.optimisation: steps, batch and accumulate are at least 1")
             if options.crop % PATCH:
                 raise SlimError(f"{stage}.optimisation.crop is {options.crop}; give a multiple of {PATCH}")
-
-
-#: the stages that train, in the order in which they build on each other
-STAGES = ("autoencoder", "diffusion", "latents", "compressor", "captioner", "enhance")
 
 
 def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:

@@ -100,13 +100,25 @@ class Run:
 
         A captioner has nothing to learn from photos without labels: the embedded one is as good for the same vocabulary.
         """
-        replaced = self.recipe.replaced
+        ldm = self.recipe.ldm
+        replaced = dict.fromkeys(("autoencoder", "diffusion"), ldm.source) if ldm.source else {}
+        if ldm.source and ldm.captioner:
+            replaced["captioner"] = ldm.captioner
         if self.pretrained is not None and self.pretrained.config.enhancer is None:
             replaced["enhance"] = ""
         if "captioner" not in replaced and not self.data.labelled:
             same = self.data.vocabulary == read_vocabulary(EMBEDDED_BUNDLE / "vocabulary.txt")
             replaced["captioner"] = EMBEDDED if same else ""
         return replaced
+
+    @cached_property
+    def also(self) -> list[Bundle]:
+        """The bundles of ``captioner.also``; ``SlimError`` for one without a captioner of the run's vocabulary."""
+        bundles = [Bundle.from_pretrained(source) for source in self.recipe.captioner.also]
+        for source, bundle in zip(self.recipe.captioner.also, bundles, strict=True):
+            if bundle.vocabulary != self.data.vocabulary or not bundle.config.captioners:
+                raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+        return bundles
 
     def fidelity(self, background: float, features: Features | None = None) -> Fidelity:
         """The fidelity loss, with the teachers' features if they have a weight; None: without."""
@@ -126,8 +138,8 @@ class Run:
         fidelity = self.fidelity(recipe.background, features)
         return RateDistortion(recipe.lambdas, fidelity, 0.0 if warm else recipe.mixed_start)
 
-    def train(self, stage: Stage[Any], origin: str) -> None:
-        """Trains a stage and leaves its weights in the run folder."""
+    def train(self, stage: Stage[Any], origin: str, state: dict[str, Any] | None = None) -> None:
+        """Trains a stage, from the checkpoint ``state`` on, and leaves its weights in the run folder."""
         options = self.recipe.optimisation(stage.name)
         about = {
             "origin": origin,
@@ -137,6 +149,8 @@ class Run:
             "revision": revision() or "unknown",
             "processes": str(self.accelerator.num_processes),
         }
+        if state is not None:
+            about |= earlier_revisions(state["about"], about["revision"], state["step"])
         weights = train(
             stage,
             self.folder,
@@ -144,7 +158,7 @@ class Run:
             self.recipe.reports,
             self.accelerator,
             workers=self.recipe.data.workers,
-            resume=self.resume,
+            state=state,
             about=about,
             deadline=self.deadline,
         )
@@ -196,15 +210,15 @@ class Run:
         steps = str(self.recipe.optimisation(stage).steps)
         return self.has_weights(stage) and self.about(stage).get("steps") == steps
 
-    def check_origin(self, stage: str, origin: str) -> None:
-        """Raises ``SlimError`` where a stage's weights or checkpoint come from something else than ``origin`` says."""
-        path, checkpoint = self.weights_path(stage), self.folder / f"{stage}.pt"
+    def checkpoint(self, stage: str) -> dict[str, Any] | None:
+        """The checkpoint from which a stage goes on, None where it has left none."""
+        return load_tensors(self.folder / f"{stage}.pt")
+
+    def check_origin(self, stage: str, origin: str, state: dict[str, Any] | None = None) -> None:
+        """Raises ``SlimError`` where a stage's weights, or its checkpoint, come from something else than ``origin`` says."""
+        path, about = self.folder / f"{stage}.pt", state["about"] if state else {}
         if self.has_weights(stage):
-            about = self.about(stage)
-        elif (state := load_tensors(checkpoint)) is not None:
-            path, about = checkpoint, state["about"]
-        else:
-            return
+            path, about = self.weights_path(stage), self.about(stage)
         # those of earlier releases say nothing
         before, now = json.loads(about.get("origin", "{}")), json.loads(origin)
         if changed := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):
@@ -213,22 +227,26 @@ class Run:
                 "train it again with --overwrite, or choose another folder with --set out="
             )
 
-    def require(self, stage: str) -> None:
-        """Raises ``SlimError`` where a stage has left no weights."""
+    def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
+        """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
         if not self.has_weights(stage):
             raise SlimError(
                 f"{self.weights_path(stage)} is missing: run `slim train {stage}` with the same recipe and --set out= first"
             )
-
-    def load(self, stage: str, part: str = "") -> dict[str, Tensor]:
-        """A stage's weights, or those of a ``part`` of its model; ``SlimError`` where it has not run."""
-        self.require(stage)
         weights, prefix = load_file(self.weights_path(stage)), f"{part}." if part else ""
         return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
     def restore(self, module: nn.Module, stage: str, part: str = "") -> None:
         """Fills a module with a stage's weights, or with those of a ``part`` of its model."""
         restore(module, self.load(stage, part), self.weights_path(stage))
+
+
+def earlier_revisions(before: dict[str, str], revision: str, step: int) -> dict[str, str]:
+    """The entry ``earlier``, if other revisions of the program began the stage: "REVISION to step 2000, ..."."""
+    earlier = [before["earlier"]] if "earlier" in before else []
+    if before.get("revision", revision) != revision:
+        earlier.append(f"{before['revision']} to step {step}")
+    return {"earlier": ", ".join(earlier)} if earlier else {}
 
 
 def revision() -> str | None:

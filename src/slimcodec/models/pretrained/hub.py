@@ -25,6 +25,8 @@ from slimcodec.models.pretrained.references import hub_folder, local_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
+#: strides of segmentation models, which keep a picture's shape, divide this number of pixels
+STRIDE = 32
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 #: longest caption that a model may give
 MAX_BYTES, MAX_NEW_TOKENS = 200, 24
@@ -99,16 +101,27 @@ class Preprocessing:
         return self.bgr or any(self.mean) or set(self.std) != {1.0}
 
     def network_input(self, pixels: Pixels) -> Tensor:
-        """[H, W, 3] uint8 as [1, 3, S, S] float32."""
+        """[H, W, 3] uint8 as [1, 3, h, w] float32: the centre square of ``crop``, or the whole at ``input_size``."""
         picture = Image.fromarray(pixels)
         if self.side is not None and self.crop:
             # the short side first, then the crop: what was cut off stays the same for every size
             picture = centre_square(picture, round(self.side / self.crop_share))
             margin = (picture.width - self.side) // 2
             picture = picture.crop((margin, margin, margin + self.side, margin + self.side))
-        elif self.side is not None and picture.size != (self.side, self.side):
-            picture = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
-        return self.normalise(unit_picture(np.array(picture))).contiguous()
+        elif picture.size != (size := self.input_size(picture.size)):
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        unit = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+        return self.normalise(unit).contiguous()
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (width, height) at which the network sees a whole picture of a size."""
+        if self.side is None:
+            return size
+        if not self.keep_shape:
+            return self.side, self.side
+        scale = self.side / min(size)
+        width, height = (max(STRIDE, round(length * scale / STRIDE) * STRIDE) for length in size)
+        return width, height
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1] as the network's input of the same size; differentiable."""
@@ -133,11 +146,6 @@ def centre_square(picture: Image.Image, side: int) -> Image.Image:
         picture = picture.resize(size, Image.Resampling.BILINEAR)
     left, top = round((size[0] - side) / 2.0), round((size[1] - side) / 2.0)
     return picture.crop((left, top, left + side, top + side))
-
-
-def unit_picture(pixels: Pixels, device: torch.device | str = "cpu") -> Tensor:
-    """A picture [H, W, 3] uint8 as [1, 3, H, W] float32 in [0, 1]."""
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:

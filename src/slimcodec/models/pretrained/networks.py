@@ -47,7 +47,6 @@ class PretrainedAutoencoder(nn.Module):
         super().__init__()
         self.vae, config = vae, vae.config
         self.stride = stride_of(config)
-        self.latent_channels: int = config.latent_channels
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.shift = float(config.get("shift_factor") or 0.0)
         #: side in latent positions

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from slimcodec.errors import SlimError
-from slimcodec.models.bundle import Bundle
 from slimcodec.models.captioner import Tagger
 from slimcodec.training.loop import Stage
 from slimcodec.training.run import Run
@@ -18,15 +16,14 @@ from slimcodec.training.stages.latent_diffusion import AutoencoderStage, Diffusi
 
 logger = logging.getLogger(__name__)
 
-#: how each stage is built, in the order in which they build on each other; the earlier stages whose weights it needs, and
-#: those whose weights it takes where they have run
-STAGES: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...], tuple[str, ...]]] = {
-    "autoencoder": (AutoencoderStage, (), ()),
-    "diffusion": (DiffusionStage, ("autoencoder",), ()),
-    "latents": (LatentStage, ("autoencoder",), ()),
-    "compressor": (CompressorStage.build, ("autoencoder", "latents"), ()),
-    "captioner": (CaptionerStage.build, (), ()),
-    "enhance": (enhance_stage, ("autoencoder", "compressor"), ("diffusion",)),
+#: how each stage is built, and the earlier stages whose weights it reads
+BUILDERS: dict[str, tuple[Callable[[Run], Stage[Any]], tuple[str, ...]]] = {
+    "autoencoder": (AutoencoderStage, ()),
+    "diffusion": (DiffusionStage, ("autoencoder",)),
+    "latents": (LatentStage, ("autoencoder",)),
+    "compressor": (CompressorStage, ("autoencoder", "latents")),
+    "captioner": (CaptionerStage, ()),
+    "enhance": (enhance_stage, ("autoencoder", "compressor", "diffusion")),
 }
 
 
@@ -43,21 +40,14 @@ def check_stages(run: Run, names: Sequence[str]) -> None:
         _ = data.thumbnails
         if recipe.captioner.start_from_weights:
             start_from_weights(Tagger(tagger_config(run)), run)
-    elif "captioner" in names and "captioner" not in recipe.replaced:
+    elif "captioner" in names and not (recipe.ldm.source and recipe.ldm.captioner):
         logger.warning(
             "the photos have no label of the vocabulary and teachers.models is not set: no captioner can be trained"
         )
     if recipe.roi.source == "activation" and not recipe.teachers.models:
         logger.warning("teachers.models is not set: photos without annotation get no mask")
     if "bundle" in names and not recipe.ldm.source:
-        for source in recipe.captioner.also:
-            same_vocabulary(Bundle.from_pretrained(source), source, data.vocabulary)
-
-
-def same_vocabulary(other: Bundle, source: str, vocabulary: Sequence[str]) -> None:
-    """Raises ``SlimError`` for a bundle of ``captioner.also`` without a captioner of the vocabulary."""
-    if other.vocabulary != tuple(vocabulary) or not other.config.captioners:
-        raise SlimError(f"captioner.also: {source} has no captioner of the same vocabulary")
+        _ = run.also
 
 
 def train_stage(run: Run, name: str) -> None:
@@ -65,24 +55,23 @@ def train_stage(run: Run, name: str) -> None:
     if name in run.replaced:
         logger.info("%s: skipped", name)
         return
-    build, needs, takes = STAGES[name]
-    for earlier in needs:
-        if earlier in run.recipe.stages and earlier not in run.replaced:
-            run.require(earlier)
-    origin = run.origin(name, (*needs, *takes))
+    build, reads = BUILDERS[name]
+    origin, state = run.origin(name, reads), None
     if run.resume:
-        run.check_origin(name, origin)
-        if run.is_finished(name):
+        finished = run.is_finished(name)
+        state = None if finished else run.checkpoint(name)
+        run.check_origin(name, origin, state)
+        if finished:
             logger.info("%s is finished", name)
             return
     torch.manual_seed(run.recipe.optimisation(name).seed)
     stage = build(run)
     run.write_records()
-    run.train(stage, origin)
+    run.train(stage, origin, state)
 
 
 def check_origins(run: Run) -> None:
     """Raises ``SlimError`` where the recipe is not the one of the weights in the run folder; their data may be others."""
-    for name, (_, needs, takes) in STAGES.items():
+    for name, (_, reads) in BUILDERS.items():
         if run.has_weights(name):
-            run.check_origin(name, run.origin(name, (*needs, *takes), shared=()))
+            run.check_origin(name, run.origin(name, reads, shared=()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,58 +23,42 @@ from slimcodec.training.run import Run
 class CaptionerStage(Stage[Views]):
     """Cross-entropy to the labels and to what frozen classifiers say.
 
-    With ``teachers`` one of them looks at the very view that the tagger sees, at its own resolution (Beyer et al. 2022, "a good
+    With teachers one of them looks at the very view that the tagger sees, at its own resolution (Beyer et al. 2022, "a good
     teacher is patient and consistent"); without, the targets hold what was said of the whole photo.
     """
 
     name = "captioner"
     rate_factor = 20.0
-    batches: LabelledViews
 
-    def __init__(
-        self,
-        model: Tagger,
-        views: LabelledViews,
-        teachers: Sequence[Callable[[Tensor], tuple[Tensor, ...]]] = (),
-        *,
-        train_body: bool = True,
-        train_head: bool = True,
-    ) -> None:
-        """``train_body`` and ``train_head``: whether the network, and the head of its tags, are trained."""
-        for part, is_trained in (("body", train_body), ("head", train_head)):
-            if not is_trained:
-                model.get_submodule(part).requires_grad_(False)
-        self.model: Tagger = model
-        # the head that tells the region of interest begins at nothing, on features that are there already
-        self.scaled = [parameter for name, parameter in model.named_parameters() if name.startswith("roi_")]
-        self.batches, self.teachers = views, list(teachers)
-
-    @classmethod
-    def build(cls, run: Run) -> CaptionerStage:
-        """The stage of a run; teachers are asked about every view, or once about every photo, as the recipe says."""
+    def __init__(self, run: Run) -> None:
+        """Teachers are asked about every view, or once about every photo, as the recipe says."""
         recipe = run.recipe.captioner
-        tagger = Tagger(tagger_config(run))
-        if not (recipe.train_body or recipe.train_head or tagger.config.roi):
+        self.model: Tagger = Tagger(tagger_config(run))
+        config = self.model.config
+        if not (recipe.train_body or recipe.train_head or config.roi):
             raise SlimError(
                 "captioner has nothing to train: set train_body, train_head or network.roi to true"
             )
         if recipe.start_from_weights:
-            start_from_weights(tagger, run)
-        teachers = run.data.teachers if recipe.teachers_see_views else []
+            start_from_weights(self.model, run)
+        for part, is_trained in (("body", recipe.train_body), ("head", recipe.train_head)):
+            if not is_trained:
+                self.model.get_submodule(part).requires_grad_(False)
+        # the head that tells the region of interest begins at nothing, on features that are there already
+        self.scaled = [weight for name, weight in self.model.named_parameters() if name.startswith("roi_")]
+        self.teachers = run.data.teachers if recipe.teachers_see_views else []
         # only what is learnt from is asked for: pseudo-labels are dear
-        labels: dict[PseudoLabel, bool] = {"logits": not teachers, "mask": tagger.config.roi}
-        views = LabelledViews(
-            run.data.photos(cls.name, *(label for label, is_read in labels.items() if is_read)),
+        labels: dict[PseudoLabel, bool] = {"logits": not self.teachers, "mask": config.roi}
+        self.batches: LabelledViews = LabelledViews(
+            run.data.photos(self.name, *(label for label, is_read in labels.items() if is_read)),
             run.data.vocabulary,
             run.data.thumbnails,
-            size=teachers[0].side if teachers else tagger.config.side,
-            batch=recipe.optimisation.batch,
+            size=self.teachers[0].side if self.teachers else config.side,
             seed=recipe.optimisation.seed,
             thumbnail_share=recipe.thumbnail_share,
             smallest_area=recipe.smallest_area,
-            labelled_later=bool(teachers),
+            labelled_later=bool(self.teachers),
         )
-        return cls(tagger, views, teachers, train_body=recipe.train_body, train_head=recipe.train_head)
 
     def loss(self, batch: Views, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """- sum_k p_k log softmax(T(x))_k, and the cross-entropy of the region of interest."""

@@ -24,11 +24,10 @@ from slimcodec.files import atomic_write
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.pretrained.networks import Autoencoder, PretrainedAutoencoder
 from slimcodec.processes import progress
-from slimcodec.training.batches import Batch, Crops, Draws, part_mean
+from slimcodec.training.batches import Batch, Crops, Draws
 from slimcodec.training.compression_model import CompressionModel, code, start_as_transform
-from slimcodec.training.loop import Stage
+from slimcodec.training.loop import Stage, restore
 from slimcodec.training.losses import RateDistortion, roi_weights, weighted_mse
-from slimcodec.training.recipe import CompressorRecipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.latent_diffusion import load_autoencoder
 
@@ -51,43 +50,28 @@ class CompressorStage(Stage[Batch]):
 
     name = "compressor"
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        compressor: Compressor,
-        crops: Crops,
-        objective: RateDistortion,
-        recipe: CompressorRecipe,
-    ) -> None:
-        self.autoencoder = autoencoder.requires_grad_(False)
-        self.model: CompressionModel = CompressionModel(compressor, autoencoder)
-        self.batches, self.objective, self.frozen = crops, objective, [autoencoder]
-        self.train_encoder, self.clean_share = False, 0.0
-        lambdas = objective.weight(torch.linspace(1, 100, compressor.config.prior.levels))
-        if isinstance(autoencoder, PretrainedAutoencoder):
-            start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
-            return
-        self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
-        self.model.tune_autoencoder(encoder=recipe.train_encoder, decoder=recipe.train_decoder)
-        self.scaled = [autoencoder.analysis, autoencoder.synthesis]
-        self.train_encoder = recipe.train_encoder
-        if recipe.train_encoder or recipe.train_decoder:
-            self.clean_share = CLEAN_SHARE
-
-    @classmethod
-    def build(cls, run: Run) -> CompressorStage:
-        """The stage of a run."""
+    def __init__(self, run: Run) -> None:
+        """Begins with the weights of stage ``latents`` if the recipe has it, else as a transform code."""
         recipe = run.recipe.compressor
-        stage = cls(
-            latent_autoencoder(run),
-            Compressor(recipe.network),
-            run.data.crops(cls.name, "mask"),
-            run.rate_distortion(),
-            recipe,
-        )
-        if run.recipe.latents.count:
-            run.restore(stage.model, "latents")
-        return stage
+        # weights that are missing are an error before photos are labelled
+        begun = run.load("latents") if run.recipe.latents.count else None
+        autoencoder = latent_autoencoder(run).requires_grad_(False)
+        self.autoencoder, compressor = autoencoder, Compressor(recipe.network)
+        self.batches, self.objective = run.data.crops(self.name, "mask"), run.rate_distortion()
+        self.model: CompressionModel = CompressionModel(compressor, autoencoder)
+        self.train_encoder, self.clean_share = False, 0.0
+        lambdas = self.objective.weight(torch.linspace(1, 100, recipe.network.prior.levels))
+        if begun is not None:
+            restore(self.model, begun, run.weights_path("latents"))
+        elif isinstance(autoencoder, PretrainedAutoencoder):
+            start_as_transform(self.model, autoencoder, self.batches(0).pictures, lambdas)
+        else:
+            self.model.init_gains(autoencoder.latent_scale() * 127.5, lambdas)
+            self.model.tune_autoencoder(encoder=recipe.train_encoder, decoder=recipe.train_decoder)
+            self.scaled = [autoencoder.analysis, autoencoder.synthesis]
+            self.train_encoder = recipe.train_encoder
+            if recipe.train_encoder or recipe.train_decoder:
+                self.clean_share = CLEAN_SHARE
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q [(R + lambda F) / sqrt(lambda)], and the round trip of some clean latents."""
@@ -104,7 +88,7 @@ class CompressorStage(Stage[Batch]):
         if chosen.any():
             error = weighted_mse(self.autoencoder.decode(latents[chosen]), batch.pictures[chosen])
             terms["mse_clean"] = error.detach().mean()
-            loss = loss + CLEAN_WEIGHT * part_mean(error, chosen, self.clean_share, draws.batch)
+            loss = loss + CLEAN_WEIGHT * draws.part_mean(error, self.clean_share)
         return loss, terms
 
     def samples(self, batch: Batch, draws: Draws) -> list[list[Tile]]:
@@ -138,8 +122,8 @@ def load_compression_model(run: Run, autoencoder: Autoencoder, enhanced: bool = 
     # its state holds our own autoencoder too, as tuned by the compressor stage
     model = CompressionModel(Compressor(run.recipe.compressor.network), autoencoder)
     run.restore(model, "compressor")
-    if enhanced and run.load("enhance", "codec"):
-        run.restore(model, "enhance", "codec")
+    if enhanced and (tuned := run.load("enhance", "codec")):
+        restore(model, tuned, run.weights_path("enhance"))
     return model.requires_grad_(False)
 
 

@@ -23,11 +23,11 @@ from slimcodec.models.pretrained.networks import (
     fitting_strength,
     prediction_target,
 )
-from slimcodec.models.pretrained.pipeline import PretrainedModel
-from slimcodec.training.batches import Batch, Draws, part_mean
+from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.compression_model import code
 from slimcodec.training.loop import Stage
 from slimcodec.training.losses import region_errors, roi_weights, weighted_mse
+from slimcodec.training.recipe import EnhanceRecipe
 from slimcodec.training.run import Run
 from slimcodec.training.stages.compressor import latent_autoencoder, load_compression_model
 from slimcodec.training.stages.latent_diffusion import build_unet, drop_captions, energy_weights
@@ -125,7 +125,7 @@ class EnhanceStage(Stage[Batch]):
                 weights = roi_weights(first.masks, background)
                 before = weighted_mse(self.autoencoder.decode(rough[at_start]), first.pictures, weights)
             ratio = fidelity / before
-            loss = loss + recipe.fidelity * part_mean(ratio, at_start, START_SHARE, draws.batch)
+            loss = loss + recipe.fidelity * draws.part_mean(ratio, START_SHARE)
             terms |= logged | region_errors(enhanced, first.pictures, first.masks)
             terms |= {
                 "denoising_start": squared.detach()[at_start].mean(),
@@ -174,10 +174,9 @@ class OwnEnhanceStage(EnhanceStage):
             run.restore(self.enhancer, "diffusion", "enhancer")
             run.restore(self.text, "diffusion", "text")
         if self.recipe.lora_rank:
-            add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
+            add_lora(self.enhancer, self.recipe)
             self.text.requires_grad_(False)
         self.model = self.trained_with({"enhancer": self.enhancer, "text": self.text})
-        self.frozen = [self.autoencoder, self.codec]
         # the unit of what is predicted: the deviation of what the compressor loses, by level and channel
         for row, quality in enumerate(torch.linspace(1, 100, self.enhancer.config.levels).tolist()):
             self.enhancer.error_scale[row] = self.compression_error(quality, OWN_BATCHES, (0, 2, 3)).sqrt()
@@ -206,11 +205,12 @@ class PretrainedEnhanceStage(EnhanceStage):
     autoencoder: PretrainedAutoencoder
     enhancer: Denoiser
 
-    def __init__(self, run: Run, model: PretrainedModel) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__(run)
+        assert run.pretrained is not None
+        model: Any = run.pretrained.latent_model
         self.enhancer, self.text = model.enhancer, model.text_encoder
-        add_lora(self.enhancer, self.recipe.lora_rank, self.recipe.lora_targets)
-        self.frozen = [self.autoencoder, self.codec, self.enhancer, self.text]
+        add_lora(self.enhancer, self.recipe)
         self.codec.to(run.accelerator.device)
         with torch.no_grad():
             pictures = self.batches(PRETRAINED_BATCHES - 1).pictures.to(run.accelerator.device)
@@ -245,11 +245,7 @@ class PretrainedEnhanceStage(EnhanceStage):
 
 def enhance_stage(run: Run) -> EnhanceStage:
     """The stage of a run, on our own networks or on a pretrained model."""
-    if run.pretrained is None:
-        return OwnEnhanceStage(run)
-    model = run.pretrained.latent_model
-    assert isinstance(model, PretrainedModel)
-    return PretrainedEnhanceStage(run, model)
+    return OwnEnhanceStage(run) if run.pretrained is None else PretrainedEnhanceStage(run)
 
 
 def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
@@ -257,13 +253,12 @@ def load_enhancer(run: Run) -> tuple[Enhancer, CaptionEncoder]:
     recipe = run.recipe.enhance
     enhancer, text = build_unet(run)
     if recipe.lora_rank:
-        add_lora(enhancer, recipe.lora_rank, recipe.lora_targets)
+        add_lora(enhancer, recipe)
     run.restore(enhancer, "enhance", "enhancer")
     run.restore(text, "enhance", "text")
     if recipe.lora_rank:
-        unet: Any = enhancer.unet
-        unet.fuse_lora(adapter_names=[ADAPTER])
-        unet.unload_lora()
+        enhancer.unet.fuse_lora(adapter_names=[ADAPTER])
+        enhancer.unet.unload_lora()
     return enhancer, text
 
 
@@ -285,15 +280,15 @@ def low_rank_matrices(denoiser: Denoiser) -> nn.ParameterDict:
     return low_rank
 
 
-def add_lora(enhancer: Enhancer | Denoiser, rank: int, targets: tuple[str, ...]) -> None:
-    """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``targets``."""
+def add_lora(enhancer: Enhancer | Denoiser, recipe: EnhanceRecipe) -> None:
+    """Freezes the UNet and adds trainable low-rank matrices beside the layers whose names end in one of ``lora_targets``."""
     from peft import LoraConfig
 
-    unet: Any = enhancer.unet
-    unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
+    rank, targets = recipe.lora_rank, list(recipe.lora_targets)
+    enhancer.unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     try:
-        unet.add_adapter(config, adapter_name=ADAPTER)
+        enhancer.unet.add_adapter(config, adapter_name=ADAPTER)
     except ValueError as error:
         raise SlimError(
             f"enhance.lora_targets: no layer of the UNet is meant by {', '.join(targets)}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from slimcodec.data.contact_sheet import Tile, picture_tiles
 from slimcodec.entropy.caption import tag_phrase
 from slimcodec.models.autoencoder import PatchAutoencoder
-from slimcodec.models.config import PATCH, EnhancerConfig
+from slimcodec.models.config import EnhancerConfig
 from slimcodec.models.enhancer import CaptionEncoder, Enhancer, small_text_encoder, small_unet_config
 from slimcodec.training.batches import Batch, Draws
 from slimcodec.training.loop import Stage
@@ -31,13 +31,8 @@ class AutoencoderStage(Stage[Batch]):
         self.model: PatchAutoencoder = PatchAutoencoder(recipe.network)
         self.scaled = [self.model.analysis, self.model.synthesis, self.model.mean]
         self.batches, self.fidelity = run.data.crops(self.name), run.fidelity(1.0, recipe.features)
-        patches = [
-            nn.functional.pixel_unshuffle(self.batches(step).pictures, PATCH)
-            .permute(0, 2, 3, 1)
-            .flatten(0, 2)
-            for step in range(INITIAL_BATCHES)
-        ]
-        self.model.init_linear(torch.cat(patches))
+        first = range(INITIAL_BATCHES)
+        self.model.init_linear(torch.cat([self.batches(step).pictures for step in first]))
 
     def loss(self, batch: Batch, draws: Draws, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """F(D(E(x))) / 30."""
@@ -67,7 +62,6 @@ class DiffusionStage(Stage[Batch]):
 
     def __init__(self, run: Run) -> None:
         self.autoencoder = load_autoencoder(run)
-        self.frozen = [self.autoencoder]
         self.enhancer, self.text = build_unet(run)
         self.enhancer.error_scale.fill_(1.0)
         self.model = nn.ModuleDict({"enhancer": self.enhancer, "text": self.text})
@@ -120,7 +114,7 @@ def build_unet(run: Run) -> tuple[Enhancer, CaptionEncoder]:
         scheduler={"_class_name": "FlowMatchEulerDiscreteScheduler"},
     )
     phrases = [tag_phrase(tag) for tag in run.data.vocabulary]
-    return Enhancer.build(config), small_text_encoder(phrases, width=recipe.diffusion.unet.text_width)
+    return Enhancer(config), small_text_encoder(phrases, width=recipe.diffusion.unet.text_width)
 
 
 def drop_captions(captions: list[str | None], share: float, draws: Draws) -> list[str | None]:
