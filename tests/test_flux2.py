@@ -294,6 +294,8 @@ def test_a_compressor_is_trained_on_latents_that_are_computed_once(weights: Path
     assert all(torch.equal(first[name], again[name]) for name in first)
     with pytest.raises(SlimError, match="remove it"):
         train_stage(run(False, "latents.count=9"), "latents")
+    with pytest.raises(SlimError, match="remove it"):
+        train_stage(run(False, "data=generated:12"), "latents")
     train_stage(run(), "compressor")
     save_bundle(run())
     codec = slimcodec.load(tmp_path / "bundle", dtype="float32")

@@ -350,6 +350,7 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -
         f"data={disk}",
         f'captioner.also=["{disk / "slim"}"]',
         f"teachers.models={disk / 't.pt'}",
+        f"data.vocabulary={disk / 'words.txt'}",
         "enhance.rate=1",
     )
     run = Run(load_recipe("smoke", settings), source="smoke", settings=settings)
@@ -358,7 +359,8 @@ def test_a_bundle_says_what_made_it_and_nothing_of_the_machine(tmp_path: Path) -
     vars(run.data).update(teachers=[SimpleNamespace(sha256="x")], vocabulary=other.vocabulary)
     made = training_record(run)
     assert made["commands"][1] == (
-        "slim train all --config smoke --set data=PHOTOS --set teachers.models=CLASSIFIERS "
+        "slim train all --config smoke --set data=PHOTOS --set data.vocabulary=VOCABULARY "
+        "--set teachers.models=CLASSIFIERS "
         f"""--set 'captioner.also=["BUNDLE-{other.bundle_id}"]' --set enhance.rate=1"""
     )
     assert "disk" not in str(made) and made["recipe"]["captioner"]["also"] == [f"BUNDLE-{other.bundle_id}"]

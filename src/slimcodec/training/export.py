@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,15 @@ def training_record(run: Run) -> dict[str, Any]:
     # by their ids: where a bundle, or the data, lay on the machine that trained says nothing to others
     others = run.also if run.pretrained is None and "captioner" in stages else ()
     also = [f"BUNDLE-{other.bundle_id}" for other in others]
-    keys = ["out", "data", "data.photos", "data.thumbnails", "teachers.models", "captioner.also"]
+    keys = [
+        "out",
+        "data",
+        "data.photos",
+        "data.thumbnails",
+        "data.vocabulary",
+        "teachers.models",
+        "captioner.also",
+    ]
     local = bool(recipe.ldm.source) and not is_hub_id(recipe.ldm.source)
     if local:
         keys.append("ldm.source")
@@ -146,6 +155,8 @@ def training_record(run: Run) -> dict[str, Any]:
     command = ["slim train all", f"--config {run.source}", "--set data=PHOTOS"]
     if recipe.data.thumbnails:
         command.append("--set data.thumbnails=THUMBNAILS")
+    if recipe.data.vocabulary:
+        command.append("--set data.vocabulary=VOCABULARY")
     if recipe.teachers.models:
         command.append("--set teachers.models=CLASSIFIERS")
     if local:
@@ -156,7 +167,7 @@ def training_record(run: Run) -> dict[str, Any]:
         recipe,
         out="",
         ldm=replace(recipe.ldm, source="MODEL") if local else recipe.ldm,
-        data=replace(recipe.data, photos=(), thumbnails=()),
+        data=replace(recipe.data, photos=(), thumbnails=(), vocabulary=Path(recipe.data.vocabulary).name),
         teachers=replace(recipe.teachers, models=()),
         captioner=replace(recipe.captioner, also=tuple(also)),
     )

@@ -239,7 +239,10 @@ class LatentStage(Stage[LatentBatch]):
         vae = run.pretrained.config.ldm.part("vae")
         assert vae is not None
         channels = recipe.network.latent_channels
-        cache = LatentCache(run.folder / self.name, crops, channels, self.stride, latents.count, vae.sha256)
+        # other photos, or other masks of them, have other latents
+        settings = json.loads(run.origin(self.name, (), ("data", "roi", "teachers")))
+        about = " ".join([vae.sha256, *settings.values()])
+        cache = LatentCache(run.folder / self.name, crops, channels, self.stride, latents.count, about)
         scale = start_as_transform(self.model, autoencoder, crops(0).pictures, lambdas)
         with run.accelerator.main_process_first(), run.accelerator.autocast():
             cache.fill(lambda pictures: autoencoder.encode(pictures.to(device)).cpu())
