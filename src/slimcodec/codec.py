@@ -159,8 +159,8 @@ class Codec:
         pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and slower.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
-        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and ``OSError`` for a file that
-        cannot be opened.
+        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and for a file that cannot be
+        opened a ``SlimError`` that is the ``OSError`` of ``open`` too, such as ``FileNotFoundError``.
         """
         sampling = self.sampling(steps, guidance, preset, guidance_steps)
         return self.decoder.pictures([self.decoder.decompress(data, max_pixels)], sampling)[0]

@@ -18,7 +18,7 @@ from slimcodec.entropy.caption import (
     read_vocabulary,
     write_varint,
 )
-from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
+from slimcodec.errors import FormatError, ImageError, SlimError, VersionError, opening
 from slimcodec.files import as_path, is_url, load_json
 
 VERSION = 1
@@ -176,7 +176,7 @@ def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes, path, URL or open binary file; ``unpack`` checks them in full.
 
     A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
-    is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
+    is read; a pipe is read to one byte over 2^26. Raises ``FileError`` for a file that cannot be opened, an ``OSError`` too.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
@@ -193,7 +193,7 @@ def read_source(source: Source) -> bytes:
         raise SlimError(
             f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
         )
-    with as_path(source).open("rb") as file:
+    with opening(), as_path(source).open("rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
         if not is_url(source):

@@ -17,7 +17,7 @@ import numpy as np
 from slimcodec.batches import decode_many
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import Source, is_slim
-from slimcodec.errors import ImageError, SlimError, needs
+from slimcodec.errors import ImageError, SlimError, needs, opening
 from slimcodec.files import as_path
 from slimcodec.images import Pixels, load_image
 
@@ -103,7 +103,8 @@ def _source(src: Any) -> Source:
 def _read(source: Source) -> bytes:
     if isinstance(source, bytes):
         return source
-    return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
+    with opening():
+        return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
