@@ -19,7 +19,7 @@ from slimcodec.entropy.caption import (
     write_varint,
 )
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError, opening
-from slimcodec.files import as_path, is_url, load_json
+from slimcodec.files import as_path, is_url, load_json, read_open
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -181,14 +181,7 @@ def read_source(source: Source) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if hasattr(source, "read"):
-        data = source.read(MAX_FILE_BYTES + 1)
-        if not data:
-            raise FormatError(
-                "nothing is left to read of the open file; if it was read or written before, seek(0)"
-            )
-        if isinstance(data, bytes):
-            return data
-        raise SlimError("the file is open as text; open it with mode 'rb'")
+        return read_open(source, FormatError, MAX_FILE_BYTES + 1)
     if not isinstance(source, str | os.PathLike) and not is_url(source):
         raise SlimError(
             f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"

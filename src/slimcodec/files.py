@@ -27,6 +27,8 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     """
     if name == "":
         raise SlimError("the name of the file is empty")
+    if "\0" in str(name):
+        raise SlimError(f"{str(name)!r}: no file has a name with a zero byte")
     if not is_url(name):
         return Path(name)
     with needs("s3", "a URL"):
@@ -114,6 +116,18 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
     """Write ``data`` to ``path`` as ``atomic_open`` does."""
     with atomic_open(path, durable=durable) as file:
         file.write(data)
+
+
+def read_open(file: Any, error: type[SlimError], limit: int = -1) -> bytes:
+    """Return the rest of an open binary file, at most ``limit`` bytes; raises ``error`` where it can give none."""
+    if getattr(file, "closed", False):
+        raise error("the file is closed; pass its path, or read it while it is open")
+    data = file.read(limit)
+    if isinstance(data, str):
+        raise error("the file is open as text; open it with mode 'rb'")
+    if not data:
+        raise error("nothing is left to read of the open file; if it was read or written before, seek(0)")
+    return bytes(data)
 
 
 def file_sha256(*paths: str | os.PathLike[str]) -> str:

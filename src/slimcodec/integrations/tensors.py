@@ -18,7 +18,7 @@ from slimcodec.batches import decode_many
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import Source, is_slim
 from slimcodec.errors import ImageError, SlimError, needs, opening
-from slimcodec.files import as_path
+from slimcodec.files import as_path, read_open
 from slimcodec.images import Pixels, load_image
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _read(source: Source) -> bytes:
     if isinstance(source, bytes):
         return source
     with opening():
-        return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
+        return read_open(source, SlimError) if hasattr(source, "read") else as_path(source).read_bytes()
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
