@@ -224,7 +224,7 @@ class Codec:
             raise SlimError(
                 f"size is {width}x{height}; the latent covers {most_width}x{most_height} pixels (width x height)"
             )
-        array = np.asarray(latent.cpu() if hasattr(latent, "cpu") else latent)
+        array = np.asarray(latent.detach().float().cpu() if hasattr(latent, "cpu") else latent, np.float32)
         return crop(self.decoder.pixels(array[None]), [size])[0]
 
 
