@@ -345,6 +345,15 @@ def test_steps_of_guidance_need_guidance(slim: Slim, photos: Path, tmp_path: Pat
     assert slim("decode", coded, "--steps", 0, "--guidance-steps", 1, "--preset", "machine").status == 0
 
 
+def test_guidance_that_damages_pictures_is_warned_of(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    slim("encode", photos / "coffee.jpg", "-o", tmp_path / "a.slim", "--caption", "a photo of a cup")
+    for strength, warned in (("1", False), ("5", True)):
+        result = slim(
+            "decode", tmp_path / "a.slim", "-o", tmp_path / f"{strength}.png", "--guidance", strength
+        )
+        assert result.status == 0 and ("--guidance 5" in result.err) == warned
+
+
 def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:
     kept = photos / "coffee.slim"
     kept.write_bytes(b"precious")
