@@ -70,6 +70,8 @@ def test_help_has_examples(slim: Slim, command: str, flag: str) -> None:
     "arguments",
     [
         ("encode",),
+        ("encode", ""),
+        ("verify", "a.slim", ""),
         ("encode", "a.jpg", "--quality", "0"),
         ("encode", "a.jpg", "--quality", "101"),
         ("encode", "a.jpg", "--quality", "30", "--target-bytes", "500"),

@@ -239,6 +239,7 @@ def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     [
         ("nowhere/*.parquet", "nowhere/.*: no such file"),
         ("nodir", "nodir: no such file or folder.* OWNER/NAME"),
+        ("", "empty"),
         ("{folder}/texts", "texts: no pictures in it"),
         ("generated:many", "how many"),
         ("{folder}/*.png", "no parquet file"),
@@ -252,3 +253,10 @@ def test_a_source_that_is_none_is_said(tmp_path: Path, spec: str, message: str) 
         open_sources([spec.format(folder=tmp_path)], "data.photos")
     with pytest.raises(SlimError, match=r"data\.photos is not set"):
         open_sources([], "data.photos")
+
+
+def test_what_the_hub_does_not_know_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it asks for 20 seconds"))
+    with pytest.raises(SlimError, match=r"data\.photos: no/folder: no such folder"):
+        open_sources(["no/folder"], "data.photos")

@@ -327,5 +327,10 @@ datasets.Dataset.from_dict({{"image": [Path({str(tmp_path / "a.png")!r}).read_by
         url = f"hf://datasets/{REPO}"
         command = slim_process("encode", url, "-o", tmp_path / "out", *PLAIN, env={**os.environ, **env})
         assert command.status == 0, command.err
+        script = (
+            f"from slimcodec.data.sources import open_table; assert len(open_table({REPO!r}, 'train')) == 1"
+        )
+        fresh = {**env, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_CACHE": str(tmp_path / "fresh")}
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, **fresh}, check=True)
     made = parquet.read_table(tmp_path / "out" / "data" / "train.parquet").to_pydict()
     assert len(made["image"]) == 1 and is_slim(made["image"][0])

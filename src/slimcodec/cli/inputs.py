@@ -90,8 +90,10 @@ class Found(NamedTuple):
 def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
     """Return the files that ``arguments`` mean, in order.
 
-    ``suffixes``, in lower case with their dot, choose among the files of a folder.
+    ``suffixes``, in lower case with their dot, choose among the files of a folder. Ends with status 2 for an empty name.
     """
+    if "" in arguments:  # a variable of the shell that is not set
+        stop("the name of an input is empty", USAGE)
     found = Found([], [], Counter())
     for argument in _expanded(arguments):
         path, before = Path(argument), len(found.inputs)

@@ -50,6 +50,8 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     with needs("eval", "reading photos"):
         import datasets
 
+    if not spec:  # the path "" is the folder at hand
+        raise SlimError("the name of the photos is empty; give parquet files, an image folder or a hub id")
     if spec.startswith(GENERATED):
         count = spec.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
@@ -63,6 +65,7 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     elif Path(path).is_dir():
         source = {"path": "imagefolder", "data_dir": path, "split": split}
     elif _is_hub_set(spec):
+        _ask_hub(spec, Path(datasets.config.HF_DATASETS_CACHE))
         source = {"path": spec, "split": split}
     else:
         raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set, OWNER/NAME")
@@ -85,6 +88,19 @@ def _is_hub_set(spec: str) -> bool:
     """Whether a source reads like a hub data set, ``owner/name``, and not like a file or a glob."""
     path = Path(spec)
     return is_hub_id(spec) and not (path.exists() or glob.has_magic(spec) or path.suffix == ".parquet")
+
+
+def _ask_hub(spec: str, cache: Path) -> None:
+    """Raise ``SlimError`` where the hub does not know a data set; ``datasets`` would ask for 20 seconds before it says so."""
+    import huggingface_hub
+
+    if (cache / spec.replace("/", "___")).exists():
+        return  # it may be read without a network
+    try:
+        huggingface_hub.dataset_info(spec)
+    except Exception as error:  # the hub client's errors have no common base
+        reason = " ".join(str(error).split())[:300]
+        raise SlimError(f"{spec}: no such folder, and the hub did not give it ({reason})") from error
 
 
 def _is_picture(path: Path) -> bool:
@@ -185,7 +201,7 @@ def open_labelled(
     Raises ``SlimError`` for a source that cannot be read, a photo without label, and a photo that is there twice.
     """
     path = Path(source)
-    if path.is_dir() and not parquet_files(source):
+    if source and path.is_dir() and not parquet_files(source):
         count, read = _folder(path, labels, classes, labelled)
     elif labels or classes:
         raise SlimError("--labels and --classes are for image folders; tables have a column of class indices")
