@@ -119,6 +119,15 @@ def test_an_interrupt_says_how_to_go_on(
     assert slim(*arguments) == (130, "", f"slim: interrupted; {said}\n")
 
 
+def test_an_interrupt_before_the_command_begins(slim: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slimcodec.cli, "import_module", interrupted)
+    result = slim("info", "a.slim")
+    assert result.status == 130 and result.err.count("\n") == 1
+
+
 # --- info
 
 
