@@ -22,6 +22,7 @@ from support import SMALL, SMALL_OPTIONS, photo, slim_process
 import slimcodec
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import is_slim
+from slimcodec.errors import ImageError, SlimError
 from slimcodec.files import as_path
 from slimcodec.integrations.shards import CellEncoder, encode_shard
 
@@ -77,6 +78,11 @@ def test_pictures_that_are_put_in_are_encoded(table: Any, tmp_path: Path) -> Non
     for value in (np.asarray(PHOTOS[0]), np.asarray(PHOTOS[0]).tolist(), str(tmp_path / "a.png")):
         assert feature.encode_example(value)["bytes"] == expected[0]
     assert feature.encode_example(expected[0]) == {"bytes": expected[0], "path": None}
+    for value in ([[0.25, 0.5]], [[300, 0]], [[-1, 0]]):
+        with pytest.raises(ImageError):
+            feature.encode_example(value)
+    with pytest.raises(SlimError):
+        feature.encode_example(str(tmp_path / "missing.png"))
 
 
 @pytest.mark.parametrize("output", ["pil", "numpy", "tensor", "latent"])
