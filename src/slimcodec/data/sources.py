@@ -240,7 +240,7 @@ def _table(
                 f"{source}: row {row} of column {column!r} holds {index!r}, not a class index; choose a column of "
                 "integers with --label-column"
             )
-        return replace(read_record(cells, table.features), class_index=index)
+        return replace(read_record(cells, table.features), class_index=index, name=f"{source}: row {row}")
 
     return len(table), read
 
@@ -256,7 +256,7 @@ def _folder(
         indices = _indices_by_file(places, labels)
     else:
         indices = _indices_by_folder(places, classes)
-    return len(files), lambda row: Record(files[row].read_bytes(), indices[row])
+    return len(files), lambda row: Record(files[row].read_bytes(), indices[row], name=str(files[row]))
 
 
 def _indices_by_file(places: Sequence[Path], labels: str) -> list[int]:
