@@ -156,9 +156,13 @@ def test_handlers_and_encoder(tmp_path: Path) -> None:
     path, codec = tmp_path / "a.tar", default_codec()
     encoder = slim_webdataset.slimcodec_encoder(quality=30)
     done = codec.encode(PHOTOS[1])
+    PHOTOS[2].save(tmp_path / "a.png")
     with wds.TarWriter(str(path), encoder=encoder) as writer:
         writer.write({"__key__": "0", "slim": PHOTOS[0], "seg.slim": np.asarray(PHOTOS[2]), "cls": 3})
-        writer.write({"__key__": "1", "slim": done, "cls": 4})
+        writer.write(
+            {"__key__": "1", "slim": done, "seg.slim": str(tmp_path / "a.png"), "txt": "a", "cls": 4}
+        )
+    assert members(path)["1.seg.slim"] == members(path)["0.seg.slim"] and members(path)["1.txt"] == b"a"
     assert members(path)["0.slim"] == codec.encode(PHOTOS[0], quality=30)
     assert members(path)["1.slim"] == done
     first, second = wds.WebDataset(str(path), shardshuffle=False).decode(slim_webdataset.slimcodec_handler)
