@@ -7,6 +7,7 @@ the encoder for arrays.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def encode_image(picture: Tensor, *, codec: Codec | None = None, **options: Any)
     """
     with needs("torch", "encode_image"):
         import torch
+    if not isinstance(picture, torch.Tensor):
+        raise ImageError(f"{type(picture).__name__} is no tensor; slimcodec.encode takes arrays and files")
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] not in (1, 3):
         raise ImageError(
             f"a tensor of {picture.dtype} and shape {tuple(picture.shape)} is not a picture; pass uint8 [3, H, W], for instance "
@@ -101,10 +104,14 @@ def _source(src: Any) -> Source:
 
 
 def _read(source: Source) -> bytes:
-    if isinstance(source, bytes):
-        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if hasattr(source, "read"):
+        return read_open(source, SlimError)
+    if not isinstance(source, str | os.PathLike):
+        raise SlimError(f"{type(source).__name__} is no picture; pass the file's bytes, path, or open file")
     with opening():
-        return read_open(source, SlimError) if hasattr(source, "read") else as_path(source).read_bytes()
+        return as_path(source).read_bytes()
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
