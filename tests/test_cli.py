@@ -82,6 +82,7 @@ def test_help_has_examples(slim: Slim, command: str, flag: str) -> None:
         ("encode", "a.jpg", "--no-such-option"),
         ("decode", "a.slim", "--steps", "-1"),
         ("map", "a.jpg"),
+        ("map", "a.jpg", "-o", "-"),
         ("no-such-command",),
     ],
 )
