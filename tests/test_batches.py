@@ -159,10 +159,12 @@ def test_arguments_are_checked_before_any_work(small: Codec) -> None:
 def test_one_picture_or_file_is_no_list_of_them(small: Codec) -> None:
     picture = photo(NAMES[0], 64, 64)
     data = small.encode(picture)
-    for one in ("photo.jpg", Path("photo.jpg"), picture, np.array(picture), data):
+    ones: list[Any] = ["photo.jpg", Path("photo.jpg"), picture, np.array(picture), data]
+    for one in ones:
         with pytest.raises(SlimError, match=type(one).__name__):
             encode_many(small, one)
-    for one in ("photo.slim", data):
+    files: list[Any] = ["photo.slim", data]
+    for one in files:
         with pytest.raises(SlimError, match=type(one).__name__):
             decode_many(small, one)
     # a stack of grey pictures is several

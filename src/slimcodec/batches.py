@@ -24,8 +24,6 @@ from slimcodec.images import ImageLike, Pixels, padded_size
 
 #: padded pixels of a picture up to which it shares a pass: a larger one fills a device alone
 SHARED_AREA = 1 << 20
-#: most items of a batch
-MOST_TOGETHER = 1 << 30
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -134,7 +132,7 @@ def _together(
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of ``size`` items, the last one shorter. Raises ``SlimError`` for a size below 1, and for one item alone."""
-    size = whole_number("batch_size", size, 1, MOST_TOGETHER)
+    size = whole_number("batch_size", size, 1, 1 << 30)
     # the parts of a name, of bytes, or of an H x W x 3 array would be taken for items
     pixels = isinstance(items, np.ndarray) and items.ndim == 3 and items.shape[2] in (3, 4)
     if pixels or isinstance(items, str | bytes | bytearray | os.PathLike | Image.Image):

@@ -19,7 +19,7 @@ from slimcodec.entropy.caption import (
     write_varint,
 )
 from slimcodec.errors import FormatError, ImageError, SlimError, VersionError, opening
-from slimcodec.files import as_path, is_url, load_json, read_open
+from slimcodec.files import as_path, bytes_or_name, is_url, load_json
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -178,14 +178,9 @@ def read_source(source: Source) -> bytes:
     A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
     is read; a pipe is read to one byte over 2^26. Raises ``FileError`` for a file that cannot be opened, an ``OSError`` too.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if hasattr(source, "read"):
-        return read_open(source, FormatError, MAX_FILE_BYTES + 1)
-    if not isinstance(source, str | os.PathLike) and not is_url(source):
-        raise SlimError(
-            f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
-        )
+    source = bytes_or_name(source, FormatError, MAX_FILE_BYTES + 1)
+    if isinstance(source, bytes):
+        return source
     with opening(), as_path(source).open("rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)

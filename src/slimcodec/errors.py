@@ -37,23 +37,13 @@ class FileError(SlimError, OSError):
     """A file cannot be opened; it is the ``OSError`` of ``open`` too, such as a ``FileNotFoundError``."""
 
 
-class MissingFileError(FileError, FileNotFoundError):
-    """There is no such file."""
+class MissingFileError(FileError, FileNotFoundError): ...
 
 
-class FolderError(FileError, IsADirectoryError):
-    """A folder stands where a file should be."""
+class FolderError(FileError, IsADirectoryError): ...
 
 
-class ForbiddenFileError(FileError, PermissionError):
-    """The file may not be read."""
-
-
-_KINDS: dict[type[OSError], type[FileError]] = {
-    FileNotFoundError: MissingFileError,
-    IsADirectoryError: FolderError,
-    PermissionError: ForbiddenFileError,
-}
+class ForbiddenFileError(FileError, PermissionError): ...
 
 
 @contextmanager
@@ -62,8 +52,9 @@ def opening() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kinds = (kind for kind in FileError.__subclasses__() if isinstance(error, kind.__bases__[1]))
         named = [] if error.filename is None else [error.filename]
-        raise _KINDS.get(type(error), FileError)(*error.args, *named) from error
+        raise next(kinds, FileError)(*error.args, *named) from error
 
 
 class ImageWarning(UserWarning):

@@ -118,11 +118,17 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
         file.write(data)
 
 
-def read_open(file: Any, error: type[SlimError], limit: int = -1) -> bytes:
-    """Return the rest of an open binary file, at most ``limit`` bytes; raises ``error`` where it can give none."""
-    if getattr(file, "closed", False):
+def bytes_or_name(source: Any, error: type[SlimError], limit: int = -1) -> bytes | str | os.PathLike[str]:
+    """Return bytes, or the rest of an open binary file, at most ``limit``; a path or URL as it is; else raise ``error``."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if not hasattr(source, "read"):
+        if isinstance(source, str | os.PathLike) or is_url(source):
+            return cast("str | os.PathLike[str]", source)
+        raise error(f"{type(source).__name__} is no file; pass its bytes, its path, or the open file")
+    if getattr(source, "closed", False):
         raise error("the file is closed; pass its path, or read it while it is open")
-    data = file.read(limit)
+    data = source.read(limit)
     if isinstance(data, str):
         raise error("the file is open as text; open it with mode 'rb'")
     if not data:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from slimcodec.colours import deep_to_rgb, on_white, source_profile, to_srgb, upright, warn_ignored, white_of
 from slimcodec.errors import ImageError, LossWarning, SlimError
 from slimcodec.errors import ImageWarning as ImageWarning  # noqa: PLC0414  where callers look for it
-from slimcodec.files import as_path, read_open
+from slimcodec.files import as_path, bytes_or_name
 from slimcodec.leftovers import losses
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -75,7 +75,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if hasattr(image, "read"):
-        image = read_open(image, ImageError)
+        image = bytes_or_name(image, ImageError)
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_bytes(bytes(image), max_pixels, every_loss)
     if isinstance(image, str | os.PathLike):

@@ -17,9 +17,6 @@ from slimcodec.container import MAX_FILE_BYTES, read_source
 if TYPE_CHECKING:
     from PIL import Image
 
-#: beyond, guidance costs classifiers more than it gives (docs/decisions.md)
-MOST_USEFUL_GUIDANCE = 1.0
-
 
 def decoder(loading: dict[str, Any], sampling: dict[str, Any], settings: dict[str, Any]) -> Steps:
     """Load the codec; return how a batch is decoded.
@@ -109,7 +106,7 @@ def decode(
       slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
-    if guidance is not None and guidance > MOST_USEFUL_GUIDANCE:
+    if guidance is not None and guidance > 1:  # docs/decisions.md
         complain(f"warning: --guidance {guidance:g} damages pictures; it helps classifiers from 0.2 to 1")
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}

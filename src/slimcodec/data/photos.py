@@ -71,11 +71,10 @@ class Record:
     def decode(self) -> Photo:
         """The photo, upright sRGB; ``ImageError`` (or ``OSError`` of its mask) where the bytes cannot be decoded."""
         try:
-            pixels = load_image(self.image)
+            photo = Photo(load_image(self.image), source=self.source, id=self.id)
         except ImageError as error:
             reason = str(error) if self.image else "it has neither bytes nor a path"
             raise ImageError(f"{self.name}: {reason}" if self.name else reason) from error
-        photo = Photo(pixels, source=self.source, id=self.id)
         photo.label, photo.captions, photo.class_index = self.label, self.captions, self.class_index
         height, width = photo.pixels.shape[:2]
         if self.annotation is not None:

@@ -65,7 +65,9 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     elif Path(path).is_dir():
         source = {"path": "imagefolder", "data_dir": path, "split": split}
     elif _is_hub_set(spec):
-        _ask_hub(spec, Path(datasets.config.HF_DATASETS_CACHE))
+        # what was read before may be read again without a network
+        if not Path(datasets.config.HF_DATASETS_CACHE, spec.replace("/", "___")).exists():
+            _ask_hub(spec)
         source = {"path": spec, "split": split}
     else:
         raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set, OWNER/NAME")
@@ -90,12 +92,10 @@ def _is_hub_set(spec: str) -> bool:
     return is_hub_id(spec) and not (path.exists() or glob.has_magic(spec) or path.suffix == ".parquet")
 
 
-def _ask_hub(spec: str, cache: Path) -> None:
+def _ask_hub(spec: str) -> None:
     """Raise ``SlimError`` where the hub does not know a data set; ``datasets`` would ask for 20 seconds before it says so."""
     import huggingface_hub
 
-    if (cache / spec.replace("/", "___")).exists():
-        return  # it may be read without a network
     try:
         huggingface_hub.dataset_info(spec)
     except Exception as error:  # the hub client's errors have no common base

@@ -7,7 +7,6 @@ the encoder for arrays.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from slimcodec.batches import decode_many
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import Source, is_slim
 from slimcodec.errors import ImageError, SlimError, needs, opening
-from slimcodec.files import as_path, read_open
+from slimcodec.files import as_path, bytes_or_name
 from slimcodec.images import Pixels, load_image
 
 if TYPE_CHECKING:
@@ -104,12 +103,9 @@ def _source(src: Any) -> Source:
 
 
 def _read(source: Source) -> bytes:
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if hasattr(source, "read"):
-        return read_open(source, SlimError)
-    if not isinstance(source, str | os.PathLike):
-        raise SlimError(f"{type(source).__name__} is no picture; pass the file's bytes, path, or open file")
+    source = bytes_or_name(source, SlimError)
+    if isinstance(source, bytes):
+        return source
     with opening():
         return as_path(source).read_bytes()
 

@@ -29,7 +29,7 @@ def handler(**reading: Any) -> Callable[[str, bytes], Any]:
 
 
 def _decode(reader: PictureReader, key: str, data: bytes) -> Any:
-    return reader(data) if _is_picture(key) else None
+    return reader(data) if key.lower().endswith(".slim") else None
 
 
 def slimcodec_encoder(
@@ -48,11 +48,8 @@ def slimcodec_encoder(
 
     def encoded(sample: Mapping[str, Any]) -> dict[str, Any]:
         # WebDataset stores text as it is, so the name of a picture too
-        names = [key for key, value in sample.items() if isinstance(value, str) and _is_picture(key)]
-        return encode_based_on_extension({**sample, **{key: encode(sample[key]) for key in names}}, handlers)
+        texts = ((key, value) for key, value in sample.items() if isinstance(value, str))
+        named = {key: encode(value) for key, value in texts if f".{key}".lower().endswith(".slim")}
+        return encode_based_on_extension({**sample, **named}, handlers)
 
     return encoded
-
-
-def _is_picture(key: str) -> bool:
-    return key.lower().rpartition(".")[2] == "slim"
