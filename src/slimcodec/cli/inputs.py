@@ -160,7 +160,7 @@ def _find_remote(url: str, suffixes: Collection[str], found: Found) -> str:
         else:
             return "no such file or folder"
     except Exception as error:  # noqa: BLE001  a store's library can fail in any way
-        return f"cannot be listed: {describe(error, url)}"
+        return f"cannot be listed: {describe(error, url).removeprefix('internal error: ')}"
     for each in sorted(names):
         place = PurePosixPath(each).relative_to(base)
         hidden = any(part.startswith(".") for part in place.parts)
