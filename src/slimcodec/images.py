@@ -127,7 +127,9 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
 
 def _limit(max_pixels: int | None) -> int | None:
     """The most pixels that a picture may have, None for any number; ``SlimError`` for what is no number."""
-    if not isinstance(max_pixels, Real | None):
+    if max_pixels is not None and not (
+        isinstance(max_pixels, Real) and max_pixels >= 0
+    ):  # a NaN would allow all
         raise SlimError(f"max_pixels is {max_pixels!r}; give a number of pixels")
     return Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
 
@@ -181,7 +183,8 @@ def _open(file: BinaryIO) -> Image.Image:
                     return factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 pass  # of another format
-    reasons = reasons or ["not an image that Pillow can read"]
+    kind = "a .slim file, not a picture" if start[:1] == b"\xf5" else "not an image that Pillow can read"
+    reasons = reasons or [kind]
     raise UnidentifiedImageError(
         f"{'; '.join(reasons)}; convert it to PNG or JPEG first, or install the format's plugin"
     )
