@@ -49,6 +49,7 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     """
     with needs("eval", "reading photos"):
         import datasets
+        import huggingface_hub
 
     if not spec:  # the path "" is the folder at hand
         raise SlimError("the name of the photos is empty; give parquet files, an image folder or a hub id")
@@ -65,21 +66,23 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     elif Path(path).is_dir():
         source = {"path": "imagefolder", "data_dir": path, "split": split}
     elif _is_hub_set(spec):
-        # what was read before may be read again without a network
-        if not Path(datasets.config.HF_DATASETS_CACHE, spec.replace("/", "___")).exists():
-            _ask_hub(spec)
         source = {"path": spec, "split": split}
     else:
         raise SlimError(f"{spec}: no such file or folder, and not the id of a hub data set, OWNER/NAME")
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
+        # ``datasets`` asks a hub that does not answer for 20 seconds; what was read before needs no hub
+        cached = Path(datasets.config.HF_DATASETS_CACHE, spec.replace("/", "___"))
+        if source["path"] == spec and not cached.exists():
+            huggingface_hub.dataset_info(spec)
         table = datasets.load_dataset(**source, streaming=streaming)
     except Exception as error:  # the library's errors have no common base
         if source["path"] == "imagefolder" and not any(_is_picture(file) for file in visible_files(path)):
             raise SlimError(f"{spec}: no pictures in it") from error
         reason = " ".join(str(error).split())[:300]
-        raise SlimError(f"{spec}: cannot be read as a data set: {reason}") from error
+        hub = "no such folder; at the hub it " if source["path"] == spec else ""
+        raise SlimError(f"{spec}: {hub}cannot be read as a data set: {reason}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -90,17 +93,6 @@ def _is_hub_set(spec: str) -> bool:
     """Whether a source reads like a hub data set, ``owner/name``, and not like a file or a glob."""
     path = Path(spec)
     return is_hub_id(spec) and not (path.exists() or glob.has_magic(spec) or path.suffix == ".parquet")
-
-
-def _ask_hub(spec: str) -> None:
-    """Raise ``SlimError`` where the hub does not know a data set; ``datasets`` would ask for 20 seconds before it says so."""
-    import huggingface_hub
-
-    try:
-        huggingface_hub.dataset_info(spec)
-    except Exception as error:  # the hub client's errors have no common base
-        reason = " ".join(str(error).split())[:300]
-        raise SlimError(f"{spec}: no such folder, and the hub did not give it ({reason})") from error
 
 
 def _is_picture(path: Path) -> bool:
