@@ -355,6 +355,9 @@ def test_the_bit_map_has_a_position_per_patch_and_follows_the_detail(codec: Code
     assert bits.shape == (8, 10)
     assert bits[:, 6:].sum() > 3 * bits[:, :4].sum()
     assert codec.bit_map(photo("coffee", 33, 17), 60).shape == (2, 3)
+    for options in ({"quality": 0}, {"quality": 101}, {"effort": 33}, {"roi": "all"}):
+        with pytest.raises(SlimError, match=next(iter(options))):
+            codec.bit_map(photo("coffee", 33, 17), **options)
 
 
 def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:

@@ -121,13 +121,14 @@ class Codec:
         self, image: ImageLike, qualities: Iterable[int], *, roi: Roi = "auto", effort: int = EFFORT
     ) -> Iterator[CodedLatent]:
         """``quantise`` at several qualities; the picture's latent is computed once."""
+        requests = [Request(quality, roi=roi, effort=effort) for quality in qualities]
         pixels = load_image(image)
         (latent,) = self.encoder.latents([pixels])
         tagged = self.encoder.tagged(pixels, effort)
         interest = self.encoder.interest(pixels, roi, tagged)
         evidence = self.encoder.evidence(pixels, effort, tagged)
-        for quality in qualities:
-            yield self.encoder.quantise(latent, quality, interest, evidence)
+        for request in requests:
+            yield self.encoder.quantise(latent, request.quality, interest, evidence)
 
     def latents(self, image: ImageLike) -> Any:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
