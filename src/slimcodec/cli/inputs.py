@@ -194,7 +194,9 @@ def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) 
         passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, name)) for name in folders)
         for name in sorted(names):
             path = Path(root, name)
-            if not name.startswith(".") and _is_read(path, suffixes, passed_over):
+            if os.path.exists(path) and path.is_fifo():  # to open it would wait for its writer
+                passed_over["pipe"] += 1
+            elif not name.startswith(".") and _is_read(path, suffixes, passed_over):
                 found.inputs.append(Input(path, place / path.relative_to(folder)))
     found.passed_over.update(passed_over)
     return +passed_over
