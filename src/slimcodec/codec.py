@@ -155,9 +155,10 @@ class Codec:
         """The picture of a ``.slim`` file (bytes or path), RGB, exactly of the original size.
 
         ``steps``: denoising steps, 0 = no diffusion (fastest), None = the bundle's default. ``guidance``: strength of caption
-        guidance, 0 = off, None = the preset's (0.4 for "machine" in slim-tiny); above 1 it damages pictures. It acts where the file has a caption from the vocabulary. ``preset``:
-        "natural", or "machine", which lets the caption guide the picture towards what a classifier knows it by: guided
-        pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and slower.
+        guidance, 0 = off, None = the preset's, up to 1: more damages pictures. It acts where the file has a caption from the
+        vocabulary. ``preset``: "natural", or "machine", which lets the caption guide the picture towards what a classifier knows
+        it by: guided pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and
+        slower.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
         ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and for a file that cannot be

@@ -49,8 +49,8 @@ class Record:
     """A photo as it is stored: encoded bytes, with what is known of it.
 
     ``label``: class name; ``class_index``: from 0, -1 where unknown; ``mask``: encoded grey picture; ``boxes``: [x0, y0, x1, y1]
-    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection, "" for none; ``name``: the
-    file or row that errors speak of, "" where their reader names it.
+    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection, "" for none;
+    ``name``: the file or row that errors speak of, "" where their reader names it.
     """
 
     image: bytes

@@ -107,7 +107,7 @@ def compare(
 def relative_at(result: Result, curve: MeasuredCurve, judge: str, bpp: float) -> Interval | None:
     """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
 
-    None where the curve does not reach the rate, or no uncompressed photo is named rightly, an interval of NaN where too many resamples do not.
+    None where the curve does not reach the rate, or no uncompressed photo is right; an interval of NaN where too many resamples do not.
     """
     measure = f"top1 {judge}"
     totals = means(result.uncompressed[measure], _draws(len(result)))
