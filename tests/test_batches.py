@@ -156,6 +156,21 @@ def test_arguments_are_checked_before_any_work(small: Codec) -> None:
             decode_many(small, [], **options)
 
 
+def test_one_picture_or_file_is_no_list_of_them(small: Codec) -> None:
+    picture = photo(NAMES[0], 64, 64)
+    data = small.encode(picture)
+    ones: list[Any] = ["photo.jpg", Path("photo.jpg"), picture, np.array(picture), data]
+    for one in ones:
+        with pytest.raises(SlimError, match=type(one).__name__):
+            encode_many(small, one)
+    files: list[Any] = ["photo.slim", data]
+    for one in files:
+        with pytest.raises(SlimError, match=type(one).__name__):
+            decode_many(small, one)
+    # a stack of grey pictures is several
+    assert len(list(encode_many(small, np.array(picture)[None, ..., 0]))) == 1
+
+
 def test_pretrained_parts_and_captioners_work_on_batches(hub: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [photo(name, 64, 64) for name in NAMES]
     alone = [hub.encode(image, 30) for image in images]

@@ -70,6 +70,8 @@ def test_help_has_examples(slim: Slim, command: str, flag: str) -> None:
     "arguments",
     [
         ("encode",),
+        ("encode", ""),
+        ("verify", "a.slim", ""),
         ("encode", "a.jpg", "--quality", "0"),
         ("encode", "a.jpg", "--quality", "101"),
         ("encode", "a.jpg", "--quality", "30", "--target-bytes", "500"),
@@ -80,6 +82,7 @@ def test_help_has_examples(slim: Slim, command: str, flag: str) -> None:
         ("encode", "a.jpg", "--no-such-option"),
         ("decode", "a.slim", "--steps", "-1"),
         ("map", "a.jpg"),
+        ("map", "a.jpg", "-o", "-"),
         ("no-such-command",),
     ],
 )
@@ -115,6 +118,15 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr(step, interrupted)
     assert slim(*arguments) == (130, "", f"slim: interrupted; {said}\n")
+
+
+def test_an_interrupt_before_the_command_begins(slim: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slimcodec.cli, "import_module", interrupted)
+    result = slim("info", "a.slim")
+    assert result.status == 130 and result.err.count("\n") == 1
 
 
 # --- info
@@ -343,6 +355,15 @@ def test_steps_of_guidance_need_guidance(slim: Slim, photos: Path, tmp_path: Pat
         and not (tmp_path / "a.png").exists()
     )
     assert slim("decode", coded, "--steps", 0, "--guidance-steps", 1, "--preset", "machine").status == 0
+
+
+def test_guidance_that_damages_pictures_is_warned_of(slim: Slim, photos: Path, tmp_path: Path) -> None:
+    slim("encode", photos / "coffee.jpg", "-o", tmp_path / "a.slim", "--caption", "a photo of a cup")
+    for strength, warned in (("1", False), ("5", True)):
+        result = slim(
+            "decode", tmp_path / "a.slim", "-o", tmp_path / f"{strength}.png", "--guidance", strength
+        )
+        assert result.status == 0 and ("--guidance 5" in result.err) == warned
 
 
 def test_existing_results_are_kept(slim: Slim, photos: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small import bundle_with_steps
-from support import NAMES, photo, psnr
+from support import NAMES, SMALL, photo, psnr
 
 import slimcodec
 from slimcodec import FormatError, ImageError, ModelMismatchError, SlimError, VersionError
@@ -355,6 +355,9 @@ def test_the_bit_map_has_a_position_per_patch_and_follows_the_detail(codec: Code
     assert bits.shape == (8, 10)
     assert bits[:, 6:].sum() > 3 * bits[:, :4].sum()
     assert codec.bit_map(photo("coffee", 33, 17), 60).shape == (2, 3)
+    for options in ({"quality": 0}, {"quality": 101}, {"effort": 33}, {"roi": "all"}):
+        with pytest.raises(SlimError, match=next(iter(options))):
+            codec.bit_map(photo("coffee", 33, 17), **options)
 
 
 def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
@@ -369,6 +372,16 @@ def test_decode_latent_returns_what_decode_starts_from(codec: Codec) -> None:
     for size in ((50, 70), (0, 50), (81, 50)):
         with pytest.raises(SlimError, match="covers 80x64"):
             codec.picture(latent, size)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_picture_is_made_of_latents_of_any_type(runtime: str) -> None:
+    codec = slimcodec.load(SMALL, runtime=runtime)
+    latent = torch.as_tensor(codec.decode_latent(codec.encode(photo("coffee", 32, 32))))
+    expected = np.asarray(codec.picture(latent, (32, 32)))
+    for same in (latent.double(), latent.double().numpy(), latent.requires_grad_()):
+        assert np.array_equal(np.asarray(codec.picture(same, (32, 32))), expected)
+    assert codec.picture(latent.bfloat16(), (32, 32)).size == (32, 32)
 
 
 def test_pictures_come_as_image_array_path_or_bytes(codec: Codec, tmp_path: Path) -> None:

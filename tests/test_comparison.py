@@ -23,10 +23,10 @@ def point(quality: int, size: int, right: int, grey: int | None = None) -> dict[
     return {"quality": quality, "photos": columns, "milliseconds": {}}
 
 
-def result(*curves: Sequence[dict[str, Any]]) -> Result:
-    """32 of 40 photos are named rightly uncompressed."""
+def result(*curves: Sequence[dict[str, Any]], right: int = 32) -> Result:
+    """``right`` of 40 photos are named rightly uncompressed."""
     photos = {"id": list(map(str, range(COUNT))), "label": [1] * COUNT, "pixels": [PIXELS] * COUNT}
-    photos |= {"rank": [[0] * 32 + [9] * 8], "guess": [[1] * COUNT]}
+    photos |= {"rank": [[0] * right + [9] * (COUNT - right)], "guess": [[1] * COUNT]}
     named = [{"name": str(number), "slim": None, "points": points} for number, points in enumerate(curves)]
     return from_json({"classifiers": [{"name": "judge"}], "photos": photos, "curves": named})
 
@@ -40,6 +40,8 @@ def test_accuracy_at_a_rate_is_read_off_between_points() -> None:
     assert middle is not None and middle[1] < 50 < middle[2] and middle[2] - middle[1] < 40
     assert relative_at(one, one.curves[0], "judge", 0.09) is None
     assert relative_at(one, one.curves[0], "judge", 0.41) is None
+    hopeless = result([point(1, 80, 8), point(2, 320, 24)], right=0)
+    assert relative_at(hopeless, hopeless.curves[0], "judge", 0.2) is None
 
 
 def test_an_anchor_may_be_given_its_container() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import pickle
 import re
 import subprocess
 import sys
@@ -224,10 +225,13 @@ def test_inspect_reads_paths(tmp_path: Path) -> None:
     path.write_bytes(FILES["deflate"])
     assert inspect(path) == inspect(str(path)) == inspect(FILES["deflate"])
     assert inspect(path).caption == "two dogs playing in the snow"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as missing:
         inspect(tmp_path / "missing.slim")
-    with pytest.raises(IsADirectoryError if sys.platform != "win32" else PermissionError):
+    assert isinstance(missing.value, SlimError)
+    assert pickle.loads(pickle.dumps(missing.value)).filename == str(tmp_path / "missing.slim")
+    with pytest.raises(IsADirectoryError if sys.platform != "win32" else PermissionError) as refused:
         inspect(tmp_path)
+    assert isinstance(refused.value, SlimError)
 
 
 def test_reading_a_path_is_bounded(tmp_path: Path) -> None:

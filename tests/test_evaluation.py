@@ -323,6 +323,11 @@ def test_results_are_not_replaced(desk: Path, smoke: Body, capsys: pytest.Captur
     assert slim("bench", desk / "photos.parquet", "-c", "x", "-o", desk / "smoke.json") == 1
     assert "exists; --overwrite replaces it" in capsys.readouterr().err
     assert (desk / "smoke.json").read_bytes() == before and smoke
+    # said before hours of work, of which nothing could be kept
+    assert slim("bench", desk / "photos.parquet", "-c", "x", "-o", desk, "--overwrite") == 2
+    assert f"{desk}: is a folder" in capsys.readouterr().err
+    assert slim("report", desk / "smoke.json", "-o", desk / "smoke.json") == 1
+    assert f"{desk / 'smoke.json'}: " in capsys.readouterr().err
 
 
 # --- the report

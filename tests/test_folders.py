@@ -12,6 +12,7 @@ from conftest import Slim
 from support import SMALL_OPTIONS, photo
 
 import slimcodec
+from slimcodec.cli.inputs import find_inputs
 from slimcodec.errors import ImageError
 from slimcodec.images import load_image, register_plugins
 
@@ -80,6 +81,14 @@ def test_folders_pass_nothing_over_in_silence(slim: Slim, tmp_path: Path) -> Non
         assert result.status == 1 and f"{folder / 'closed'}: " in result.err
     counts = slim("encode", folder, "-o", tmp_path / "out", *SMALL_OPTIONS).out.partition("passed over: ")[2]
     assert counts.strip() == "2 .txt, 1 linked folder, 1 .mp4, 1 without suffix"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    photo("coffee", 16, 16).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    found = find_inputs([str(tmp_path)], {".png"})
+    assert [item.path.name for item in found.inputs] == ["a.png"] and found.passed_over["pipe"] == 1
 
 
 def test_a_folder_without_a_picture_says_what_it_holds(slim: Slim, tmp_path: Path) -> None:

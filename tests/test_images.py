@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from skimage import data
 
+import slimcodec
 from slimcodec.errors import ImageError, LossWarning
 from slimcodec.files import atomic_write
 from slimcodec.images import ImageWarning, load_image
@@ -263,6 +264,7 @@ def test_first_frame_of_an_animation() -> None:
     [
         (b"", "empty"),
         (b"hello, world, this is no picture", "not an image"),
+        (b"\xf5" + bytes(30), r"\.slim"),
         (stored(Image.fromarray(PHOTO))[:-500], "truncated"),
         (stored(Image.fromarray(PHOTO), "JPEG")[:-500], "truncated"),
         (np.zeros((0, 4, 3), np.uint8), "empty"),
@@ -280,6 +282,11 @@ def test_first_frame_of_an_animation() -> None:
 def test_no_picture_is_an_error_that_says_what_to_do(source: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         load_image(source)
+
+
+def test_a_limit_that_is_no_number_allows_nothing() -> None:
+    with pytest.raises(slimcodec.SlimError, match="nan"):
+        load_image(stored(Image.fromarray(PHOTO)), float("nan"))  # type: ignore[arg-type]
 
 
 def test_errors_of_a_path_name_it(tmp_path: Path) -> None:

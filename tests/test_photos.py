@@ -16,9 +16,9 @@ from PIL import Image
 from support import NAMES, photo
 from torch import Tensor
 
-from slimcodec import SlimError
+from slimcodec import ImageError, SlimError
 from slimcodec.data.photos import PhotoSet, PhotoStream
-from slimcodec.data.sources import open_sources
+from slimcodec.data.sources import open_labelled, open_sources
 from slimcodec.training.batches import Crops, LabelledViews
 from slimcodec.training.data import TrainingData, card_lines, data_card
 from slimcodec.training.pseudo_labels import Labeller, PseudoLabelled, PseudoLabels
@@ -239,6 +239,7 @@ def test_views_mix_labels_and_labeller(tmp_path: Path) -> None:
     [
         ("nowhere/*.parquet", "nowhere/.*: no such file"),
         ("nodir", "nodir: no such file or folder.* OWNER/NAME"),
+        ("", "empty"),
         ("{folder}/texts", "texts: no pictures in it"),
         ("generated:many", "how many"),
         ("{folder}/*.png", "no parquet file"),
@@ -252,3 +253,23 @@ def test_a_source_that_is_none_is_said(tmp_path: Path, spec: str, message: str) 
         open_sources([spec.format(folder=tmp_path)], "data.photos")
     with pytest.raises(SlimError, match=r"data\.photos is not set"):
         open_sources([], "data.photos")
+
+
+def test_a_labelled_photo_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "set" / "7").mkdir(parents=True)
+    (tmp_path / "set" / "7" / "bad.png").write_bytes(b"bad")
+    rows = [{"image": {"bytes": data, "path": None}, "label": 1} for data in (b"bad", None)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "bad.parquet")
+    for source, names in ((tmp_path / "set", ["bad.png"]), (tmp_path / "bad.parquet", ["row 0", "row 1"])):
+        for record, name in zip(open_labelled(str(source)), names, strict=True):
+            with pytest.raises(ImageError, match=name):
+                record.decode()
+
+
+def test_what_the_hub_does_not_know_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it asks for 20 seconds"))
+    with pytest.raises(SlimError, match=r"data\.photos: no/folder: no such folder"):
+        open_sources(["no/folder"], "data.photos")

@@ -111,6 +111,17 @@ def test_the_command_takes_urls(slim: Slim, memory: fsspec.AbstractFileSystem, p
     assert sorted(path.name for path in (photos / "back").iterdir()) == ["cat.png", "rocket.png"]
 
 
+def test_a_store_that_does_not_answer_is_no_internal_error(
+    slim: Slim, memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: str) -> bool:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(memory, "isdir", away)
+    result = slim("encode", "memory://in", *PLAIN)
+    assert result.status == 1 and "no credentials" in result.err and "internal" not in result.err
+
+
 def test_what_the_command_refuses(slim: Slim, memory: fsspec.AbstractFileSystem) -> None:
     missing = slim("encode", "memory://missing/a.jpg", *PLAIN)
     assert missing.status == 1 and "memory://missing/a.jpg" in missing.err

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from support import photo
 
-from slimcodec.errors import ImageError
+import slimcodec
+from slimcodec.errors import ImageError, SlimError
 from slimcodec.images import load_image
+from slimcodec.integrations.tensors import PictureReader
 
 
 def png(image: Image.Image) -> bytes:
@@ -64,6 +66,16 @@ def test_pictures_are_read_from_open_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(io.BytesIO(data)), load_image(data))
     with open(tmp_path / "a.png", encoding="latin-1") as text, pytest.raises(ImageError, match="'rb'"):
         load_image(text)  # type: ignore[arg-type]
+
+
+def test_closed_files_and_names_that_cannot_be_are_errors() -> None:
+    file = io.BytesIO(b"closed")
+    file.close()
+    for read in (load_image, slimcodec.inspect, slimcodec.decode, PictureReader()):
+        with pytest.raises(SlimError, match="closed"):
+            read(file)
+        with pytest.raises(SlimError, match="zero byte"):
+            read("photo\0.slim")
 
 
 def test_pillow_in_another_thread_never_meets_our_limit() -> None:

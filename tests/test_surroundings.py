@@ -88,7 +88,7 @@ def test_open_files_and_what_is_none(codec: Codec, data: bytes, tmp_path: Path) 
     with open(tmp_path / "a.slim", encoding="latin-1") as text, pytest.raises(SlimError, match="'rb'"):
         codec.decode(text)  # type: ignore[arg-type]
     for wrong in (None, 5, [1], np.zeros(3)):
-        with pytest.raises(SlimError, match=f"{type(wrong).__name__} is no .slim file"):
+        with pytest.raises(SlimError, match=type(wrong).__name__):
             codec.decode(wrong)  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ from support import SMALL, SMALL_OPTIONS, photo, slim_process
 import slimcodec
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import is_slim
+from slimcodec.errors import ImageError, SlimError
 from slimcodec.files import as_path
 from slimcodec.integrations.shards import CellEncoder, encode_shard
 
@@ -77,6 +78,11 @@ def test_pictures_that_are_put_in_are_encoded(table: Any, tmp_path: Path) -> Non
     for value in (np.asarray(PHOTOS[0]), np.asarray(PHOTOS[0]).tolist(), str(tmp_path / "a.png")):
         assert feature.encode_example(value)["bytes"] == expected[0]
     assert feature.encode_example(expected[0]) == {"bytes": expected[0], "path": None}
+    for value in ([[0.25, 0.5]], [[300, 0]], [[-1, 0]]):
+        with pytest.raises(ImageError):
+            feature.encode_example(value)
+    with pytest.raises(SlimError):
+        feature.encode_example(str(tmp_path / "missing.png"))
 
 
 @pytest.mark.parametrize("output", ["pil", "numpy", "tensor", "latent"])
@@ -150,9 +156,13 @@ def test_handlers_and_encoder(tmp_path: Path) -> None:
     path, codec = tmp_path / "a.tar", default_codec()
     encoder = slim_webdataset.slimcodec_encoder(quality=30)
     done = codec.encode(PHOTOS[1])
+    PHOTOS[2].save(tmp_path / "a.png")
     with wds.TarWriter(str(path), encoder=encoder) as writer:
         writer.write({"__key__": "0", "slim": PHOTOS[0], "seg.slim": np.asarray(PHOTOS[2]), "cls": 3})
-        writer.write({"__key__": "1", "slim": done, "cls": 4})
+        writer.write(
+            {"__key__": "1", "slim": done, "seg.slim": str(tmp_path / "a.png"), "txt": "a", "cls": 4}
+        )
+    assert members(path)["1.seg.slim"] == members(path)["0.seg.slim"] and members(path)["1.txt"] == b"a"
     assert members(path)["0.slim"] == codec.encode(PHOTOS[0], quality=30)
     assert members(path)["1.slim"] == done
     first, second = wds.WebDataset(str(path), shardshuffle=False).decode(slim_webdataset.slimcodec_handler)
@@ -327,5 +337,10 @@ datasets.Dataset.from_dict({{"image": [Path({str(tmp_path / "a.png")!r}).read_by
         url = f"hf://datasets/{REPO}"
         command = slim_process("encode", url, "-o", tmp_path / "out", *PLAIN, env={**os.environ, **env})
         assert command.status == 0, command.err
+        script = (
+            f"from slimcodec.data.sources import open_table; assert len(open_table({REPO!r}, 'train')) == 1"
+        )
+        fresh = {**env, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_CACHE": str(tmp_path / "fresh")}
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, **fresh}, check=True)
     made = parquet.read_table(tmp_path / "out" / "data" / "train.parquet").to_pydict()
     assert len(made["image"]) == 1 and is_slim(made["image"][0])

@@ -6,6 +6,7 @@ import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,8 @@ def test_encode_image_is_encode(small: Codec) -> None:
     assert coded.numpy().tobytes() == small.encode(array, quality=30)
     grey = slimcodec.encode_image(tensor[:1], codec=small)
     assert grey.numpy().tobytes() == small.encode(array[:, :, 0])
+    with pytest.raises(slimcodec.ImageError, match="ndarray"):
+        slimcodec.encode_image(array, codec=small)  # type: ignore[arg-type]
     for wrong in (tensor / 255, tensor.permute(1, 2, 0), tensor[0]):
         with pytest.raises(slimcodec.ImageError, match="3, H, W"):
             slimcodec.encode_image(wrong, codec=small)
@@ -85,6 +88,11 @@ def test_outputs_of_a_reader(data: bytes) -> None:
     np.testing.assert_array_equal(read["numpy"], expected)
     np.testing.assert_array_equal(read["tensor"].permute(1, 2, 0), expected)
     torch.testing.assert_close(read["latent"], codec.decode_latent(data), rtol=0, atol=0)
+    sames: list[Any] = [bytearray(data), memoryview(data), io.BytesIO(data)]
+    for same in sames:
+        np.testing.assert_array_equal(readers["numpy"](same), expected)
+    with pytest.raises(slimcodec.SlimError, match="NoneType"):
+        readers["pil"](None)  # type: ignore[arg-type]
     with pytest.raises(slimcodec.SlimError, match="latent"):
         PictureReader("jpeg")
 

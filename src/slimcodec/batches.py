@@ -7,16 +7,18 @@ that it raised, and the rest goes on; so is an exception that is given in place 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from slimcodec.codec import Codec
 from slimcodec.container import Source
 from slimcodec.decoder import Decompressed
-from slimcodec.encoder import EFFORT, Request, Roi
+from slimcodec.encoder import EFFORT, Request, Roi, whole_number
 from slimcodec.errors import SlimError
 from slimcodec.images import ImageLike, Pixels, padded_size
 
@@ -129,8 +131,11 @@ def _together(
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` items, the last one shorter. Raises ``SlimError`` for a size below 1."""
-    if size < 1:
-        raise SlimError(f"batch_size is {size}; give at least 1")
+    """Lists of ``size`` items, the last one shorter. Raises ``SlimError`` for a size below 1, and for one item alone."""
+    size = whole_number("batch_size", size, 1, 1 << 30)
+    # the parts of a name, of bytes, or of an H x W x 3 array would be taken for items
+    pixels = isinstance(items, np.ndarray) and items.ndim == 3 and items.shape[2] in (3, 4)
+    if pixels or isinstance(items, str | bytes | bytearray | os.PathLike | Image.Image):
+        raise SlimError(f"one {type(items).__name__} is no list of pictures or files; put it in a list")
     remaining = iter(items)
     return iter(lambda: list(islice(remaining, size)), [])

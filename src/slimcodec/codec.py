@@ -121,13 +121,14 @@ class Codec:
         self, image: ImageLike, qualities: Iterable[int], *, roi: Roi = "auto", effort: int = EFFORT
     ) -> Iterator[CodedLatent]:
         """``quantise`` at several qualities; the picture's latent is computed once."""
+        requests = [Request(quality, roi=roi, effort=effort) for quality in qualities]
         pixels = load_image(image)
         (latent,) = self.encoder.latents([pixels])
         tagged = self.encoder.tagged(pixels, effort)
         interest = self.encoder.interest(pixels, roi, tagged)
         evidence = self.encoder.evidence(pixels, effort, tagged)
-        for quality in qualities:
-            yield self.encoder.quantise(latent, quality, interest, evidence)
+        for request in requests:
+            yield self.encoder.quantise(latent, request.quality, interest, evidence)
 
     def latents(self, image: ImageLike) -> Any:
         """The latent of a picture before compression, [C, h, w], float32: what ``decode_latent`` comes near to."""
@@ -154,13 +155,14 @@ class Codec:
         """The picture of a ``.slim`` file (bytes or path), RGB, exactly of the original size.
 
         ``steps``: denoising steps, 0 = no diffusion (fastest), None = the bundle's default. ``guidance``: strength of caption
-        guidance, 0 = off, None = the preset's. It acts where the file has a caption from the vocabulary. ``preset``:
-        "natural", or "machine", which lets the caption guide the picture towards what a classifier knows it by: guided
-        pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and slower.
+        guidance, 0 = off, None = the preset's, up to 1: more damages pictures. It acts where the file has a caption from the
+        vocabulary. ``preset``: "natural", or "machine", which lets the caption guide the picture towards what a classifier knows
+        it by: guided pixels follow the caption. ``guidance_steps``: gradient steps of that, 4 by default; more are better and
+        slower.
 
         Raises ``FormatError``, ``VersionError``, ``ModelMismatchError`` (names the bundle that the file needs), or
-        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and ``OSError`` for a file that
-        cannot be opened.
+        ``ImageError`` for a picture of more than ``max_pixels`` (default: Pillow's limit), and for a file that cannot be
+        opened a ``SlimError`` that is the ``OSError`` of ``open`` too, such as ``FileNotFoundError``.
         """
         sampling = self.sampling(steps, guidance, preset, guidance_steps)
         return self.decoder.pictures([self.decoder.decompress(data, max_pixels)], sampling)[0]
@@ -224,7 +226,7 @@ class Codec:
             raise SlimError(
                 f"size is {width}x{height}; the latent covers {most_width}x{most_height} pixels (width x height)"
             )
-        array = np.asarray(latent.cpu() if hasattr(latent, "cpu") else latent)
+        array = np.asarray(latent.detach().float().cpu() if hasattr(latent, "cpu") else latent, np.float32)
         return crop(self.decoder.pixels(array[None]), [size])[0]
 
 

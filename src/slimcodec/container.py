@@ -18,8 +18,8 @@ from slimcodec.entropy.caption import (
     read_vocabulary,
     write_varint,
 )
-from slimcodec.errors import FormatError, ImageError, SlimError, VersionError
-from slimcodec.files import as_path, is_url, load_json
+from slimcodec.errors import FormatError, ImageError, SlimError, VersionError, opening
+from slimcodec.files import as_path, bytes_or_name, is_url, load_json
 
 VERSION = 1
 MAX_SIDE = 1 << 24
@@ -176,24 +176,12 @@ def read_source(source: Source) -> bytes:
     """Return the bytes of a ``.slim`` file given as bytes, path, URL or open binary file; ``unpack`` checks them in full.
 
     A file with another beginning is refused after 12 bytes (``FormatError``, ``VersionError``), one that is too long before more
-    is read; a pipe is read to one byte over 2^26. Raises ``OSError`` as ``open`` does.
+    is read; a pipe is read to one byte over 2^26. Raises ``FileError`` for a file that cannot be opened, an ``OSError`` too.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if hasattr(source, "read"):
-        data = source.read(MAX_FILE_BYTES + 1)
-        if not data:
-            raise FormatError(
-                "nothing is left to read of the open file; if it was read or written before, seek(0)"
-            )
-        if isinstance(data, bytes):
-            return data
-        raise SlimError("the file is open as text; open it with mode 'rb'")
-    if not isinstance(source, str | os.PathLike) and not is_url(source):
-        raise SlimError(
-            f"{type(source).__name__} is no .slim file; pass its bytes, its path, or the open file"
-        )
-    with as_path(source).open("rb") as file:
+    source = bytes_or_name(source, FormatError, MAX_FILE_BYTES + 1)
+    if isinstance(source, bytes):
+        return source
+    with opening(), as_path(source).open("rb") as file:
         start = file.read(_MIN_FILE_BYTES)
         _check_start(start)
         if not is_url(source):

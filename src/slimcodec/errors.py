@@ -33,6 +33,30 @@ class ImageError(SlimError):
     """The input is not a picture that can be coded: unreadable, empty or too large."""
 
 
+class FileError(SlimError, OSError):
+    """A file cannot be opened; it is the ``OSError`` of ``open`` too, such as a ``FileNotFoundError``."""
+
+
+class MissingFileError(FileError, FileNotFoundError): ...
+
+
+class FolderError(FileError, IsADirectoryError): ...
+
+
+class ForbiddenFileError(FileError, PermissionError): ...
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Raises what ``open`` raises in the block as a ``FileError`` of the same kind."""
+    try:
+        yield
+    except OSError as error:
+        kinds = (kind for kind in FileError.__subclasses__() if isinstance(error, kind.__bases__[1]))
+        named = [] if error.filename is None else [error.filename]
+        raise next(kinds, FileError)(*error.args, *named) from error
+
+
 class ImageWarning(UserWarning):
     """A picture was read, but something in its file (a colour profile, a rotation) was ignored."""
 
@@ -75,10 +99,10 @@ def needs(extra: str, feature: str) -> Iterator[None]:
 
 def describe(error: BaseException, source: object = "") -> str:
     """Return ``error`` in one line, without the name of its ``source``, which the caller prints."""
-    if isinstance(error, SlimError | ValueError):
-        text = str(error)
-    elif isinstance(error, OSError):
+    if isinstance(error, OSError):
         text = error.strerror or str(error)
+    elif isinstance(error, SlimError | ValueError):
+        text = str(error)
     elif isinstance(error, ModuleNotFoundError):
         # what needs a further extra names it: of the libraries, torch's are missing for all else
         text = f"this needs {error.name}: pip install 'slimcodec[torch]'"

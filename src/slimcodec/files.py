@@ -27,6 +27,8 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     """
     if name == "":
         raise SlimError("the name of the file is empty")
+    if "\0" in str(name):
+        raise SlimError(f"{str(name)!r}: no file has a name with a zero byte")
     if not is_url(name):
         return Path(name)
     with needs("s3", "a URL"):
@@ -114,6 +116,24 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, durable: bool = F
     """Write ``data`` to ``path`` as ``atomic_open`` does."""
     with atomic_open(path, durable=durable) as file:
         file.write(data)
+
+
+def bytes_or_name(source: Any, error: type[SlimError], limit: int = -1) -> bytes | str | os.PathLike[str]:
+    """Return bytes, or the rest of an open binary file, at most ``limit``; a path or URL as it is; else raise ``error``."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if not hasattr(source, "read"):
+        if isinstance(source, str | os.PathLike) or is_url(source):
+            return cast("str | os.PathLike[str]", source)
+        raise error(f"{type(source).__name__} is no file; pass its bytes, its path, or the open file")
+    if getattr(source, "closed", False):
+        raise error("the file is closed; pass its path, or read it while it is open")
+    data = source.read(limit)
+    if isinstance(data, str):
+        raise error("the file is open as text; open it with mode 'rb'")
+    if not data:
+        raise error("nothing is left to read of the open file; if it was read or written before, seek(0)")
+    return bytes(data)
 
 
 def file_sha256(*paths: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from slimcodec.colours import deep_to_rgb, on_white, source_profile, to_srgb, upright, warn_ignored, white_of
 from slimcodec.errors import ImageError, LossWarning, SlimError
 from slimcodec.errors import ImageWarning as ImageWarning  # noqa: PLC0414  where callers look for it
-from slimcodec.files import as_path
+from slimcodec.files import as_path, bytes_or_name
 from slimcodec.leftovers import losses
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -75,13 +75,7 @@ def load_image(image: ImageLike, max_pixels: int | None = None, *, every_loss: b
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if hasattr(image, "read"):
-        image = image.read()
-        if isinstance(image, str):
-            raise ImageError("the file is open as text; open it with mode 'rb'")
-        if not image:
-            raise ImageError(
-                "nothing is left to read of the open file; if it was read or written before, seek(0)"
-            )
+        image = bytes_or_name(image, ImageError)
     if isinstance(image, bytes | bytearray | memoryview):
         return _from_bytes(bytes(image), max_pixels, every_loss)
     if isinstance(image, str | os.PathLike):
@@ -133,7 +127,9 @@ def check_size(height: int, width: int, cell: int, max_pixels: int | None = None
 
 def _limit(max_pixels: int | None) -> int | None:
     """The most pixels that a picture may have, None for any number; ``SlimError`` for what is no number."""
-    if not isinstance(max_pixels, Real | None):
+    if max_pixels is not None and not (
+        isinstance(max_pixels, Real) and max_pixels >= 0
+    ):  # a NaN would allow all
         raise SlimError(f"max_pixels is {max_pixels!r}; give a number of pixels")
     return Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
 
@@ -187,7 +183,8 @@ def _open(file: BinaryIO) -> Image.Image:
                     return factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 pass  # of another format
-    reasons = reasons or ["not an image that Pillow can read"]
+    kind = "a .slim file, not a picture" if start[:1] == b"\xf5" else "not an image that Pillow can read"
+    reasons = reasons or [kind]
     raise UnidentifiedImageError(
         f"{'; '.join(reasons)}; convert it to PNG or JPEG first, or install the format's plugin"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slimcodec import __version__
-from slimcodec.cli.options import FAILED, complain, say
+from slimcodec.cli.options import FAILED, INTERRUPTED, complain, say
 from slimcodec.errors import describe
 
 #: the commands in the order of the help, and their modules here
@@ -82,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words = sys.argv[1:] if arguments is None else list(arguments)
         app = application([words[0]] if words and words[0] in COMMANDS else COMMANDS)
         app(args=words, prog_name="slim", obj=words)
+    except KeyboardInterrupt:  # while a command's libraries are imported
+        complain("interrupted")
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001  the last net: users get a line, never a traceback
         complain(describe(error))
         raise SystemExit(FAILED) from None

@@ -88,6 +88,8 @@ def bench(
       slim bench val/ -c judge.onnx -o r.json --qualities avif=10,30 --limit 100
     """
     target = Path(out)
+    if target.is_dir():
+        stop(f"{out}: is a folder; name a file", USAGE)
     if target.exists() and not overwrite:
         stop(f"{out}: exists; --overwrite replaces it", FAILED)
     with installed("eval", "the benchmark"):
@@ -163,5 +165,6 @@ def report(
             samples = open_labelled(photos, split=split, labelled=False)
             sheet = example_sheet(result, samples, classifier, target_bytes, examples, model, device)
         blocks = pages.report(result, published, anchor, sheet)
+    with failing(out):
         files = pages.write_report(Path(out), blocks)
     say(f"{files[0]}: {len(result)} photos, {len(result.curves)} curves, {len(files)} files in {out}")

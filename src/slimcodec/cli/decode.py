@@ -11,7 +11,7 @@ import typer
 from slimcodec.cli import options
 from slimcodec.cli.batch import Output, Steps, run_batch
 from slimcodec.cli.inputs import Job, PictureSuffixes
-from slimcodec.cli.options import option
+from slimcodec.cli.options import complain, option
 from slimcodec.container import MAX_FILE_BYTES, read_source
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def decode(
     ] = None,
     guidance: Annotated[
         float | None,
-        option("G", "Strength of the caption guidance; 0 is off (default: the preset's).", min=0),
+        option("G", "Strength of the caption guidance, 0 (off) to 1 (default: the preset's).", min=0),
     ] = None,
     preset: Annotated[
         str,
@@ -106,6 +106,8 @@ def decode(
       slim decode slims/ -o pictures/ --device cuda --batch-size 16
       slim decode - -o - < photo.slim > photo.png
     """
+    if guidance is not None and guidance > 1:  # docs/decisions.md
+        complain(f"warning: --guidance {guidance:g} damages pictures; it helps classifiers from 0.2 to 1")
     loading = {"source": model, "device": device, "dtype": dtype, "offload": offload, "runtime": runtime}
     sampling = {"steps": steps, "guidance": guidance, "preset": preset, "guidance_steps": guidance_steps}
     settings = {"batch_size": batch_size, "max_pixels": max_pixels}

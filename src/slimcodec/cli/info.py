@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from slimcodec.cli import options
-from slimcodec.cli.inputs import find_inputs
+from slimcodec.cli.inputs import STREAM, find_inputs
 from slimcodec.cli.options import FAILED, USAGE, complain, failing, option, printable, say, stop
 from slimcodec.container import SlimInfo, inspect
 from slimcodec.errors import describe
@@ -144,6 +144,8 @@ def map_(
       slim map photo.jpg -o bits.png --quality 40
       slim map photo.jpg -o bits.png --roi mask.png
     """
+    if STREAM in (image, out):
+        stop("slim map reads and writes files; name one in place of -", USAGE)
     if Path(out).suffix.lower() not in ("", ".png"):
         stop(f"{out}: a map is a PNG picture; name it .png", USAGE)
     if os.path.isfile(out) and not overwrite:

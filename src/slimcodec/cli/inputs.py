@@ -90,8 +90,10 @@ class Found(NamedTuple):
 def find_inputs(arguments: Sequence[str], suffixes: Collection[str]) -> Found:
     """Return the files that ``arguments`` mean, in order.
 
-    ``suffixes``, in lower case with their dot, choose among the files of a folder.
+    ``suffixes``, in lower case with their dot, choose among the files of a folder. Ends with status 2 for an empty name.
     """
+    if "" in arguments:  # a variable of the shell that is not set
+        stop("the name of an input is empty", USAGE)
     found = Found([], [], Counter())
     for argument in _expanded(arguments):
         path, before = Path(argument), len(found.inputs)
@@ -158,7 +160,7 @@ def _find_remote(url: str, suffixes: Collection[str], found: Found) -> str:
         else:
             return "no such file or folder"
     except Exception as error:  # noqa: BLE001  a store's library can fail in any way
-        return f"cannot be listed: {describe(error, url)}"
+        return f"cannot be listed: {describe(error, url).removeprefix('internal error: ')}"
     for each in sorted(names):
         place = PurePosixPath(each).relative_to(base)
         hidden = any(part.startswith(".") for part in place.parts)
@@ -192,7 +194,9 @@ def _search(folder: Path, place: Path, suffixes: Collection[str], found: Found) 
         passed_over["linked folder"] += sum(os.path.islink(os.path.join(root, name)) for name in folders)
         for name in sorted(names):
             path = Path(root, name)
-            if not name.startswith(".") and _is_read(path, suffixes, passed_over):
+            if os.path.exists(path) and path.is_fifo():  # to open it would wait for its writer
+                passed_over["pipe"] += 1
+            elif not name.startswith(".") and _is_read(path, suffixes, passed_over):
                 found.inputs.append(Input(path, place / path.relative_to(folder)))
     found.passed_over.update(passed_over)
     return +passed_over

@@ -142,7 +142,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 def complain(message: str, source: object = None) -> None:
     """Print ``slim: source: message`` to stderr."""
-    say(printable(f"slim: {message}" if source is None else f"slim: {source}: {message}"), sys.stderr)
+    say(printable(f"slim: {message}" if source in (None, "") else f"slim: {source}: {message}"), sys.stderr)
 
 
 def stop(message: str, status: int) -> NoReturn:

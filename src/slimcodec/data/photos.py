@@ -49,7 +49,8 @@ class Record:
     """A photo as it is stored: encoded bytes, with what is known of it.
 
     ``label``: class name; ``class_index``: from 0, -1 where unknown; ``mask``: encoded grey picture; ``boxes``: [x0, y0, x1, y1]
-    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection, "" for none.
+    in pixels; ``annotation``: from a COCO or VOC file beside the photos; ``source``: name of its collection, "" for none;
+    ``name``: the file or row that errors speak of, "" where their reader names it.
     """
 
     image: bytes
@@ -60,6 +61,7 @@ class Record:
     boxes: tuple[tuple[float, ...], ...] = ()
     annotation: Annotation | None = None
     source: str = ""
+    name: str = ""
 
     @cached_property
     def id(self) -> str:
@@ -68,9 +70,11 @@ class Record:
 
     def decode(self) -> Photo:
         """The photo, upright sRGB; ``ImageError`` (or ``OSError`` of its mask) where the bytes cannot be decoded."""
-        if not self.image:
-            raise ImageError("it has neither bytes nor a path")
-        photo = Photo(load_image(self.image), source=self.source, id=self.id)
+        try:
+            photo = Photo(load_image(self.image), source=self.source, id=self.id)
+        except ImageError as error:
+            reason = str(error) if self.image else "it has neither bytes nor a path"
+            raise ImageError(f"{self.name}: {reason}" if self.name else reason) from error
         photo.label, photo.captions, photo.class_index = self.label, self.captions, self.class_index
         height, width = photo.pixels.shape[:2]
         if self.annotation is not None:

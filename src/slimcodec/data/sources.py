@@ -49,7 +49,10 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     """
     with needs("eval", "reading photos"):
         import datasets
+        import huggingface_hub
 
+    if not spec:  # the path "" is the folder at hand
+        raise SlimError("the name of the photos is empty; give parquet files, an image folder or a hub id")
     if spec.startswith(GENERATED):
         count = spec.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
@@ -69,12 +72,17 @@ def open_table(spec: str, split: str, streaming: bool = False) -> Any:
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
+        # ``datasets`` asks a hub that does not answer for 20 seconds; what was read before needs no hub
+        cached = Path(datasets.config.HF_DATASETS_CACHE, spec.replace("/", "___"))
+        if source["path"] == spec and not cached.exists():
+            huggingface_hub.dataset_info(spec)
         table = datasets.load_dataset(**source, streaming=streaming)
     except Exception as error:  # the library's errors have no common base
         if source["path"] == "imagefolder" and not any(_is_picture(file) for file in visible_files(path)):
             raise SlimError(f"{spec}: no pictures in it") from error
         reason = " ".join(str(error).split())[:300]
-        raise SlimError(f"{spec}: cannot be read as a data set: {reason}") from error
+        hub = "no such folder; at the hub it " if source["path"] == spec else ""
+        raise SlimError(f"{spec}: {hub}cannot be read as a data set: {reason}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()
@@ -185,7 +193,7 @@ def open_labelled(
     Raises ``SlimError`` for a source that cannot be read, a photo without label, and a photo that is there twice.
     """
     path = Path(source)
-    if path.is_dir() and not parquet_files(source):
+    if source and path.is_dir() and not parquet_files(source):
         count, read = _folder(path, labels, classes, labelled)
     elif labels or classes:
         raise SlimError("--labels and --classes are for image folders; tables have a column of class indices")
@@ -224,7 +232,7 @@ def _table(
                 f"{source}: row {row} of column {column!r} holds {index!r}, not a class index; choose a column of "
                 "integers with --label-column"
             )
-        return replace(read_record(cells, table.features), class_index=index)
+        return replace(read_record(cells, table.features), class_index=index, name=f"{source}: row {row}")
 
     return len(table), read
 
@@ -240,7 +248,7 @@ def _folder(
         indices = _indices_by_file(places, labels)
     else:
         indices = _indices_by_folder(places, classes)
-    return len(files), lambda row: Record(files[row].read_bytes(), indices[row])
+    return len(files), lambda row: Record(files[row].read_bytes(), indices[row], name=str(files[row]))
 
 
 def _indices_by_file(places: Sequence[Path], labels: str) -> list[int]:

@@ -107,13 +107,13 @@ def compare(
 def relative_at(result: Result, curve: MeasuredCurve, judge: str, bpp: float) -> Interval | None:
     """Top-1 at a rate, in percent of uncompressed top-1, with its interval; linear in the logarithm of the rate between points.
 
-    None where the curve does not reach the rate, an interval of NaN where too many resamples do not.
+    None where the curve does not reach the rate, or no uncompressed photo is right; an interval of NaN where too many resamples do not.
     """
     measure = f"top1 {judge}"
     totals = means(result.uncompressed[measure], _draws(len(result)))
     scores = [_at(rates, scores, bpp) for rates, scores in _resampled(curve, measure)]
     whole, *drawn = (
-        None if score is None else float(100 * (score / total))
+        None if score is None or not total else float(100 * (score / total))
         for score, total in zip(scores, totals, strict=True)
     )
     return None if whole is None else (whole, *(_ends(drawn) or (np.nan, np.nan)))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from slimcodec.codec import default_codec
 from slimcodec.container import is_slim
-from slimcodec.errors import needs
+from slimcodec.errors import needs, opening
 from slimcodec.integrations.tensors import PictureReader
 
 with needs("datasets", "SlimImage"):
@@ -49,11 +49,15 @@ class SlimImage(datasets.Image):  # type: ignore[misc]
     def encode_example(self, value: Any) -> dict[str, Any]:
         """The stored form of a picture, ``bytes`` and ``path``."""
         if isinstance(value, list):
-            value = np.asarray(value, np.uint8)
+            value = np.asarray(value)
+            # numbers of Python have no type: those that are no pixel values are refused as an array of them is
+            if value.dtype.kind in "iu" and 0 <= value.min(initial=0) <= value.max(initial=0) <= 255:
+                value = value.astype(np.uint8)
         if isinstance(value, Image.Image | np.ndarray):
             return {"bytes": self._encoded(value), "path": None}
         stored: dict[str, Any] = super().encode_example(value)
-        data = stored["bytes"] or Path(stored["path"]).read_bytes()
+        with opening():
+            data = stored["bytes"] or Path(stored["path"]).read_bytes()
         if is_slim(data):
             return {**stored, "bytes": data}
         name = stored["path"] and Path(stored["path"]).with_suffix(".slim").name

@@ -8,8 +8,9 @@ image.save("smaller.slim", target_bytes=300)
 came from, a changed one at the file's quality, unless an option says otherwise. A file appears whole, or the old one stays:
 ``Image.save`` is wrapped for this format alone, since Pillow empties a file before it asks any plugin.
 
-A picture is turned as its EXIF data say. Turn it with ``PIL.ImageOps.exif_transpose``, which forgets the rotation then: after
-``rotate`` or ``transpose`` the data are as before, and it is turned twice.
+A .slim file keeps no metadata: colours become sRGB, and a picture is turned as its EXIF data say. Turn it with
+``PIL.ImageOps.exif_transpose``, which forgets the rotation then: after ``rotate`` or ``transpose`` the data are as before, and it
+is turned twice.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import numpy as np
 from slimcodec.batches import decode_many
 from slimcodec.codec import Codec, default_codec
 from slimcodec.container import Source, is_slim
-from slimcodec.errors import ImageError, SlimError, needs
-from slimcodec.files import as_path
+from slimcodec.errors import ImageError, SlimError, needs, opening
+from slimcodec.files import as_path, bytes_or_name
 from slimcodec.images import Pixels, load_image
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def encode_image(picture: Tensor, *, codec: Codec | None = None, **options: Any)
     """
     with needs("torch", "encode_image"):
         import torch
+    if not isinstance(picture, torch.Tensor):
+        raise ImageError(f"{type(picture).__name__} is no tensor; slimcodec.encode takes arrays and files")
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] not in (1, 3):
         raise ImageError(
             f"a tensor of {picture.dtype} and shape {tuple(picture.shape)} is not a picture; pass uint8 [3, H, W], for instance "
@@ -101,9 +103,11 @@ def _source(src: Any) -> Source:
 
 
 def _read(source: Source) -> bytes:
+    source = bytes_or_name(source, SlimError)
     if isinstance(source, bytes):
         return source
-    return source.read() if hasattr(source, "read") else as_path(source).read_bytes()
+    with opening():
+        return as_path(source).read_bytes()
 
 
 def as_tensor(pixels: Pixels) -> Tensor:

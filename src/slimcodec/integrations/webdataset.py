@@ -45,4 +45,11 @@ def slimcodec_encoder(
         return default_codec(model, device).encode(picture, **options)
 
     handlers = {**default_handlers, "slim": encode}
-    return lambda sample: encode_based_on_extension(dict(sample), handlers)
+
+    def encoded(sample: Mapping[str, Any]) -> dict[str, Any]:
+        # WebDataset stores text as it is, so the name of a picture too
+        texts = ((key, value) for key, value in sample.items() if isinstance(value, str))
+        named = {key: encode(value) for key, value in texts if f".{key}".lower().endswith(".slim")}
+        return encode_based_on_extension({**sample, **named}, handlers)
+
+    return encoded
