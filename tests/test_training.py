@@ -236,6 +236,7 @@ def test_activation_maps_point_at_what_the_classifier_sees() -> None:
         ("steps", "key=value"),
         ("name.first=1", "name is a value"),
         ("compressor.network.latent_channels=64", "latent_channels is 64.*make them equal"),
+        ("out=", "out is empty"),
         ("precision=fp8", "precision is 'fp8'; give bf16 or no"),
         ("roi.source=segmentation", "roi.segmenter is not set"),
         ("enhance.optimisation.crop=100", "crop is 100; give a multiple of 16"),

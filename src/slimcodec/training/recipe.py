@@ -244,6 +244,8 @@ class Recipe:
     def check(self) -> None:
         """Raises ``SlimError`` for values that do not fit each other, before hours are spent."""
         _ = self.data.source_shares
+        if not self.out:
+            raise SlimError("out is empty; give the folder of the run, for example out=runs/mine")
         latent, coded = self.autoencoder.network.latent_channels, self.compressor.network.latent_channels
         if not self.ldm.source and coded != latent:
             raise SlimError(
