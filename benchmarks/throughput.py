@@ -92,7 +92,8 @@ def measure(command: list[str], out: Path, count: int) -> dict[str, Any]:
                 seen.append((time.perf_counter() - start, done))
             tenth = min(9, 10 * done // count)
             tenths[tenth] = max(tenths[tenth], resident(process.pid))
-            time.sleep(0.2)
+            # more often at first: a short run is over before the second look otherwise
+            time.sleep(min(0.2, 0.01 + (time.perf_counter() - start) / 10))
     seconds = time.perf_counter() - start
     if not seen or seen[-1][1] < count:
         seen.append((seconds, count))
