@@ -43,6 +43,13 @@ def at_quality(table: Floats, quality: int) -> Floats:
     return np.asarray(rows[0] * (1 - weight) + rows[1] * weight, np.float32)
 
 
+def at_side(synthesis: Floats, side: int) -> Floats:
+    """A synthesis [3 * P * P, C] of patches, at another side of theirs [3 * side * side, C]."""
+    patch = math.isqrt(len(synthesis) // 3)
+    patterns = resized(synthesis.T.reshape(-1, 3, patch, patch), (side, side))
+    return patterns.reshape(len(patterns), -1).T
+
+
 class CaptionGuide:
     """Moves one picture towards a tag, by the gradients of a bundle's taggers at small views of it.
 
@@ -62,8 +69,7 @@ class CaptionGuide:
         self.rows, self.columns = (side // self.patch for side in size)
         cell = min(VIEW_SIDE / min(self.rows, self.columns), LONGEST_VIEW / max(self.rows, self.columns))
         self.cell = max(1, min(self.patch, round(cell)))
-        patterns = resized(self.synthesis.T.reshape(-1, 3, self.patch, self.patch), (self.cell, self.cell))
-        self.basis = patterns.reshape(len(patterns), -1).T
+        self.basis = at_side(synthesis, self.cell)
         self.target = np.eye(1, len(bundle.vocabulary), tag, dtype=np.float32)
         self.rng = np.random.Generator(np.random.Philox(key=seed))
 

@@ -32,7 +32,7 @@ from slimcodec.models.config import (
     LdmConfig,
     PriorConfig,
 )
-from slimcodec.models.guidance import resized, unshuffled
+from slimcodec.models.guidance import at_side, unshuffled
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -215,10 +215,7 @@ def patterns(cell: int) -> NDArray[np.float32]:
     """Patterns of pixels [3 * P * P, C] of photos, P dividing ``cell``: the KLT synthesis of slim-tiny's autoencoder."""
     klt = Bundle.from_pretrained().linear_path
     assert klt is not None
-    side = math.isqrt(len(klt) // 3)
-    fitting = math.gcd(side, cell)
-    resizable = klt.T.reshape(-1, 3, side, side)
-    return resized(resizable, (fitting, fitting)).reshape(len(resizable), -1).T.astype(np.float32)
+    return at_side(klt, math.gcd(math.isqrt(len(klt) // 3), cell))
 
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
