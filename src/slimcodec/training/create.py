@@ -21,6 +21,7 @@ from slimcodec.entropy.caption import read_vocabulary
 from slimcodec.entropy.tables import SymbolTables
 from slimcodec.errors import SlimError
 from slimcodec.images import load_image
+from slimcodec.models.autoencoder import patch_rows
 from slimcodec.models.bundle import Bundle
 from slimcodec.models.compressor import Compressor
 from slimcodec.models.config import (
@@ -32,7 +33,7 @@ from slimcodec.models.config import (
     LdmConfig,
     PriorConfig,
 )
-from slimcodec.models.guidance import at_side, unshuffled
+from slimcodec.models.guidance import at_side
 from slimcodec.models.pretrained.hub import pretrained_folder
 from slimcodec.models.pretrained.networks import PretrainedAutoencoder, fitting_strength
 from slimcodec.models.pretrained.pipeline import load_scheduler, refer_ldm
@@ -219,9 +220,8 @@ def patterns(cell: int) -> NDArray[np.float32]:
 
 
 def patches(array: NDArray[Any], side: int) -> NDArray[Any]:
-    """The square patches of an array [C, H, W]: [patches, C * side^2], values in the order of ``pixel_unshuffle``."""
-    (values,) = unshuffled(array[None], side)
-    return np.ascontiguousarray(values.reshape(len(values), -1).T)
+    """``patch_rows`` of an array [C, H, W]."""
+    return patch_rows(torch.from_numpy(array)[None], side).numpy()
 
 
 def decompressed(
